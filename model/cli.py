@@ -1,0 +1,42 @@
+"""What every command of the project shares: how it starts, how it fails, and which seed it takes.
+
+A user's mistake is a `ValueError` (or a missing file, a full disk) with one clear sentence: it goes to stderr and
+the exit status is 2. Anything else is a defect of ours and keeps its traceback.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+MISTAKES = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+NO_SPACE = 28  # errno.ENOSPC
+
+
+class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and keeps the line breaks of the description."""
+
+
+def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the house's formatting and the `--seed` that every command has."""
+    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description, formatter_class=Formatter)
+    parser.add_argument("--seed", type=int, default=0, help="of every random draw")
+    return parser
+
+
+def run_command(command: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
+    """Runs `command` on the parsed `argv` (default: this process's); returns the exit status."""
+    args = parser.parse_args(argv)
+    try:
+        command(args)
+    except MISTAKES as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno != NO_SPACE:
+            raise
+        print(f"{parser.prog}: no space left on the disk: {error.filename or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130
+    return 0

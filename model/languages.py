@@ -1,0 +1,33 @@
+"""The programming languages that the project knows: one row each.
+
+Adding a language is one row here and one printer in `train/corpus/printers/` (see CONTRIBUTING.md).
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Language:
+    name: str  # as typed on the command line and in file names
+    title: str  # as written in the prompt
+    suffix: str  # of a source file, with the dot
+    xlcost: str  # the configuration prefix of codeparrot/xlcost-text-to-code, e.g. "C++" in "C++-program-level"
+    grammar: str  # the module of its tree-sitter grammar
+    codebleu: str  # its name in the codebleu package
+
+
+_ROWS = (
+    Language("python", "Python", ".py", "Python", "tree_sitter_python", "python"),
+    Language("java", "Java", ".java", "Java", "tree_sitter_java", "java"),
+    Language("javascript", "JavaScript", ".js", "Javascript", "tree_sitter_javascript", "javascript"),
+    Language("cpp", "C++", ".cpp", "C++", "tree_sitter_cpp", "cpp"),
+)
+
+LANGUAGES: dict[str, Language] = {row.name: row for row in _ROWS}
+
+
+def get_language(name: str) -> Language:
+    """The row of `name`; `ValueError` with the known names otherwise."""
+    if name not in LANGUAGES:
+        raise ValueError(f"unknown language {name!r}; known: {', '.join(LANGUAGES)}")
+    return LANGUAGES[name]

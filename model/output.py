@@ -1,0 +1,105 @@
+"""Output folders that are either whole or absent, and the `run.json` in each.
+
+A command writes into a hidden folder beside its target; `manifest.json` (size and SHA-256 of every file) is written last
+and the folder is then renamed. A crash or a full disk leaves the target as it was.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .prompt import PROMPT_TEMPLATE
+
+MANIFEST = "manifest.json"
+RUN = "run.json"
+_PACKAGES = ("torch", "transformers", "bitsandbytes", "peft", "safetensors", "datasets", "codebleu")
+
+
+def check_absent(target: Path) -> None:
+    """`FileExistsError` if `target` exists and is not an empty folder: no command writes over earlier work."""
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise FileExistsError(f"the output {target} exists; name another or remove it first")
+
+
+@contextmanager
+def output_folder(target: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `target`; on success it becomes `target`, on any error it is removed."""
+    check_absent(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    temporary.chmod(0o755)
+    try:
+        yield temporary
+        write_manifest(temporary)
+        if target.exists():
+            target.rmdir()
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_manifest(folder: Path) -> None:
+    """Writes `manifest.json`: {"files": {relative path: {"size": bytes, "sha256": hex}}}."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    rows = {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
+    write_json(folder / MANIFEST, {"files": rows})
+
+
+def check_manifest(folder: Path) -> None:
+    """`ValueError` naming the first file of `folder` that is missing or differs from its manifest."""
+    for name, row in json.loads((folder / MANIFEST).read_text())["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"{path} is missing, but {MANIFEST} lists it")
+        if path.stat().st_size != row["size"] or sha256_of(path) != row["sha256"]:
+            raise ValueError(f"{path} differs from what {MANIFEST} says of it")
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file, read in 1 MiB pieces (`hashlib.file_digest` needs Python 3.11)."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON, by rename: readers see the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    os.replace(temporary, path)
+
+
+def write_run(folder: Path, *, seed: int, figures: dict[str, Any], **facts: Any) -> None:
+    """Writes `run.json`: command line, versions, machine, seed, prompt template, `figures`, and any further `facts`."""
+    versions = {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
+    record = {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": {"python": platform.python_version(), **versions},
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
+        "seed": seed,
+        "prompt_template": PROMPT_TEMPLATE,
+        **facts,
+        "figures": figures,
+    }
+    write_json(folder / RUN, record)
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
