@@ -1,0 +1,136 @@
+"""The one loader: (text, code) pairs of one language and split, decoded, filtered and counted."""
+
+import hashlib
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.languages import get_language
+
+from .filters import CODE_RULES, near_duplicates, parses, repeated, squeeze
+from .reading import Row
+from .sources import LEVELS, SPLITS, find_source, group_of, read_split
+from .xlcost import decode, is_token_form
+
+MALFORMED = "malformed row"
+UNPARSED = "does not parse"
+DUPLICATE = "exact duplicate"
+NEAR_DUPLICATE = "near duplicate"
+TWO_SPLITS = "also in an earlier split"
+
+
+@dataclass(frozen=True)
+class Pair:
+    text: str  # what the program shall do
+    code: str  # its source text
+    lang: str
+    id: str
+    group: str  # the problem: one problem has many pairs, and stands in one split (but for `kind` "wording")
+    kind: str  # of a test pair of the embedded corpus: "wording" (known problem, new words) or "family" (new problem); else ""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    rows: list[Pair]
+    dropped: dict[str, int]  # rule: rows it dropped, every rule in the order of its turn
+    sha256: str  # of the texts and codes of `rows`, in order
+    source: str  # which data set this is, and why if it was chosen here
+
+
+def load_pairs(
+    source: str | Path,
+    lang: str,
+    split: str,
+    *,
+    level: str = "program",
+    limit: int | None = None,
+    seed: int = 0,
+    token_form: bool | None = None,
+    max_bad: int | None = None,
+) -> Loaded:
+    """The pairs of `source` in language `lang` and `split` (train, valid, test).
+
+    source: "auto", "corpus" (embedded), "xlcost" (the hub's), a .jsonl[.gz], .json or .parquet file, or a folder of such
+        files per language and split; rows need the columns text and code, and may have id, group, kind, lang, split.
+    level: "program", or "snippet": fragments, which no parser is asked about.
+    limit: at most so many pairs, drawn with `seed`; a smaller limit's pairs are a larger one's first.
+    token_form: whether the code is in XLCoST's token form; by default decided for the whole split by `is_token_form`.
+    max_bad: see `reading.read_rows`.
+
+    Rows with a `family` column are paraphrases: many texts of one program. Among them near duplicates are kept, and a row
+    stands in two splits if its text does. Elsewhere it does if its code stands in an earlier split, in the order above.
+    """
+    get_language(lang)
+    for name, value, known in (("split", split, SPLITS), ("level", level, LEVELS)):
+        if value not in known:
+            raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"the limit must be at least 1 row, not {limit}")
+    path, note = find_source(source, lang, level)
+    rows, bad = read_split(path, lang, split, level, max_bad)
+    key = "text" if (paraphrased := any("family" in row for row in rows)) else "code"
+    earlier = {squeeze(row[key]) for name in SPLITS[: SPLITS.index(split)] for row in _read_if_there(path, lang, name, level, max_bad)}
+    in_two = [squeeze(row[key]) in earlier for row in rows]
+    pairs = _pairs(rows, lang, token_form)
+
+    dropped = {MALFORMED: bad}
+    pairs = _drop(dropped, TWO_SPLITS, pairs, in_two)
+    for rule, is_bad in CODE_RULES.items():
+        pairs = _drop(dropped, rule, pairs, (is_bad(pair.code) for pair in pairs))
+    if level == "program":
+        verdict = {code: parses(code, lang) for code in {pair.code for pair in pairs}}
+        pairs = _drop(dropped, UNPARSED, pairs, (not verdict[pair.code] for pair in pairs))
+    pairs = _drop(dropped, DUPLICATE, pairs, repeated((squeeze(pair.text), squeeze(pair.code)) for pair in pairs))
+    if not paraphrased:
+        pairs = _drop(dropped, NEAR_DUPLICATE, pairs, near_duplicates([f"{pair.text}\n{pair.code}" for pair in pairs]))
+    if not pairs:
+        raise ValueError(f"{note} has no {split} rows in {lang} that pass the filters: {_counts(dropped)}")
+    if limit is not None:
+        random.Random(seed).shuffle(pairs)
+        pairs = pairs[:limit]
+    return Loaded(pairs, dropped, _digest(pairs), note)
+
+
+def format_table(dropped: dict[str, int]) -> str:
+    """Two columns: rule, and how many rows it dropped."""
+    width = max(map(len, dropped))
+    return "\n".join([f"{'rule':<{width}}  rows dropped", *(f"{rule:<{width}}  {count:12,}" for rule, count in dropped.items())])
+
+
+def _read_if_there(path: Path, lang: str, split: str, level: str, max_bad: int | None) -> list[Row]:
+    try:
+        return read_split(path, lang, split, level, max_bad)[0]
+    except FileNotFoundError:  # a folder may have a test split alone
+        return []
+
+
+def _pairs(rows: list[Row], lang: str, token_form: bool | None) -> list[Pair]:
+    if token_form is None:
+        token_form = is_token_form([row["code"] for row in rows])
+    codes = {row["code"] for row in rows}
+    source = {code: decode(code, lang) if token_form else code for code in codes}
+    return [
+        Pair(row["text"], source[row["code"]], lang, str(row.get("id") or row["where"]), group_of(row), str(row.get("kind") or ""))
+        for row in rows
+    ]
+
+
+def _drop(dropped: dict[str, int], rule: str, pairs: list[Pair], verdicts: Iterable[bool]) -> list[Pair]:
+    """The pairs without those that `verdicts` condemns, which are counted in `dropped`."""
+    kept = [pair for pair, bad in zip(pairs, verdicts, strict=True) if not bad]
+    dropped[rule] = len(pairs) - len(kept)
+    return kept
+
+
+def _counts(dropped: dict[str, int]) -> str:
+    return ", ".join(f"{rule} {count}" for rule, count in dropped.items() if count) or "it is empty"
+
+
+def _digest(pairs: list[Pair]) -> str:
+    digest = hashlib.sha256()
+    for pair in pairs:
+        for part in (pair.text, pair.code):
+            data = part.encode()
+            digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()

@@ -1,0 +1,72 @@
+"""Pairs into token ids: the prompt without loss, the completion and its EOS with loss."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from model.prompt import format_prompt
+
+from .pairs import Pair
+
+IGNORED = -100  # torch's cross entropy leaves these labels out
+LONG_PROMPT = "prompt fills the length"
+LONG_COMPLETION = "completion over the length"
+
+Example = dict[str, list[int]]
+
+
+def encode_prompt(text: str, lang: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids after which the completion starts: BOS, if the tokenizer has one, and the prompt."""
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    return bos + _ids(format_prompt(text, lang), tokenizer)
+
+
+def encode_pair(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> Example:
+    """`input_ids` = prompt + completion + EOS, and `labels`, which are -100 on the prompt.
+
+    The two parts are tokenised apart, as they are when the model generates: no token spans the boundary, and the mask
+    needs no search for it. `ValueError` if the tokenizer has no EOS to learn.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no EOS token, so an expert could not learn where a program ends")
+    prompt = encode_prompt(pair.text, pair.lang, tokenizer)
+    completion = [*_ids(pair.code, tokenizer), tokenizer.eos_token_id]
+    return {"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion}
+
+
+def encode_pairs(pairs: Iterable[Pair], tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[list[Example], dict[str, int]]:
+    """The examples of at most `max_length` tokens, and how many pairs were dropped because of which part.
+
+    A cut completion would teach the model to stop in mid-program or never to stop, so none is cut.
+    """
+    examples = []
+    dropped = {LONG_PROMPT: 0, LONG_COMPLETION: 0}
+    for pair in tqdm(pairs, desc="tokenise", unit="pair"):
+        example = encode_pair(pair, tokenizer)
+        if len(example["input_ids"]) <= max_length:
+            examples.append(example)
+        elif example["labels"].count(IGNORED) >= max_length:
+            dropped[LONG_PROMPT] += 1
+        else:
+            dropped[LONG_COMPLETION] += 1
+    return examples, dropped
+
+
+def collate(examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """A batch [B, S], padded on the right. The mask goes by length: the padding may be the EOS that has to be learned."""
+    longest = max(len(example["input_ids"]) for example in examples)
+
+    def pad(rows: Iterable[Sequence[int]], value: int) -> torch.Tensor:
+        return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])
+
+    return {
+        "input_ids": pad((example["input_ids"] for example in examples), pad_token_id),
+        "attention_mask": pad(([1] * len(example["input_ids"]) for example in examples), 0),
+        "labels": pad((example["labels"] for example in examples), IGNORED),
+    }
+
+
+def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -1,0 +1,104 @@
+"""Rows out of files: JSON lines (gzipped or not), a JSON array, Parquet.
+
+A row is a dict with at least the strings `text` and `code`. A malformed row is named by file and line in a warning and
+left out, as long as there are few of them.
+"""
+
+import gzip
+import json
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+Row = dict[str, Any]
+
+COLUMNS = ("text", "code")
+SUFFIXES = (".jsonl.gz", ".jsonl", ".json.gz", ".json", ".parquet")
+MAX_BAD_ROWS, MAX_BAD_SHARE = 10, 0.01
+
+
+def read_rows(path: Path, max_bad: int | None = None) -> tuple[list[Row], int]:
+    """The well-formed rows of `path`, each with its place `where` ("name:line"), and the number of malformed ones.
+
+    `max_bad`: malformed rows to put up with; by default 10 or 1 % of the rows, whichever is more, but less than half of them.
+    `ValueError` if there are more, if the file is empty or damaged, or if no row has the columns; `FileNotFoundError`
+    if there is no such file.
+    """
+    rows: list[Row] = []
+    bad: list[str] = []
+    columns: list[str] = []
+    for line, value in _values(path):
+        try:
+            row = json.loads(value.decode()) if isinstance(value, bytes) else value
+            if isinstance(row, dict) and not columns:
+                columns = sorted(row)
+            _check(row)
+        except (ValueError, RecursionError) as error:
+            bad.append(f"{path}:{line}: {error}")
+        else:
+            row["where"] = f"{path.name}:{line}"
+            rows.append(row)
+    if not rows and not bad:
+        raise ValueError(f"{path} is empty")
+    if not rows and columns and not set(COLUMNS) <= set(columns):
+        raise ValueError(f"{path} has the columns {', '.join(columns)}; the columns {' and '.join(COLUMNS)} are needed")
+    total = len(rows) + len(bad)
+    allowed = min(max(MAX_BAD_ROWS, int(MAX_BAD_SHARE * total)), total // 2) if max_bad is None else max_bad
+    if len(bad) > allowed:
+        raise ValueError(f"{path} has {len(bad)} malformed rows out of {total}, and {allowed} are allowed; the first: {bad[0]}")
+    for reason in bad:
+        warnings.warn(f"{reason}; row dropped", stacklevel=2)
+    return rows, len(bad)
+
+
+def _check(row: Any) -> None:
+    """`ValueError` saying what is wrong with `row`."""
+    if not isinstance(row, dict):
+        raise ValueError(f"an object with {' and '.join(COLUMNS)} was expected, not {type(row).__name__}")
+    for column in COLUMNS:
+        if column not in row:
+            raise ValueError(f"no column {column!r}")
+        value = row[column]
+        if not isinstance(value, str):
+            raise ValueError(f"{column!r} must be a string, not {type(value).__name__}")
+        if not value.strip():
+            raise ValueError(f"{column!r} is empty")
+        if not value.isascii():
+            value.encode()  # a lone surrogate (a ValueError) comes through JSON, but no tokenizer takes it
+
+
+def _values(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line or row number from 1, bytes of a JSON line or a ready value) of every row of `path`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    if not path.name.endswith(SUFFIXES):
+        raise ValueError(f"{path} must end in one of {', '.join(SUFFIXES)}")
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is empty")
+    try:
+        if path.suffix == ".parquet":
+            yield from _parquet(path)
+        else:
+            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+                yield from _json(file)
+    except (EOFError, gzip.BadGzipFile, zlib.error, pyarrow.ArrowException) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
+    return enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1)
+
+
+def _json(file: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
+    """One value a line, or, if the first line starts an array, the elements of the whole file's array."""
+    lines = iter(file)
+    for number, line in enumerate(lines, 1):
+        if number == 1 and line.lstrip().startswith(b"["):
+            yield from enumerate(json.loads(line + b"".join(lines)), 1)
+        elif line.strip():
+            yield number, line

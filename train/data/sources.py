@@ -1,0 +1,119 @@
+"""Where the rows of a data set lie: the embedded corpus, the hub's XLCoST, a folder, or one file that is divided here."""
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from model.languages import get_language
+
+from .reading import SUFFIXES, Row, read_rows
+
+XLCOST = "codeparrot/xlcost-text-to-code"
+SPLITS = ("train", "valid", "test")
+LEVELS = ("program", "snippet")
+VALID_SHARE = TEST_SHARE = 0.05  # of the groups of a single file; the rest is for training
+MIN_CARD_BYTES = 20e9
+_SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation"), "test": ("test",)}
+
+
+def find_source(source: str | Path, lang: str, level: str) -> tuple[Path, str]:
+    """The local folder or file that `source` stands for, and one line that names it.
+
+    "auto" is XLCoST on a machine with a CUDA card of 20 GB and the hub within reach, the embedded corpus otherwise.
+    """
+    if source == "auto":
+        return _find_auto(lang, level)
+    if source == "corpus":
+        from ..corpus import build
+
+        if level != "program":
+            raise ValueError(f"the embedded corpus has whole programs only, no {level}s")
+        return build(), "corpus"
+    if source == "xlcost":
+        return _download(lang, level), XLCOST
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no data set {str(source)!r}: name a file, a folder, auto, corpus or xlcost")
+    return path, str(path)
+
+
+def _find_auto(lang: str, level: str) -> tuple[Path, str]:
+    """XLCoST where a 7B expert can be trained and the hub answers, else the embedded corpus; the line says why."""
+    cards = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
+    if max(cards, default=0) < MIN_CARD_BYTES:
+        path, name = find_source("corpus", lang, level)
+        return path, f"{name} (auto: no CUDA card of {MIN_CARD_BYTES / 1e9:.0f} GB)"
+    try:
+        path, name = find_source("xlcost", lang, level)
+    except ValueError:
+        path, name = find_source("corpus", lang, level)
+        return path, f"{name} (auto: {XLCOST} is out of reach)"
+    return path, f"{name} (auto: a CUDA card of {MIN_CARD_BYTES / 1e9:.0f} GB and the hub are there)"
+
+
+def _download(lang: str, level: str) -> Path:
+    """The data set's JSON files of one configuration: it is a script data set, which `datasets` >= 4 refuses to load."""
+    from huggingface_hub import snapshot_download
+
+    configuration = f"{get_language(lang).xlcost}-{level}-level"
+    try:
+        folder = Path(snapshot_download(XLCOST, repo_type="dataset", allow_patterns=f"data/{configuration}/*.json"))
+    except OSError as error:
+        raise ValueError(f"{XLCOST} is neither in the hub's cache nor within reach; give --data a file or folder, or corpus") from error
+    if not (folder / "data" / configuration).is_dir():
+        raise ValueError(f"the copy of {XLCOST} in the hub's cache lacks {configuration}, and the hub is out of reach")
+    return folder
+
+
+def read_split(path: Path, lang: str, split: str, level: str, max_bad: int | None) -> tuple[list[Row], int]:
+    """The rows of `split` in language `lang`, and the number of malformed rows in its files.
+
+    A folder has one or more files per split. A single file has a column `split`, or is divided by `group`.
+    """
+    files = _split_files(path, lang, split, level) if path.is_dir() else [path]
+    read = [read_rows(file, max_bad) for file in files]
+    rows, bad = [row for rows, _ in read for row in rows], sum(bad for _, bad in read)
+    if any("lang" in row for row in rows):
+        spoken = Counter(str(row.get("lang")) for row in rows)
+        rows = [row for row in rows if row.get("lang") == lang]
+        if not rows:
+            raise ValueError(f"{path} has no rows of the language {lang!r}; found: {', '.join(sorted(spoken))}")
+    return (rows if path.is_dir() else _divide(rows, path, split)), bad
+
+
+def _split_files(folder: Path, lang: str, split: str, level: str) -> list[Path]:
+    """The files of one split, by the first naming scheme of these that has any; `FileNotFoundError` if none has."""
+    configuration = f"{get_language(lang).xlcost}-{level}-level"
+    stem = lang if level == "program" else f"{lang}.{level}"
+    for name in _SPLIT_NAMES[split]:
+        schemes = [f"{stem}.{name}{suffix}" for suffix in SUFFIXES]
+        schemes += [f"{stem.replace('.', '/')}/{name}{suffix}" for suffix in SUFFIXES]
+        schemes += [f"{root}{configuration}/{name}{suffix}" for root in ("data/", "") for suffix in SUFFIXES]
+        schemes += [f"{configuration}/{name}*.parquet", f"{configuration}/{name}/*.parquet"]
+        for scheme in schemes:
+            if files := sorted(folder.glob(scheme)):
+                return files
+    raise FileNotFoundError(f"{folder} has no {split} split of {level}s in {lang}: no {stem}.{split}.jsonl.gz nor any of its like")
+
+
+def _divide(rows: list[Row], path: Path, split: str) -> list[Row]:
+    """The rows of `split` by the column `split`, else by `group`: 5 % of the groups each for valid and test, at least one.
+
+    Groups are ranked by the SHA-256 of their name, so the division depends on nothing but the set of groups.
+    """
+    if any("split" in row for row in rows):
+        return [row for row in rows if row.get("split") in _SPLIT_NAMES[split]]
+    ranked = sorted({group_of(row) for row in rows}, key=lambda group: hashlib.sha256(group.encode()).digest())
+    valid, test = (max(1, round(share * len(ranked))) for share in (VALID_SHARE, TEST_SHARE))
+    if len(ranked) < 3:
+        raise ValueError(f"{path} has {len(ranked)} problem(s); a file to be divided into {', '.join(SPLITS)} needs at least 3")
+    parts = {"valid": ranked[:valid], "test": ranked[valid : valid + test], "train": ranked[valid + test :]}
+    wanted = set(parts[split])
+    return [row for row in rows if group_of(row) in wanted]
+
+
+def group_of(row: Row) -> str:
+    """The problem family of a row: its `group` or `family`, else the title of its text ("title | comment ; comment")."""
+    return str(row.get("group") or row.get("family") or row["text"].split(" | ")[0])
