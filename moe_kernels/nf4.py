@@ -1,0 +1,240 @@
+"""4-bit NormalFloat weights, byte for byte as bitsandbytes stores them (Dettmers et al. 2023, arXiv:2305.14314).
+
+A weight is read in row-major order, n values in blocks of 64. A value is one of 16 levels times the largest magnitude of
+its block (`absmax`); values 2j and 2j+1 share byte j, the even one in the high nibble. The absmax are 8-bit themselves
+("double quantisation"), in groups of 256 blocks:
+
+    absmax[i] = DYNAMIC[absmax8[i]] * nested_absmax[i // 256] + nested_offset          in fp32, two roundings
+    w[j]      = LEVELS[nibble j] * absmax[j // 64]                                     in fp32, then cast
+
+That is 4.127 bits a value. Writing is bitsandbytes' own code (well kept, and on both devices); reading needs torch alone.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backend
+
+
+@dataclass(frozen=True)
+class NF4Format:
+    """What the bytes mean. There is one such format; nothing about it is guessed from a tensor's dtype."""
+
+    quant_type: str = "nf4"
+    block: int = 64  # values per absmax
+    nested_block: int = 256  # absmax per nested absmax
+    levels: tuple[float, ...] = (
+        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+        *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+        *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+        *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+    )
+
+
+NF4 = NF4Format()
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_CHUNK = 1 << 22  # values quantised at a time: bitsandbytes' CPU code takes some 20 bytes of scratch a value
+
+
+@dataclass(frozen=True, eq=False)
+class NF4Weight:
+    """A weight of `shape` in NF4: [out, in], or a stack [E, out, in] quantised as one tensor.
+
+    `packed` uint8 [ceil(n/2), 1], `absmax` uint8 [ceil(n/64)], `nested_absmax` fp32 [ceil(blocks/256)]. `dtype` is what the
+    weight was, and what it is read as by default. `first_block` is not 0 only in a view of an expert (`expert`): how many
+    blocks of its first group of 256 belong to the experts before it.
+    """
+
+    packed: Tensor
+    absmax: Tensor
+    nested_absmax: Tensor
+    nested_offset: float
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    first_block: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.packed.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the three tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The three tensors by field name: what an `nn.Module` registers as buffers."""
+        return {"packed": self.packed, "absmax": self.absmax, "nested_absmax": self.nested_absmax}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "NF4Weight":
+        """This weight on other `tensors` (as from `tensors()`, moved or loaded)."""
+        return replace(self, **{name: tensors[name] for name in self.tensors()})
+
+    def to(self, device: torch.device | str) -> "NF4Weight":
+        return self.with_tensors({name: tensor.to(device) for name, tensor in self.tensors().items()})
+
+    def expert(self, e: int) -> "NF4Weight":
+        """Expert `e` of a stack [E, out, in] as an [out, in] weight on the same memory.
+
+        `ValueError` if out*in is not a multiple of 64: a block would then belong to two experts.
+        """
+        num_experts, rows, columns = self.shape
+        size = rows * columns
+        if size % NF4.block:
+            raise ValueError(f"an expert of {rows}x{columns} values is not a whole number of NF4 blocks of {NF4.block}")
+        if not 0 <= e < num_experts:
+            raise ValueError(f"expert {e} is outside 0..{num_experts - 1}")
+        begin, end = e * size // NF4.block + self.first_block, (e + 1) * size // NF4.block + self.first_block
+        return NF4Weight(
+            packed=self.packed[e * size // 2 : (e + 1) * size // 2],
+            absmax=self.absmax[begin - self.first_block : end - self.first_block],
+            nested_absmax=self.nested_absmax[begin // NF4.nested_block : -(-end // NF4.nested_block)],
+            nested_offset=self.nested_offset,
+            shape=(rows, columns),
+            dtype=self.dtype,
+            first_block=begin % NF4.nested_block,
+        )
+
+    def state_dict(self, name: str) -> dict[str, Tensor]:
+        """The tensors under the keys of bitsandbytes' `Linear4bit` for a weight called `name`.
+
+        `ValueError` for the view of an expert whose nested group began in another expert: bitsandbytes has no word for it.
+        """
+        if self.first_block:
+            raise ValueError(f"{name} is a view into a stack that shares a nested group; save the stack itself")
+        facts = {
+            "quant_type": NF4.quant_type,
+            "blocksize": NF4.block,
+            "dtype": _dtype_name(self.dtype),
+            "shape": self.shape,
+            "nested_blocksize": NF4.nested_block,
+            "nested_dtype": "float32",
+            "nested_offset": self.nested_offset,
+        }
+        return {
+            name: self.packed,
+            f"{name}.absmax": self.absmax,
+            f"{name}.nested_absmax": self.nested_absmax,
+            f"{name}.nested_quant_map": dynamic_map().to(self.device, copy=True),
+            f"{name}.quant_map": torch.tensor(NF4.levels, device=self.device),
+            f"{name}.{FACTS_KEY}": torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8),
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor], name: str) -> "NF4Weight":
+        """The weight `name` of a bitsandbytes state; `ValueError` if it is absent, incomplete or of another format."""
+        facts = _read_facts(state, name)
+        weight = cls(
+            packed=state[name],
+            absmax=state[f"{name}.absmax"],
+            nested_absmax=state[f"{name}.nested_absmax"],
+            nested_offset=float(facts["nested_offset"]),
+            shape=tuple(facts["shape"]),
+            dtype=getattr(torch, facts["dtype"]),
+        )
+        values = math.prod(weight.shape)
+        blocks = -(-values // NF4.block)
+        sizes = {"packed": -(-values // 2), "absmax": blocks, "nested_absmax": -(-blocks // NF4.nested_block)}
+        for field, tensor in weight.tensors().items():
+            if tensor.numel() != sizes[field]:
+                raise ValueError(f"{name}: shape {weight.shape} needs {sizes[field]} entries of {field}, not {tensor.numel()}")
+        return weight
+
+
+FACTS_KEY = f"quant_state.bitsandbytes__{NF4.quant_type}"
+
+
+def quantize_nf4(weight: Tensor) -> NF4Weight:
+    """`weight` (bf16, fp16 or fp32, any shape, either device) in NF4 with nested absmax, rounded as bitsandbytes does.
+
+    Needs the bitsandbytes package. Scratch memory is bounded whatever the size. `ValueError` for another dtype or no values.
+    """
+    if weight.dtype not in DTYPES:
+        raise ValueError(f"NF4 is made from bfloat16, float16 or float32, not {_dtype_name(weight.dtype)}")
+    if not weight.numel():
+        raise ValueError(f"a weight of shape {tuple(weight.shape)} has no values to quantise")
+    from bitsandbytes.functional import quantize_blockwise
+
+    flat = weight.detach().reshape(-1)
+    # Pieces of whole blocks come out as they would from one call.
+    pieces = [torch.ops.bitsandbytes.quantize_4bit(piece, NF4.block, NF4.quant_type, torch.uint8) for piece in flat.split(_CHUNK)]
+    absmax = torch.cat([piece[1] for piece in pieces])
+    offset = absmax.mean()
+    absmax8, nested = quantize_blockwise(absmax - offset, blocksize=NF4.nested_block)
+    packed = torch.cat([piece[0] for piece in pieces])
+    return NF4Weight(packed, absmax8, nested.absmax, offset.item(), tuple(weight.shape), weight.dtype)
+
+
+def dequantize_nf4(q: NF4Weight, dtype: torch.dtype | None = None) -> Tensor:
+    """The values of `q` as a tensor of its shape in `dtype` (default: its own), bit-equal to bitsandbytes."""
+    dtype = q.dtype if dtype is None else dtype
+    if q.device.type == "cpu" and dtype in DTYPES and backend.active() == "cpp":
+        return torch.ops.moe_kernels.dequantize_nf4(*q.tensors().values(), q.nested_offset, q.shape, dtype, q.first_block)
+    return dequantize_nf4_reference(q, dtype)
+
+
+def dequantize_nf4_reference(q: NF4Weight, dtype: torch.dtype) -> Tensor:
+    """The formula at the head of this file."""
+    values = math.prod(q.shape)
+    levels = _level_pairs(q.device).index_select(0, q.packed.reshape(-1).int())  # [bytes, 2]
+    absmax = dequantize_absmax(q)
+    missing = absmax.numel() * NF4.block - levels.numel()
+    if missing > 0:
+        levels = torch.nn.functional.pad(levels.view(-1), (0, missing))
+    return (levels.view(-1, NF4.block) * absmax[:, None]).view(-1)[:values].view(q.shape).to(dtype)
+
+
+def dequantize_absmax(q: NF4Weight) -> Tensor:
+    """The absmax of every block, fp32 [ceil(n/64)]."""
+    absmax = dynamic_map().to(q.device).index_select(0, q.absmax.int())
+    group = (torch.arange(absmax.numel(), device=q.device) + q.first_block) // NF4.nested_block
+    return absmax * q.nested_absmax[group] + q.nested_offset
+
+
+@lru_cache
+def dynamic_map() -> Tensor:
+    """bitsandbytes' signed 8-bit dynamic map, fp32 [256], ascending (Dettmers 2015, arXiv:1511.04561).
+
+    For each exponent i = 0..6: the midpoints of 2**i equal steps of [0.1, 1], times 10**(i-6), with both signs; and 0 and 1.
+    """
+    values = [0.0, 1.0]
+    for i in range(7):
+        edges = torch.linspace(0.1, 1, 2**i + 1, dtype=torch.float32)
+        middles = 10 ** (i - 6) * ((edges[:-1] + edges[1:]) / 2)
+        values += [*middles.tolist(), *(-middles).tolist()]
+    return torch.tensor(sorted(values), dtype=torch.float32)
+
+
+@lru_cache
+def _level_pairs(device: torch.device) -> Tensor:
+    """The two levels that each of the 256 bytes stands for, fp32 [256, 2]."""
+    levels = torch.tensor(NF4.levels, device=device)
+    byte = torch.arange(256, device=device)
+    return torch.stack([levels[byte >> 4], levels[byte & 15]], dim=1)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _read_facts(state: Mapping[str, Tensor], name: str) -> dict[str, Any]:
+    """The JSON part of a stored weight, checked to describe the one format of this file."""
+    if name not in state or f"{name}.{FACTS_KEY}" not in state:
+        raise ValueError(f"{name} is not stored as NF4: the keys {name} and {name}.{FACTS_KEY} are needed")
+    facts = json.loads(bytes(state[f"{name}.{FACTS_KEY}"].tolist()))
+    if f"{name}.nested_absmax" not in state or f"{name}.absmax" not in state:
+        raise ValueError(f"{name} is NF4 without nested absmax; only weights quantised with double quantisation are read")
+    if facts["blocksize"] != NF4.block or facts["nested_blocksize"] != NF4.nested_block:
+        raise ValueError(f"{name} has blocks of {facts['blocksize']} and {facts['nested_blocksize']}; only 64 and 256 are read")
+    tables = {"quant_map": torch.tensor(NF4.levels), "nested_quant_map": dynamic_map()}
+    for key, table in tables.items():
+        if f"{name}.{key}" in state and not torch.allclose(state[f"{name}.{key}"].cpu(), table, rtol=1e-6, atol=0):
+            raise ValueError(f"{name}.{key} is not the table of NF4")
+    return facts
