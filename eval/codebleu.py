@@ -1,0 +1,123 @@
+"""`python -m eval.codebleu`: completes the prompts of fixed test points with a model and scores the programs with CodeBLEU.
+
+RUN holds `samples.jsonl` (one row a point) and `run.json` (figures by language and kind of point). Base, experts and mixture see the same
+points, the same prompt and the same greedy decoding. On the embedded corpus "wording" (unseen wordings of seen problem families) and
+"family" (unseen families) are drawn and reported apart.
+"""
+
+import json
+import sys
+import time
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from model.cli import make_parser, run_command
+from model.generation import complete
+from model.languages import LANGUAGES, get_language
+from model.load import load_model
+from model.output import check_absent, output_folder, write_run
+from model.prompt import format_prompt
+from train.data import Loaded, Pair, load_pairs
+
+from .points import pick_points
+from .score import PARTS, score_set
+
+PROGRAM = "eval.codebleu"
+SAMPLES = "samples.jsonl"
+ROLES = ("base", "expert", "mixture")
+
+
+def main(args: Namespace) -> None:
+    check_absent(args.out)
+    if args.max_new_tokens < 1 or args.batch_size < 1:
+        raise ValueError(f"--max-new-tokens and --batch-size must be at least 1, not {args.max_new_tokens} and {args.batch_size}")
+    points, sources = load_points(args)
+    model, tokenizer = load_model(args.model, adapter=args.adapter, device=args.device)
+    role = role_of(model)
+    figures: dict[str, dict[str, Any]] = {}
+    samples: list[dict[str, Any]] = []
+    for lang, kinds in points.items():
+        flat = [(kind, row) for kind, rows in kinds.items() for row in rows]
+        print(f"{get_language(lang).title}: {len(flat)} points ({', '.join(f'{len(rows)} {kind}' for kind, rows in kinds.items())})")
+        started = time.perf_counter()
+        prompts = [format_prompt(row.text, lang) for _, row in flat]
+        completions = complete(model, tokenizer, prompts, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size)
+        seconds = time.perf_counter() - started
+        figures[lang], rows = judge(lang, kinds, dict(zip((row.id for _, row in flat), completions, strict=True)))
+        for row in figures[lang].values():
+            row["generation_seconds_per_point"] = seconds / len(flat)
+        samples += rows
+    facts = {key: getattr(args, key) for key in ("model", "adapter", "split", "limit", "max_new_tokens", "batch_size")}
+    with output_folder(args.out) as folder:
+        with (folder / SAMPLES).open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
+        write_run(folder, seed=args.seed, figures=figures, program=PROGRAM, name=args.name or role, role=role, data=sources, **facts)
+    print(table(figures, args.name or role))
+    print(f"written to {args.out}")
+
+
+def load_points(args: Namespace) -> tuple[dict[str, dict[str, list[Pair]]], dict[str, Any]]:
+    """{lang: {kind: points}} and where they came from: {lang: {"source", "sha256", "rows"}}."""
+    points, sources = {}, {}
+    for lang in [args.lang] if args.lang else LANGUAGES:
+        loaded: Loaded = load_pairs(args.data, lang, args.split)
+        if not loaded.rows:
+            raise ValueError(f"the {args.split} split of {args.data} has no {lang} rows")
+        points[lang] = pick_points(loaded.rows, args.split, args.limit, args.seed)
+        sources[lang] = {"source": loaded.source, "sha256": loaded.sha256, "rows": len(loaded.rows)}
+    return points, sources
+
+
+def role_of(model: Any) -> str:
+    """What the loaded model is: a mixture has experts, an expert is a base with an adapter, anything else is a base."""
+    if getattr(model.config, "num_local_experts", 0):
+        return "mixture"
+    return "expert" if hasattr(model, "peft_config") else "base"
+
+
+def judge(lang: str, kinds: dict[str, list[Pair]], completions: dict[str, str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Figures by kind and the rows of `samples.jsonl`; `completions` by point id."""
+    figures: dict[str, Any] = {}
+    samples = []
+    for kind, points in kinds.items():
+        predictions = [completions[point.id] for point in points]
+        scores, figures[kind] = score_set([point.code for point in points], predictions, lang)
+        for point, prediction, score in zip(points, predictions, scores, strict=True):
+            row = {"id": point.id, "lang": lang, "kind": kind, "group": point.group, "text": point.text, "reference": point.code}
+            samples.append({**row, "prediction": prediction, **asdict(score)})
+    return figures, samples
+
+
+def table(figures: dict[str, dict[str, Any]], name: str) -> str:
+    """The figures as aligned text, scores x 100."""
+    columns = ("CodeBLEU", "corpus", "library", "n-gram", "keywords", "syntax", "data flow")
+    lines = [f"{name}, x 100{'':<20}{'n':>5}{'empty':>7}" + "".join(f"{column:>10}" for column in columns)]
+    lines[0] = f"{name + ' (x 100)':<24}{'n':>5}{'empty':>7}" + "".join(f"{column:>10}" for column in columns)
+    for lang, kinds in figures.items():
+        for kind, row in kinds.items():
+            values = [row["codebleu"], row["codebleu_corpus"], row["codebleu_library"], *(row["parts"][part] for part in PARTS)]
+            cells = "".join(f"{'-' if value is None else format(100 * value, '.1f'):>10}" for value in values)
+            lines.append(f"{get_language(lang).title + ', ' + kind:<24}{row['n']:>5}{row['empty']:>7}{cells}")
+    return "\n".join(lines)
+
+
+def parse() -> ArgumentParser:
+    parser = make_parser(PROGRAM, __doc__ or "")
+    parser.add_argument("--model", required=True, help="a base model (folder or hub name), an adapter's folder, or a mixture's folder")
+    parser.add_argument("--adapter", help="a PEFT adapter's folder to put on --model")
+    parser.add_argument("--data", default="auto", help="auto, corpus, xlcost, a file or a folder with columns text and code")
+    parser.add_argument("--lang", choices=list(LANGUAGES), help="one language only (default: all)")
+    parser.add_argument("--split", default="test", choices=("train", "valid", "test"), help="whose rows")
+    parser.add_argument("--limit", type=int, default=50, help="points of each language and kind, drawn by --seed and their ids")
+    parser.add_argument("--max-new-tokens", type=int, default=650, help="tokens of a completion")
+    parser.add_argument("--batch-size", type=int, default=16, help="prompts generated together")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    parser.add_argument("--name", help="label in reports (default: what the model is: base, expert or mixture)")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, parse()))
