@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
+from torch.nn.functional import linear, silu
 
 from .grouping import group_tokens
 from .linear import linear_any
@@ -33,11 +33,11 @@ class LoRA:
 
 @dataclass(frozen=True, eq=False)
 class ExpertLoRA:
-    """The factors of an expert's three matrices; None leaves a matrix as it is."""
+    """The factors of an expert's three matrices."""
 
-    w1: LoRA | None  # gate, [F, D]
-    w3: LoRA | None  # up, [F, D]
-    w2: LoRA | None  # down, [D, F]
+    w1: LoRA  # gate
+    w3: LoRA  # up
+    w2: LoRA  # down
 
 
 def moe_dense(
@@ -49,21 +49,89 @@ def moe_dense(
     """
     if not len(x_TD):
         return x_TD.clone()
-    top_k = routing.experts_TK.shape[1]
-    gate_up_E, down_E = _by_expert(w_gate_up), _by_expert(w_down)
-    grouping = group_tokens(routing.experts_TK, len(gate_up_E))
-    x_ND = _Dispatch.apply(x_TD, grouping.order_N, grouping.inverse_N, top_k)
-    weight_N1 = _Dispatch.apply(routing.weights_TK.reshape(-1, 1), grouping.order_N, grouping.inverse_N, 1)
-    offsets = grouping.offsets_E1.tolist()
-    outputs = []
-    for e, (begin, end) in enumerate(zip(offsets, offsets[1:], strict=False)):
-        if begin == end:
-            continue
-        x = x_ND[begin:end]
-        gate, up = linear_any(x, gate_up_E[e]).chunk(2, dim=-1)
-        if lora is not None:
-            gate, up = gate + _expert_delta(x, lora.w1, e), up + _expert_delta(x, lora.w3, e)
-        h = (silu(gate) * up * weight_N1[begin:end]).to(x.dtype)
-        y = linear_any(h, down_E[e])
-        outputs.append(y if lora is None else y + _expert_delta(h, lora.w2, e))
-    return _Combine.apply(torch.cat(outputs), grouping.order_N, grouping.inverse_N, top_k)
+    top_k, num_experts = routing.experts_TK.shape[1], w_gate_up.shape[0]
+    grouping = group_tokens(routing.experts_TK, num_experts)
+    order_N, inverse_N, offsets = grouping.order_N, grouping.inverse_N, grouping.offsets_E1.tolist()
+    x_ND = _Dispatch.apply(x_TD, order_N, inverse_N, top_k)
+    weights_N1 = _Dispatch.apply(routing.weights_TK.reshape(-1, 1), order_N, inverse_N, 1)
+    member_NE = _members(routing.experts_TK.reshape(-1)[order_N], num_experts)
+
+    gate_NF, up_NF = _grouped_linear(x_ND, w_gate_up, offsets).chunk(2, dim=1)
+    if lora is not None:
+        gate_NF = gate_NF + _expand(_shrink(x_ND, lora.w1, member_NE), lora.w1)
+        up_NF = up_NF + _expand(_shrink(x_ND, lora.w3, member_NE), lora.w3)
+    h_NF = (silu(gate_NF) * up_NF * weights_N1).to(x_TD.dtype)
+    y_ND = _grouped_linear(h_NF, w_down, offsets)
+    if lora is not None:
+        y_ND = y_ND + _expand(_shrink(h_NF, lora.w2, member_NE), lora.w2)
+    y_TD: Tensor = _Combine.apply(y_ND, order_N, inverse_N, top_k)
+    return y_TD
+
+
+def moe_lora(
+    x_TD: Tensor, routing: Routing, w1: Tensor | NF4Weight, w3: Tensor | NF4Weight, w2: Tensor | NF4Weight, lora: ExpertLoRA
+) -> Tensor:
+    """y [T, D] of experts that share `w1`, `w3` [F, D] and `w2` [D, F] and differ by `lora`.
+
+    Differentiable in x, the routing's weights, dense matrices and LoRA factors; an expert without tokens gets zero gradients.
+    """
+    member_TKE = _members(routing.experts_TK, lora.w1.a.shape[0])
+    x_T1D = x_TD[:, None]
+    gate_TKF = linear_any(x_T1D, w1) + _expand(_shrink(x_T1D, lora.w1, member_TKE), lora.w1)
+    up_TKF = linear_any(x_T1D, w3) + _expand(_shrink(x_T1D, lora.w3, member_TKE), lora.w3)
+    h_TKF = (silu(gate_TKF) * up_TKF * routing.weights_TK[..., None]).to(x_TD.dtype)
+    return linear_any(h_TKF.sum(1), w2) + _expand(_shrink(h_TKF, lora.w2, member_TKE).sum(1), lora.w2)
+
+
+def _members(experts: Tensor, num_experts: int) -> Tensor:
+    """Whether each of `experts` [...] is expert e, bool [..., E]."""
+    return experts[..., None] == torch.arange(num_experts, device=experts.device)
+
+
+def _shrink(x: Tensor, lora: LoRA, member: Tensor) -> Tensor:
+    """A_e x for the expert of each row and zeros for the others, [..., E*R]: one product for all experts, no loop over them."""
+    num_experts, rank, _ = lora.a.shape
+    z = linear(x, lora.a.flatten(0, 1).to(x.dtype)) * lora.scaling
+    return z.unflatten(-1, (num_experts, rank)).where(member[..., None], 0).flatten(-2)
+
+
+def _expand(z: Tensor, lora: LoRA) -> Tensor:
+    """B_e z_e summed over the experts, [..., out], of `z` [..., E*R] as made by `_shrink`."""
+    return linear(z, lora.b.transpose(0, 1).flatten(1).to(z.dtype))
+
+
+def _grouped_linear(x_NI: Tensor, weights: Tensor | NF4Weight, offsets: list[int]) -> Tensor:
+    """Rows offsets[e]..offsets[e+1]-1 of `x_NI` times expert e's matrix of `weights` [E, out, in]; experts without rows are skipped."""
+    experts = [weights.expert(e) for e in range(weights.shape[0])] if isinstance(weights, NF4Weight) else weights.unbind(0)
+    spans = zip(experts, offsets, offsets[1:], strict=False)
+    return torch.cat([linear_any(x_NI[begin:end], weight) for weight, begin, end in spans if begin < end])
+
+
+class _Dispatch(torch.autograd.Function):
+    """The row of each pair's token, in expert order; backward adds a token's K rows in the order of k."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, order_N: Tensor, inverse_N: Tensor, top_k: int) -> Tensor:
+        ctx.save_for_backward(inverse_N)
+        ctx.top_k = top_k
+        return x_TD[order_N // top_k]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (inverse_N,) = ctx.saved_tensors
+        return grads[0][inverse_N].unflatten(0, (-1, ctx.top_k)).sum(1), None, None, None
+
+
+class _Combine(torch.autograd.Function):
+    """The transpose of `_Dispatch`: adds the K rows of each token, in the order of k."""
+
+    @staticmethod
+    def forward(ctx: Any, y_ND: Tensor, order_N: Tensor, inverse_N: Tensor, top_k: int) -> Tensor:
+        ctx.save_for_backward(order_N)
+        ctx.top_k = top_k
+        return y_ND[inverse_N].unflatten(0, (-1, top_k)).sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (order_N,) = ctx.saved_tensors
+        return grads[0][order_N // ctx.top_k], None, None, None
