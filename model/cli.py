@@ -23,7 +23,7 @@ def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run_command(command: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
+def run_command(command: Callable[[argparse.Namespace], object], parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
     """Runs `command` on the parsed `argv` (default: this process's); returns the exit status."""
     args = parser.parse_args(argv)
     try:

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Makes the venv VENV from PYTHON: exact versions, the right build of torch, this package in editable form.
+# Usage: scripts/setup.sh PYTHON VENV
+set -euo pipefail
+python=$1 venv=$2
+say() { printf '== %s\n' "$*"; }
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; $python is older" >&2; exit 2; }
+say "venv in $venv"
+"$python" -m venv "$venv" || { echo "cannot make a venv: on Debian and Ubuntu, apt install python3-venv" >&2; exit 2; }
+pip install --upgrade pip
+
+torch=$(grep '^torch==' constraints.txt)
+# A bare "pip install torch" on Linux brings several GB of CUDA libraries; without an NVIDIA GPU they are of no use.
+if nvidia-smi >/dev/null 2>&1; then
+  say "$torch, the CUDA build: an NVIDIA GPU is here"
+  pip install "$torch"
+elif pip install --dry-run --no-deps --ignore-installed --report - "$torch" | grep -q '"version": *"[^"]*+cpu"'; then
+  say "$torch, the CPU build that pip already knows of: no NVIDIA GPU here"
+  pip install "$torch"
+else
+  say "$torch, the CPU build from PyTorch's own index: no NVIDIA GPU here"
+  pip install --index-url https://download.pytorch.org/whl/cpu "$torch" || {
+    say "that index cannot be reached; taking the default build, several GB"
+    pip install "$torch"
+  }
+fi
+say "the other packages, at the versions of constraints.txt"
+pip install -c constraints.txt setuptools wheel
+say "this package, editable, with its C++ extension if a compiler is here"
+pip install --no-build-isolation -c constraints.txt -e '.[dev]'
+say "ready"

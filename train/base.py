@@ -1,0 +1,182 @@
+"""`python -m train.base`: the embedded base, a Mistral-shaped generalist small enough to train in minutes on a CPU.
+
+It is to the demo what Mistral-7B is to the study: a model that has read code in all four languages, and some text about
+it, without ever having seen the prompt template. Its documents are, in the shares of `DOCUMENTS`:
+
+    code      a program alone, language unnamed
+    described a comment with the program's description in the language's own comment form, then the program
+    text      a description alone
+
+The result is cached under the user's cache folder by a hash of everything that made it.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast, set_seed
+
+from model.cli import make_parser, run_command
+from model.languages import LANGUAGES
+from model.output import MANIFEST, output_folder, write_run
+
+from .cache import cache_folder
+from .data import load_pairs
+from .data.pairs import Pair
+from .data.prompts import Example
+from .data.sources import MIN_CARD_BYTES, find_source
+from .settings import add_training_flags, check_flags
+from .trainer import train_pairs, write_logs
+from .workspace import workspace
+
+MISTRAL = "mistralai/Mistral-7B-v0.1"
+VOCABULARY = 2048
+BLOCK = 256  # tokens of a training row: documents are joined and cut
+SHAPE: dict[str, Any] = {
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "max_position_embeddings": 2048,
+    "rope_theta": 10000.0,
+}
+DOCUMENTS = {"code": 0.6, "described": 0.25, "text": 0.15}
+COMMENT = {"python": "# "}  # every other language: "// "
+
+
+def train_tokenizer(documents: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of `VOCABULARY` entries; puts BOS in front, as Mistral's does."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+def make_documents(rows: list[Pair], seed: int) -> list[str]:
+    """One document per row, of a kind drawn by the shares of `DOCUMENTS`, in a random order."""
+    draw = random.Random(seed)
+    documents = []
+    for row in rows:
+        kind = draw.choices(list(DOCUMENTS), list(DOCUMENTS.values()))[0]
+        comment = COMMENT.get(row.lang, "// ") + row.text + "\n"
+        documents.append({"code": row.code, "described": comment + row.code, "text": row.text}[kind])
+    draw.shuffle(documents)
+    return documents
+
+
+def make_blocks(documents: list[str], tokenizer: PreTrainedTokenizerFast) -> list[Example]:
+    """Training rows of `BLOCK` tokens: BOS document EOS BOS document EOS ..., cut; labels are the tokens themselves."""
+    stream: list[int] = []
+    for ids in tokenizer(documents)["input_ids"]:
+        stream += [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
+    blocks = [stream[i : i + BLOCK] for i in range(0, len(stream) - BLOCK + 1, BLOCK)]
+    return [{"input_ids": block, "labels": block} for block in blocks]
+
+
+def resolve_base(name: str) -> tuple[str, str]:
+    """The folder or hub name that `name` stands for, and one line that says which it is and why.
+
+    "auto" is Mistral-7B on a machine with a CUDA card of 20 GB and the hub within reach, else the embedded base, which is
+    trained first if the cache does not hold it.
+    """
+    if name != "auto":
+        return name, name
+    cards = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
+    if max(cards, default=0) < MIN_CARD_BYTES:
+        reason = f"no CUDA card of {MIN_CARD_BYTES / 1e9:.0f} GB"
+    elif not _within_reach(MISTRAL):
+        reason = f"{MISTRAL} is out of reach"
+    else:
+        return MISTRAL, f"{MISTRAL} (auto: a CUDA card of {MIN_CARD_BYTES / 1e9:.0f} GB and the hub are there)"
+    folder = embedded_base()
+    return str(folder), f"the embedded base in {folder} (auto: {reason})"
+
+
+def _within_reach(repository: str) -> bool:
+    try:
+        hf_hub_download(repository, "config.json")
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def embedded_base() -> Path:
+    """The cached embedded base with default settings; trained now if it is not there (about three minutes on two cores)."""
+    return train_base(make_base_parser().parse_args([]))
+
+
+def train_base(args: argparse.Namespace) -> Path:
+    """The command: trains tokenizer and model on all languages' training splits; writes a Mistral checkpoint, or finds it in the cache."""
+    check_flags(args)
+    data, note = find_source(args.data, next(iter(LANGUAGES)), "program")
+    out = Path(args.out) if args.out else cache_folder() / f"base-{_content_hash(args, data)}"
+    if not args.out and (out / MANIFEST).exists():
+        print(f"base: {out} is in the cache")
+        return out
+    print(f"base: training on {note}")
+    set_seed(args.seed)
+    pairs = {split: _all_languages(str(data), split, args) for split in ("train", "valid")}
+    documents = {split: make_documents(rows, args.seed) for split, rows in pairs.items()}
+    tokenizer = train_tokenizer(documents["train"])
+    blocks = {split: make_blocks(rows, tokenizer) for split, rows in documents.items()}
+    config = MistralConfig(
+        vocab_size=VOCABULARY,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        sliding_window=None,
+        **SHAPE,
+    )
+    settings = {key: value for key, value in vars(args).items() if key not in ("resume", "out")}
+    facts = {"data": note, "shape": SHAPE, "documents": DOCUMENTS, "settings": settings}
+    model = MistralForCausalLM(config)
+    with workspace(out, facts, resume=args.resume) as folder:
+        trainer = train_pairs(model, tokenizer, blocks["train"], blocks["valid"][: args.eval_limit], args, folder)
+        with output_folder(out) as temporary:
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            write_logs(temporary, trainer, folder)
+            write_run(temporary, seed=args.seed, figures=trainer.figures(), **facts)
+    print(f"base: {out}")
+    return out
+
+
+def _all_languages(data: str, split: str, args: argparse.Namespace) -> list[Pair]:
+    limit = args.limit if split == "train" else args.eval_limit
+    return [pair for lang in LANGUAGES for pair in load_pairs(data, lang, split, limit=limit, seed=args.seed).rows]
+
+
+def _content_hash(args: argparse.Namespace, data: Path) -> str:
+    """Of this file, of every setting and of the data's own name, which for the corpus holds a hash of its content."""
+    settings = {key: value for key, value in vars(args).items() if key not in ("resume", "out")}
+    return hashlib.sha256(Path(__file__).read_bytes() + json.dumps([settings, data.name]).encode()).hexdigest()[:12]
+
+
+def make_base_parser() -> argparse.ArgumentParser:
+    parser = make_parser("train.base", "Trains the embedded base, a tokenizer and a small Mistral-shaped model; the result is cached.")
+    parser.add_argument("--data", default="corpus", help="corpus, a file or a folder")
+    parser.add_argument("--out", help="output folder (default: the user's cache folder, by content hash)")
+    add_training_flags(parser, learning_rate=2e-3, batch_size=16, epochs=1, max_length=BLOCK)
+    return parser
+
+
+def main() -> int:
+    return run_command(train_base, make_base_parser())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,9 @@
+"""The user's cache folder."""
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/moe-kernels`, by default `~/.cache/moe-kernels`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moe-kernels"

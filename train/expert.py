@@ -1,0 +1,127 @@
+"""`python -m train.expert --lang cpp`: one language's expert, trained with QLoRA.
+
+The base is loaded in bitsandbytes' NF4 with nested absmax and stays frozen; PEFT's LoRA learns beside the three FFN
+matrices of every layer (`--target all`: attention too), because the FFN is what composing takes. The loss counts the
+completion only. Dettmers et al. 2023, QLoRA, arXiv:2305.14314.
+
+The output is a plain PEFT adapter with `run.json`, `log.jsonl` and TensorBoard's files beside it.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, set_seed
+
+from model.cli import make_parser, run_command
+from model.languages import LANGUAGES
+from model.output import check_absent, output_folder, write_run
+
+from .base import resolve_base
+from .data import load_pairs
+from .data.pairs import Loaded, format_table
+from .data.prompts import encode_pairs
+from .plan import plan_expert
+from .settings import add_training_flags, check_flags, use_checkpointing
+from .trainer import train_pairs, write_logs
+from .workspace import workspace
+
+FFN = ("gate_proj", "up_proj", "down_proj")
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+TARGETS = {"ffn": FFN, "all": FFN + ATTENTION}
+DEFAULT_OUT = "runs/expert-{lang}"
+
+
+def load_base(path: str, *, checkpointing: bool) -> tuple[PreTrainedModel, Any]:
+    """The base in NF4 (nested absmax), ready for LoRA, and its tokenizer; `ValueError` if it lacks the FFN's matrices."""
+    dtype = torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+    device = {"": 0} if torch.cuda.is_available() else {"": "cpu"}
+    model = AutoModelForCausalLM.from_pretrained(path, quantization_config=nf4, dtype=dtype, device_map=device)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token  # padding is masked by length, so the id does not matter
+    prepare = prepare_model_for_kbit_training(
+        model, use_gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False}
+    )
+    return prepare, tokenizer
+
+
+def add_lora(model: PreTrainedModel, args: argparse.Namespace) -> PeftModel:
+    """The model with LoRA factors beside its `--target` matrices; `ValueError` naming those it does not have."""
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    missing = [target for target in TARGETS[args.target] if target not in names]
+    if missing:
+        raise ValueError(f"the base {args.base} has no linear modules named {', '.join(missing)}, which --target {args.target} trains")
+    config = LoraConfig(
+        r=args.rank,
+        lora_alpha=args.alpha or 2 * args.rank,
+        lora_dropout=args.dropout,
+        target_modules=list(TARGETS[args.target]),
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def load_rows(args: argparse.Namespace, tokenizer: Any, split: str, limit: int | None) -> tuple[list[dict[str, list[int]]], Loaded]:
+    """Encoded rows of one split; prints where they come from and what each rule dropped."""
+    loaded = load_pairs(args.data, args.lang, split, level=args.level, limit=limit, seed=args.seed)
+    rows, too_long = encode_pairs(loaded.rows, tokenizer, args.max_length)
+    if not rows:
+        raise ValueError(f"no {split} row of {loaded.source} fits --max-length {args.max_length}")
+    print(f"{split}: {len(rows):,} rows of {loaded.source}\n{format_table(loaded.dropped | too_long)}")
+    return rows, loaded
+
+
+def train_expert(args: argparse.Namespace) -> None:
+    """The command: loads, trains in a workspace, and writes the adapter to `--out`."""
+    check_flags(args)
+    out = Path(args.out or DEFAULT_OUT.format(lang=args.lang))
+    base, why = resolve_base(args.base)
+    print(f"base: {why}")
+    plan = plan_expert(base, args)
+    if args.plan:
+        print(plan)
+        plan.check()
+        return
+    plan.check()
+    check_absent(out)
+    set_seed(args.seed)
+    model, tokenizer = load_base(base, checkpointing=use_checkpointing(args))
+    expert = add_lora(model, args)
+    train_rows, loaded = load_rows(args, tokenizer, "train", args.limit)
+    eval_rows, _ = load_rows(args, tokenizer, "valid", args.eval_limit)
+    settings = {key: value for key, value in vars(args).items() if key not in ("resume", "plan", "out")}
+    facts = {"lang": args.lang, "base": base, "data": loaded.source, "data_sha256": loaded.sha256, "settings": settings}
+    with workspace(out, facts, resume=args.resume) as folder:
+        trainer = train_pairs(expert, tokenizer, train_rows, eval_rows, args, folder)
+        with output_folder(out) as temporary:
+            expert.save_pretrained(str(temporary))
+            tokenizer.save_pretrained(temporary)
+            write_logs(temporary, trainer, folder)
+            write_run(temporary, seed=args.seed, figures=trainer.figures(), **facts)
+    print(f"expert: {out}")
+
+
+def main() -> int:
+    parser = make_parser("train.expert", "Trains the expert of one language with QLoRA on a frozen NF4 base.")
+    parser.add_argument("--lang", required=True, metavar="LANG", help=f"one of {', '.join(LANGUAGES)}")
+    parser.add_argument("--base", default="auto", help="folder or hub name; auto: Mistral-7B where it fits, else the embedded base")
+    parser.add_argument("--data", default="auto", help="corpus, xlcost, a file or folder; auto: xlcost where Mistral-7B fits, else corpus")
+    parser.add_argument("--level", choices=("program", "snippet"), default="program", help="whole programs, or fragments")
+    parser.add_argument("--out", help=f"output folder (default: {DEFAULT_OUT})")
+    parser.add_argument("--target", choices=tuple(TARGETS), default="ffn", help="ffn: what composing takes; all: attention too")
+    parser.add_argument("--rank", type=int, default=16, help="of the LoRA factors")
+    parser.add_argument("--alpha", type=int, default=0, help="LoRA scale numerator; 0: twice the rank")
+    parser.add_argument("--dropout", type=float, default=0.05, help="of the LoRA factors' input")
+    parser.add_argument("--plan", action="store_true", help="print the memory by part, and train nothing")
+    parser.add_argument("--gpu", default="auto", help="card to plan for (a10g, t4, l4, 4090, h100, cpu); auto: this machine")
+    add_training_flags(parser, learning_rate=2e-4, batch_size=8, epochs=1, max_length=1024)
+    return run_command(train_expert, parser)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,93 @@
+"""The flags that every training command shares, and the `TrainingArguments` they become."""
+
+import argparse
+import math
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+EVALUATIONS = 10  # per run, unless --eval-every says otherwise
+LOG_ENTRIES = 100  # per run
+
+
+def add_training_flags(parser: argparse.ArgumentParser, *, learning_rate: float, batch_size: int, epochs: float, max_length: int) -> None:
+    """Adds steps, batch, schedule, evaluation and resume flags with this command's defaults."""
+    group = parser.add_argument_group("training")
+    group.add_argument("--epochs", type=float, default=epochs, help="passes over the data")
+    group.add_argument("--max-steps", type=int, default=0, help="optimizer steps; 0: as many as --epochs takes")
+    group.add_argument("--batch-size", type=int, default=batch_size, help="rows per forward pass")
+    group.add_argument("--accumulation", type=int, default=1, help="forward passes per optimizer step")
+    group.add_argument("--learning-rate", type=float, default=learning_rate, help="peak, of a cosine schedule")
+    group.add_argument("--warmup", type=float, default=0.03, help="share of the steps over which the rate rises")
+    group.add_argument("--weight-decay", type=float, default=0.0, help="of AdamW")
+    group.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
+    group.add_argument("--max-length", type=int, default=max_length, help="tokens of a row; longer rows are dropped and counted")
+    group.add_argument("--limit", type=int, help="rows of the training data to use at most")
+    group.add_argument("--eval-limit", type=int, default=128, help="rows of the validation data to use at most")
+    group.add_argument("--eval-every", type=int, default=0, help=f"steps between evaluations and checkpoints; 0: {EVALUATIONS} a run")
+    group.add_argument("--patience", type=int, default=0, help="stop after so many evaluations without a better loss; 0: never")
+    group.add_argument("--checkpointing", choices=("auto", "on", "off"), default="auto", help="gradient checkpointing; auto: on a GPU")
+    group.add_argument("--resume", action="store_true", help="go on with the interrupted run of this --out")
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """`ValueError` naming the first flag whose value makes no sense."""
+    for name in ("batch_size", "accumulation", "max_length", "eval_limit"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
+    for name in ("max_steps", "eval_every", "patience", "weight_decay", "warmup"):
+        if getattr(args, name) < 0:
+            raise ValueError(f"--{name.replace('_', '-')} must not be negative, but is {getattr(args, name)}")
+    for name in ("epochs", "learning_rate", "clip"):
+        if not (getattr(args, name) > 0 and math.isfinite(getattr(args, name))):
+            raise ValueError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}")
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"--limit must be at least 1, not {args.limit}")
+
+
+def total_steps(args: argparse.Namespace, rows: int) -> int:
+    """Optimizer steps of the run: `--max-steps`, or what `--epochs` passes over `rows` rows take."""
+    return args.max_steps or math.ceil(args.epochs * math.ceil(rows / (args.batch_size * args.accumulation)))
+
+
+def use_checkpointing(args: argparse.Namespace) -> bool:
+    return args.checkpointing == "on" or (args.checkpointing == "auto" and torch.cuda.is_available())
+
+
+def training_arguments(args: argparse.Namespace, folder: Path, rows: int) -> TrainingArguments:
+    """Cosine schedule, clipping, best checkpoint kept; bf16 and a paged optimizer on CUDA, fp32 and AdamW on a CPU."""
+    cuda = torch.cuda.is_available()
+    steps = total_steps(args, rows)
+    every = args.eval_every or max(1, math.ceil(steps / EVALUATIONS))
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=args.batch_size,
+        per_device_eval_batch_size=args.batch_size,
+        gradient_accumulation_steps=args.accumulation,
+        learning_rate=args.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(args.warmup * steps),
+        weight_decay=args.weight_decay,
+        max_grad_norm=args.clip,
+        optim="paged_adamw_32bit" if cuda else "adamw_torch",
+        bf16=cuda and torch.cuda.is_bf16_supported(),
+        use_cpu=not cuda,
+        gradient_checkpointing=use_checkpointing(args),
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        logging_steps=max(1, steps // LOG_ENTRIES),
+        logging_first_step=True,
+        seed=args.seed,
+        data_seed=args.seed,
+        remove_unused_columns=False,
+        report_to="none",
+    )

@@ -1,0 +1,160 @@
+"""`transformers.Trainer` with the few things that a run people rely on needs beside it.
+
+* an order of rows that is a pure function of (seed, epoch), so that a resumed run sees the same batches;
+* a stop on a loss or gradient that is not finite, before the optimizer applies it;
+* wall-clock seconds in every log entry (the report's training curves);
+* the choice of the newest *whole* checkpoint after an interruption.
+"""
+
+import argparse
+import json
+import resource
+import shutil
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Sampler
+from torch.utils.tensorboard import SummaryWriter
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .data.prompts import Example, collate
+from .settings import training_arguments
+
+MEGABATCH = 50  # batches that are sorted by length together: enough to save padding, few enough to stay random
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """Row indices in a random order in which rows of like length are neighbours; equal for equal (seed, epoch).
+
+    transformers' sampler of that name draws from the global generator, whose state at a resume differs from the
+    state at the start of the interrupted epoch.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        span = self.batch_size * MEGABATCH
+        chunks = [sorted(order[i : i + span], key=lambda row: -self.lengths[row]) for i in range(0, len(order), span)]
+        batches = [chunk[i : i + self.batch_size] for chunk in chunks for i in range(0, len(chunk), self.batch_size)]
+        last = batches.pop() if batches and len(batches[-1]) < self.batch_size else []
+        for i in torch.randperm(len(batches), generator=generator).tolist():
+            yield from batches[i]
+        yield from last
+
+
+class NotFinite(ValueError):
+    """The loss or a gradient is NaN or infinite; the weights are those before this step."""
+
+
+class StopOnBadGradient(TrainerCallback):
+    """Raises `NotFinite` between the backward pass and the optimizer's step."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for name, parameter in kwargs["model"].named_parameters():
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+                raise NotFinite(f"the gradient of {name} is not finite at step {state.global_step + 1}; the step was not applied")
+
+
+class PairTrainer(Trainer):
+    """A Trainer over rows {"input_ids", "labels"} that orders, logs and stops as the module's docstring says."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_callback(StopOnBadGradient())
+        self._started = time.monotonic()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
+        rows = train_dataset if train_dataset is not None else self.train_dataset
+        span = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler([len(row["input_ids"]) for row in rows], span, self.args.seed)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise NotFinite(f"the loss is {loss.item()} at step {self.state.global_step + 1}; the step was not applied")
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        logs["seconds"] = round(time.monotonic() - self._started, 2)
+        super().log(logs, *args, **kwargs)
+
+    def figures(self) -> dict[str, Any]:
+        """What `run.json` says of a finished run; peak memory is the process's, or the device's on CUDA."""
+        losses = [entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry]
+        cuda = torch.cuda.is_available()
+        peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {
+            "steps": self.state.global_step,
+            "trainable_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            "best_eval_loss": min(losses, default=None),
+            "best_step": self.state.best_global_step,
+            "seconds": round(time.monotonic() - self._started, 1),
+            "peak_bytes": peak,
+        }
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint in `folder`, or None; checkpoints that a kill left half-written are removed.
+
+    Trainer writes `trainer_state.json` last, so a checkpoint in which it parses is whole.
+    """
+    found = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: -int(path.name.rpartition("-")[2]))
+    for path in found:
+        try:
+            json.loads((path / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+            continue
+        return path
+    return None
+
+
+def train_pairs(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    train_rows: list[Example],
+    eval_rows: list[Example],
+    args: argparse.Namespace,
+    folder: Path,
+    trainer_class: type[PairTrainer] = PairTrainer,
+) -> PairTrainer:
+    """Trains `model` by the flags in `args`, from the newest checkpoint in `folder` if there is one; ends on the best weights."""
+    callbacks: list[TrainerCallback] = [TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))]
+    if args.patience:
+        callbacks.append(EarlyStoppingCallback(args.patience))
+    trainer = trainer_class(
+        model=model,
+        args=training_arguments(args, folder, len(train_rows)),
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
+        data_collator=partial(collate, pad_token_id=tokenizer.pad_token_id),
+        processing_class=tokenizer,
+        callbacks=callbacks,
+    )
+    checkpoint = newest_checkpoint(folder)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return trainer
+
+
+def write_logs(folder: Path, trainer: PairTrainer, workspace: Path) -> None:
+    """Writes `log.jsonl` (an object per entry with step, loss or eval_loss, learning_rate, seconds) and TensorBoard's files."""
+    history = trainer.state.log_history
+    (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
+    shutil.copytree(workspace / "tensorboard", folder / "tensorboard")
