@@ -1,0 +1,1 @@
+"""Problem families of the embedded corpus, one module per topic, written in the subset of `train.corpus.definition`."""
