@@ -10,6 +10,7 @@ The sum over k is a gather and an addition in fixed order, forward and backward:
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -103,8 +104,8 @@ def _expand(z: Tensor, lora: LoRA) -> Tensor:
 def _grouped_linear(x_NI: Tensor, weights: Tensor | NF4Weight, offsets: list[int]) -> Tensor:
     """Rows offsets[e]..offsets[e+1]-1 of `x_NI` times expert e's matrix of `weights` [E, out, in]; experts without rows are skipped."""
     experts = [weights.expert(e) for e in range(weights.shape[0])] if isinstance(weights, NF4Weight) else weights.unbind(0)
-    spans = zip(experts, offsets, offsets[1:], strict=False)
-    return torch.cat([linear_any(x_NI[begin:end], weight) for weight, begin, end in spans if begin < end])
+    spans = [(e, begin, end) for e, (begin, end) in enumerate(pairwise(offsets)) if begin < end]
+    return torch.cat([linear_any(x_NI[begin:end], experts[e]) for e, begin, end in spans])
 
 
 class _Dispatch(torch.autograd.Function):

@@ -10,35 +10,16 @@ its block (`absmax`); values 2j and 2j+1 share byte j, the even one in the high 
 That is 4.127 bits a value. Writing is bitsandbytes' own code (well kept, and on both devices); reading needs torch alone.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import backend
+from .nf4_format import FACTS_KEY, NF4, dtype_name, dynamic_map, level_pairs, pack_facts, read_facts
 
-
-@dataclass(frozen=True)
-class NF4Format:
-    """What the bytes mean. There is one such format; nothing about it is guessed from a tensor's dtype."""
-
-    quant_type: str = "nf4"
-    block: int = 64  # values per absmax
-    nested_block: int = 256  # absmax per nested absmax
-    levels: tuple[float, ...] = (
-        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
-        *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
-        *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
-        *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
-    )
-
-
-NF4 = NF4Format()
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _CHUNK = 1 << 22  # values quantised at a time: bitsandbytes' CPU code takes some 20 bytes of scratch a value
 
@@ -75,7 +56,7 @@ class NF4Weight:
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> "NF4Weight":
         """This weight on other `tensors` (as from `tensors()`, moved or loaded)."""
-        return replace(self, **{name: tensors[name] for name in self.tensors()})
+        return replace(self, packed=tensors["packed"], absmax=tensors["absmax"], nested_absmax=tensors["nested_absmax"])
 
     def to(self, device: torch.device | str) -> "NF4Weight":
         return self.with_tensors({name: tensor.to(device) for name, tensor in self.tensors().items()})
@@ -109,28 +90,19 @@ class NF4Weight:
         """
         if self.first_block:
             raise ValueError(f"{name} is a view into a stack that shares a nested group; save the stack itself")
-        facts = {
-            "quant_type": NF4.quant_type,
-            "blocksize": NF4.block,
-            "dtype": _dtype_name(self.dtype),
-            "shape": self.shape,
-            "nested_blocksize": NF4.nested_block,
-            "nested_dtype": "float32",
-            "nested_offset": self.nested_offset,
-        }
         return {
             name: self.packed,
             f"{name}.absmax": self.absmax,
             f"{name}.nested_absmax": self.nested_absmax,
             f"{name}.nested_quant_map": dynamic_map().to(self.device, copy=True),
             f"{name}.quant_map": torch.tensor(NF4.levels, device=self.device),
-            f"{name}.{FACTS_KEY}": torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8),
+            f"{name}.{FACTS_KEY}": pack_facts(self.shape, self.dtype, self.nested_offset),
         }
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor], name: str) -> "NF4Weight":
         """The weight `name` of a bitsandbytes state; `ValueError` if it is absent, incomplete or of another format."""
-        facts = _read_facts(state, name)
+        facts = read_facts(state, name)
         weight = cls(
             packed=state[name],
             absmax=state[f"{name}.absmax"],
@@ -148,16 +120,13 @@ class NF4Weight:
         return weight
 
 
-FACTS_KEY = f"quant_state.bitsandbytes__{NF4.quant_type}"
-
-
 def quantize_nf4(weight: Tensor) -> NF4Weight:
     """`weight` (bf16, fp16 or fp32, any shape, either device) in NF4 with nested absmax, rounded as bitsandbytes does.
 
     Needs the bitsandbytes package. Scratch memory is bounded whatever the size. `ValueError` for another dtype or no values.
     """
     if weight.dtype not in DTYPES:
-        raise ValueError(f"NF4 is made from bfloat16, float16 or float32, not {_dtype_name(weight.dtype)}")
+        raise ValueError(f"NF4 is made from bfloat16, float16 or float32, not {dtype_name(weight.dtype)}")
     if not weight.numel():
         raise ValueError(f"a weight of shape {tuple(weight.shape)} has no values to quantise")
     from bitsandbytes.functional import quantize_blockwise
@@ -183,7 +152,7 @@ def dequantize_nf4(q: NF4Weight, dtype: torch.dtype | None = None) -> Tensor:
 def dequantize_nf4_reference(q: NF4Weight, dtype: torch.dtype) -> Tensor:
     """The formula at the head of this file."""
     values = math.prod(q.shape)
-    levels = _level_pairs(q.device).index_select(0, q.packed.reshape(-1).int())  # [bytes, 2]
+    levels = level_pairs(q.device).index_select(0, q.packed.reshape(-1).int())  # [bytes, 2]
     absmax = dequantize_absmax(q)
     missing = absmax.numel() * NF4.block - levels.numel()
     if missing > 0:
@@ -196,45 +165,3 @@ def dequantize_absmax(q: NF4Weight) -> Tensor:
     absmax = dynamic_map().to(q.device).index_select(0, q.absmax.int())
     group = (torch.arange(absmax.numel(), device=q.device) + q.first_block) // NF4.nested_block
     return absmax * q.nested_absmax[group] + q.nested_offset
-
-
-@lru_cache
-def dynamic_map() -> Tensor:
-    """bitsandbytes' signed 8-bit dynamic map, fp32 [256], ascending (Dettmers 2015, arXiv:1511.04561).
-
-    For each exponent i = 0..6: the midpoints of 2**i equal steps of [0.1, 1], times 10**(i-6), with both signs; and 0 and 1.
-    """
-    values = [0.0, 1.0]
-    for i in range(7):
-        edges = torch.linspace(0.1, 1, 2**i + 1, dtype=torch.float32)
-        middles = 10 ** (i - 6) * ((edges[:-1] + edges[1:]) / 2)
-        values += [*middles.tolist(), *(-middles).tolist()]
-    return torch.tensor(sorted(values), dtype=torch.float32)
-
-
-@lru_cache
-def _level_pairs(device: torch.device) -> Tensor:
-    """The two levels that each of the 256 bytes stands for, fp32 [256, 2]."""
-    levels = torch.tensor(NF4.levels, device=device)
-    byte = torch.arange(256, device=device)
-    return torch.stack([levels[byte >> 4], levels[byte & 15]], dim=1)
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _read_facts(state: Mapping[str, Tensor], name: str) -> dict[str, Any]:
-    """The JSON part of a stored weight, checked to describe the one format of this file."""
-    if name not in state or f"{name}.{FACTS_KEY}" not in state:
-        raise ValueError(f"{name} is not stored as NF4: the keys {name} and {name}.{FACTS_KEY} are needed")
-    facts = json.loads(bytes(state[f"{name}.{FACTS_KEY}"].tolist()))
-    if f"{name}.nested_absmax" not in state or f"{name}.absmax" not in state:
-        raise ValueError(f"{name} is NF4 without nested absmax; only weights quantised with double quantisation are read")
-    if facts["blocksize"] != NF4.block or facts["nested_blocksize"] != NF4.nested_block:
-        raise ValueError(f"{name} has blocks of {facts['blocksize']} and {facts['nested_blocksize']}; only 64 and 256 are read")
-    tables = {"quant_map": torch.tensor(NF4.levels), "nested_quant_map": dynamic_map()}
-    for key, table in tables.items():
-        if f"{name}.{key}" in state and not torch.allclose(state[f"{name}.{key}"].cpu(), table, rtol=1e-6, atol=0):
-            raise ValueError(f"{name}.{key} is not the table of NF4")
-    return facts

@@ -69,7 +69,8 @@ def route(
             if w_noise_ED is None:
                 raise ValueError("noisy_topk with a noise_seed needs the noise weights w_noise_ED")
             noise_std_TE = softplus(linear(x_TD, w_noise_ED.to(dtype)))
-            noisy_TE = logits_TE + standard_normal(noise_seed, *logits_TE.shape, x_TD.device).to(dtype) * noise_std_TE
+            noise_TE = standard_normal(noise_seed, len(x_TD), num_experts, x_TD.device)
+            noisy_TE = logits_TE + noise_TE * noise_std_TE
         weights_TK, experts_TK, load_TE = _noisy_topk(logits_TE, noisy_TE, noise_std_TE, top_k)
     else:
         choice_TE = _mean_over_sequences(logits_TE, sequence_ids_T, mask_T) if kind == "sequence" else logits_TE

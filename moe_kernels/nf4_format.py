@@ -1,0 +1,89 @@
+"""The format of bitsandbytes' NF4 as constants: levels, block sizes, the map of the 8-bit absmax, and the stored description.
+
+`moe_kernels.nf4` says how they make a weight.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class NF4Format:
+    """What the bytes mean. There is one such format; nothing about it is guessed from a tensor's dtype."""
+
+    quant_type: str = "nf4"
+    block: int = 64  # values per absmax
+    nested_block: int = 256  # absmax per nested absmax
+    levels: tuple[float, ...] = (
+        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+        *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+        *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+        *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+    )
+
+
+NF4 = NF4Format()
+FACTS_KEY = f"quant_state.bitsandbytes__{NF4.quant_type}"
+
+
+@lru_cache
+def dynamic_map() -> Tensor:
+    """bitsandbytes' signed 8-bit dynamic map, fp32 [256], ascending (Dettmers 2015, arXiv:1511.04561).
+
+    For each exponent i = 0..6: the midpoints of 2**i equal steps of [0.1, 1], times 10**(i-6), with both signs; and 0 and 1.
+    """
+    values = [0.0, 1.0]
+    for i in range(7):
+        edges = torch.linspace(0.1, 1, 2**i + 1, dtype=torch.float32)
+        middles = 10 ** (i - 6) * ((edges[:-1] + edges[1:]) / 2)
+        values += [*middles.tolist(), *(-middles).tolist()]
+    return torch.tensor(sorted(values), dtype=torch.float32)
+
+
+@lru_cache
+def level_pairs(device: torch.device) -> Tensor:
+    """The two levels that each of the 256 bytes stands for, fp32 [256, 2]."""
+    levels = torch.tensor(NF4.levels, device=device)
+    byte = torch.arange(256, device=device)
+    return torch.stack([levels[byte >> 4], levels[byte & 15]], dim=1)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As bitsandbytes writes it, e.g. bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def pack_facts(shape: tuple[int, ...], dtype: torch.dtype, nested_offset: float) -> Tensor:
+    """What is not a tensor of a stored weight, as bitsandbytes stores it: the bytes of a JSON object."""
+    facts = {
+        "quant_type": NF4.quant_type,
+        "blocksize": NF4.block,
+        "dtype": dtype_name(dtype),
+        "shape": shape,
+        "nested_blocksize": NF4.nested_block,
+        "nested_dtype": "float32",
+        "nested_offset": nested_offset,
+    }
+    return torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
+
+
+def read_facts(state: Mapping[str, Tensor], name: str) -> dict[str, Any]:
+    """What `pack_facts` wrote for the weight `name`; `ValueError` unless keys, block sizes and tables are those of this format."""
+    if name not in state or f"{name}.{FACTS_KEY}" not in state:
+        raise ValueError(f"{name} is not stored as NF4: the keys {name} and {name}.{FACTS_KEY} are needed")
+    facts = json.loads(bytes(state[f"{name}.{FACTS_KEY}"].tolist()))
+    if f"{name}.nested_absmax" not in state or f"{name}.absmax" not in state:
+        raise ValueError(f"{name} is NF4 without nested absmax; only weights quantised with double quantisation are read")
+    if facts["blocksize"] != NF4.block or facts["nested_blocksize"] != NF4.nested_block:
+        raise ValueError(f"{name} has blocks of {facts['blocksize']} and {facts['nested_blocksize']}; only 64 and 256 are read")
+    tables = {"quant_map": torch.tensor(NF4.levels), "nested_quant_map": dynamic_map()}
+    for key, table in tables.items():
+        if f"{name}.{key}" in state and not torch.allclose(state[f"{name}.{key}"].cpu(), table, rtol=1e-6, atol=0):
+            raise ValueError(f"{name}.{key} is not the table of NF4")
+    return facts
