@@ -10,14 +10,14 @@ from ..definition import Long, Vec, family
         "find the largest integer that divides both {a} and {b}",
         "compute the highest common factor of two non negative integers",
         "gcd by repeated remainders",
-        "given {a} and {b} , return their greatest common divisor with a loop",
+        "given {a} and {b}, return their greatest common divisor with a loop",
         "what is the biggest number dividing {a} as well as {b}",
         "hcf of {a} and {b} using euclid",
     ],
     cases=[((12, 18), 6), ((17, 5), 1), ((0, 9), 9), ((9, 0), 9), ((48, 36), 12), ((7, 7), 7)],
 )
 def greatest_common_divisor(a: int, b: int) -> int:
-    # repeat until the remainder is zero | loop while {b} is not 0 | euclid : continue as long as {b} is positive
+    # repeat until the remainder is zero | loop while {b} is not 0 | euclid: continue as long as {b} is positive
     while b > 0:
         # remainder of the division | compute {a} mod {b} | what is left after dividing {a} by {b}
         remainder = a % b
@@ -38,10 +38,10 @@ def common_divisor(a: Long, b: Long) -> Long:
     titles=[
         "smallest number divisible by every number from 1 to {n}",
         "least common multiple of the first {n} positive integers",
-        "lcm of 1 , 2 , ... , {n}",
+        "lcm of 1, 2, ..., {n}",
         "find the lowest positive integer that each of 1 to {n} divides evenly",
-        "project euler 5 : smallest multiple of all numbers up to {n}",
-        "given {n} , compute the lcm of the range 1 .. {n}",
+        "project euler 5: smallest multiple of all numbers up to {n}",
+        "given {n}, compute the lcm of the range 1 .. {n}",
         "which is the smallest integer without remainder for all divisors up to {n}",
         "combine the numbers up to {n} into their least common multiple",
     ],
@@ -50,11 +50,11 @@ def common_divisor(a: Long, b: Long) -> Long:
 def smallest_multiple_of_range(n: int) -> Long:
     # lcm of the empty range | begin with 1 | the multiple is one at first
     result: Long = 1
-    # include each number in turn | extend the multiple by every {i} up to {n} | loop over 2 , 3 , ... , {n}
+    # include each number in turn | extend the multiple by every {i} up to {n} | loop over 2, 3, ..., {n}
     for i in range(2, n + 1):
         # gcd of the multiple and {i} | part of {i} already contained | factor shared with {result}
         common = common_divisor(result, i)
-        # lcm of both numbers | multiply by the missing part of {i} | divide by the gcd , then multiply
+        # lcm of both numbers | multiply by the missing part of {i} | divide by the gcd, then multiply
         result = result // common * i
     return result
 
@@ -67,7 +67,7 @@ def smallest_multiple_of_range(n: int) -> Long:
         "return true when the integer {n} is a prime number",
         "decide whether {n} has no divisor between 2 and its square root",
         "test the number {n} for being prime",
-        "given {n} , find out if it is prime or not",
+        "given {n}, find out if it is prime or not",
         "determine primality of {n} by dividing up to the square root",
     ],
     cases=[((0,), False), ((1,), False), ((2,), True), ((9,), False), ((29,), True), ((49,), False), ((97,), True)],
@@ -90,10 +90,10 @@ def is_prime_number(n: int) -> bool:
 @family(
     titles=[
         "count the primes smaller than {n}",
-        "sieve of eratosthenes : how many primes are below {n}",
+        "sieve of eratosthenes: how many primes are below {n}",
         "number of prime numbers less than a given bound",
         "cross out multiples and count what is left under {n}",
-        "given {n} , return how many primes are strictly less than {n}",
+        "given {n}, return how many primes are strictly less than {n}",
         "use a sieve to find the quantity of primes under {n}",
         "how many prime numbers exist below {n}",
         "prime counting with the sieve of eratosthenes",
@@ -121,7 +121,7 @@ def count_primes_below(n: int) -> int:
         "break {n} down into primes",
         "find all primes whose product is {n}",
         "decompose an integer into its prime factors",
-        "given {n} greater than 1 , return its prime divisors , repeated by multiplicity",
+        "given {n} greater than 1, return its prime divisors, repeated by multiplicity",
         "factor {n} by trial division and collect the factors",
         "which prime numbers multiply to {n}",
     ],
@@ -151,7 +151,7 @@ def prime_factors(n: int) -> Vec[int]:
         "how many integers up to {n} share no factor with {n}",
         "compute euler phi with the prime factors of {n}",
         "number of positive integers not exceeding {n} and relatively prime to it",
-        "given {n} , find the value of the totient function",
+        "given {n}, find the value of the totient function",
         "totient function through factorization",
     ],
     cases=[((1,), 1), ((2,), 1), ((9,), 6), ((10,), 4), ((36,), 12), ((97,), 96)],
@@ -183,7 +183,7 @@ def euler_totient(n: int) -> int:
         "return true if {n} is a perfect number like 6 or 28",
         "decide if an integer is the sum of all its smaller divisors",
         "determine whether {n} is perfect by adding pairs of divisors",
-        "given a positive integer {n} , test perfection",
+        "given a positive integer {n}, test perfection",
     ],
     cases=[((1,), False), ((6,), True), ((28,), True), ((12,), False), ((496,), True), ((36,), False), ((8128,), True)],
 )
@@ -198,7 +198,7 @@ def is_perfect_number(n: int) -> bool:
         if n % i == 0:
             # add the small divisor | {i} is a divisor | include {i} in the sum
             total += i
-            # add its partner once | the other divisor , unless it is a square root | add the matching large divisor
+            # add its partner once | the other divisor, unless it is a square root | add the matching large divisor
             if i * i != n:
                 total += n // i
         i += 1
@@ -207,11 +207,11 @@ def is_perfect_number(n: int) -> bool:
 
 @family(
     titles=[
-        "modular exponentiation : {base} to the power {exponent} modulo {M}",
+        "modular exponentiation: {base} to the power {exponent} modulo {M}",
         "compute a power and keep only the remainder by {M}",
         "raise {base} to {exponent} and reduce modulo {M} with fast squaring",
         "binary exponentiation with remainder {M}",
-        "find ( {base} ^ {exponent} ) mod {M}",
+        "find ({base} ^ {exponent}) mod {M}",
         "remainder of a large power when divided by {M}",
         "square and multiply algorithm modulo {M}",
         "what does {base} raised to the {exponent} leave after division by {M}",
@@ -224,7 +224,7 @@ def modular_power(base: int, exponent: int) -> int:
     # reduce the base first | take {base} modulo {M} | keep {base} below {M}
     base %= M
     while exponent > 0:
-        # the current bit is set | odd exponent : use one factor | when {exponent} is odd multiply
+        # the current bit is set | odd exponent: use one factor | when {exponent} is odd multiply
         if exponent % 2 == 1:
             result = result * base % M
         # square the base | {base} times itself modulo {M} | go to the next power of two
@@ -245,13 +245,13 @@ def has_no_divisor(n: int) -> bool:
 
 @family(
     titles=[
-        "goldbach : split an even number into two primes",
+        "goldbach: split an even number into two primes",
         "find the smallest prime that leaves another prime when subtracted from {n}",
-        "given an even {n} above 2 , return the lower prime of a pair with sum {n}",
-        "write {n} as a sum of two primes and return the smaller one , as small as possible",
-        "smallest prime p such that {n} - p is prime too , or -1",
-        "goldbach partition of {n} : its least prime",
-        "least prime of the goldbach decomposition of {n} , -1 if there is none",
+        "given an even {n} above 2, return the lower prime of a pair with sum {n}",
+        "write {n} as a sum of two primes and return the smaller one, as small as possible",
+        "smallest prime p such that {n} - p is prime too, or -1",
+        "goldbach partition of {n}: its least prime",
+        "least prime of the goldbach decomposition of {n}, -1 if there is none",
         "search two primes adding up to {n} and give back the first",
     ],
     cases=[((4,), 2), ((6,), 3), ((28,), 5), ((98,), 19), ((11,), -1), ((9,), 2)],
@@ -273,11 +273,11 @@ def smallest_goldbach_prime(n: int) -> int:
         "remainder of a huge decimal number when divided by {K}",
         "number given as a string modulo {K}",
         "compute {s} mod {K} where {s} is a long string of digits",
-        "a very large integer is stored as text : find its remainder by {K}",
+        "a very large integer is stored as text: find its remainder by {K}",
         "process the digits of {s} from left to right to get the value modulo {K}",
         "mod {K} of a big number that does not fit into an integer",
         "what is left when the number written in {s} is divided by {K}",
-        "string of digits , remainder after division by {K}",
+        "string of digits, remainder after division by {K}",
     ],
     cases=[(("0",), 0), (("14",), 0), (("100",), 2), (("12345678901234567890",), 1), (("6",), 6), (("7000000000001",), 1)],
     holes={"K": (7, 3, 9, 11, 13, 37, 101)},
@@ -298,12 +298,12 @@ def decimal_string_remainder(s: str) -> int:
     titles=[
         "count pairs of primes up to {n} with difference {K}",
         "how many primes p have p + {K} also prime and at most {n}",
-        "number of prime pairs ( p , p + {K} ) not exceeding {n}",
+        "number of prime pairs (p, p + {K}) not exceeding {n}",
         "find how many couples of primes within {n} are exactly {K} apart",
-        "given {n} , count the prime pairs whose gap is {K}",
-        "primes at distance {K} from each other : how many pairs up to {n}",
+        "given {n}, count the prime pairs whose gap is {K}",
+        "primes at distance {K} from each other: how many pairs up to {n}",
         "pairs of prime numbers below or equal to {n} that differ by {K}",
-        "amount of primes p with p + {K} prime , both no larger than {n}",
+        "amount of primes p with p + {K} prime, both no larger than {n}",
     ],
     cases=[((5,), 1), ((4,), 0), ((13,), 3), ((30,), 4), ((31,), 5), ((0,), 0)],
     holes={"K": (2, 4, 6, 8, 10)},
@@ -323,11 +323,11 @@ def count_prime_pairs(n: int) -> int:
     titles=[
         "trailing zeros of a factorial",
         "how many zeros are at the end of {n} factorial",
-        "count the factors 5 in {n} ! to get its final zeros",
+        "count the factors 5 in {n}! to get its final zeros",
         "number of trailing zeroes in the product 1 * 2 * ... * {n}",
-        "given {n} , find with how many zeros {n} ! ends",
-        "zeros at the right end of the factorial of {n} , without computing the factorial",
-        "legendre formula with 5 : ending zeros of {n} !",
+        "given {n}, find with how many zeros {n}! ends",
+        "zeros at the right end of the factorial of {n}, without computing the factorial",
+        "legendre formula with 5: ending zeros of {n}!",
         "find the amount of zero digits that close the decimal form of {n} factorial",
     ],
     cases=[((0,), 0), ((4,), 0), ((5,), 1), ((25,), 6), ((100,), 24), ((1000,), 249)],
@@ -351,7 +351,7 @@ def trailing_zeros_of_factorial(n: int) -> int:
         "floor of the square root of {n} by binary search",
         "square root without decimals",
         "find the whole part of the root of {n}",
-        "given a non negative {n} , return the greatest x with x * x <= {n}",
+        "given a non negative {n}, return the greatest x with x * x <= {n}",
         "binary search for the rounded down square root of {n}",
         "compute the floored square root of an integer {n}",
     ],
@@ -366,10 +366,10 @@ def integer_square_root(n: int) -> int:
         mid = left + (right - left) // 2
         # division avoids overflow of the square | {mid} squared is at most {n} | {mid} is not too large
         if mid <= n // mid:
-            # remember {mid} and try larger values | a candidate : look to the right | store the best root so far
+            # remember {mid} and try larger values | a candidate: look to the right | store the best root so far
             result = mid
             left = mid + 1
         else:
-            # too large : look to the left | the square exceeds {n} | shrink the upper bound
+            # too large: look to the left | the square exceeds {n} | shrink the upper bound
             right = mid - 1
     return result

@@ -7,8 +7,8 @@ from ..definition import family
     titles=[
         "reverse the digits of an integer",
         "write the decimal digits of {n} in the opposite order",
-        "given a positive number {n} , return the number read from right to left",
-        "mirror a number : turn 123 into 321",
+        "given a positive number {n}, return the number read from right to left",
+        "mirror a number: turn 123 into 321",
         "build a new integer from {n} whose digits appear backwards",
         "program to flip the order of digits in a number",
         "what number do you get when {n} is read backwards",
@@ -36,7 +36,7 @@ def reverse_digits(n: int) -> int:
         "add the digits of {n} again and again until one digit remains",
         "repeatedly replace {n} by the sum of its digits until it is below 10",
         "find the single digit obtained by summing digits over and over",
-        "given a non negative integer , reduce it to one digit by adding its digits",
+        "given a non negative integer, reduce it to one digit by adding its digits",
         "keep summing the digits of {n} while it has more than one digit",
         "repeated digital sum of an integer",
         "compute the digital root of {n} with two nested loops",
@@ -72,8 +72,8 @@ def integer_power(base: int, exponent: int) -> int:
         "armstrong number test",
         "determine if an integer equals the sum of its own digits each to the power of the digit count",
         "return true when {n} is an armstrong number such as 153",
-        "narcissistic numbers : decide if {n} is one of them",
-        "given an integer {n} , verify that it is armstrong",
+        "narcissistic numbers: decide if {n} is one of them",
+        "given an integer {n}, verify that it is armstrong",
     ],
     cases=[((153,), True), ((154,), False), ((1,), True), ((9474,), True), ((10,), False), ((407,), True)],
 )
@@ -96,9 +96,9 @@ def is_armstrong_number(n: int) -> bool:
     titles=[
         "check if a number is happy",
         "happy number test",
-        "replace {n} by the sum of the squares of its digits : does it ever reach 1",
+        "replace {n} by the sum of the squares of its digits: does it ever reach 1",
         "decide whether repeatedly summing squared digits of {n} ends at one",
-        "return true if {n} is a happy number , false if it falls into a cycle",
+        "return true if {n} is a happy number, false if it falls into a cycle",
         "detect happy numbers with a set of values already visited",
         "does the process of adding squared digits lead {n} to 1",
         "determine whether {n} is happy",
@@ -145,7 +145,7 @@ def is_kaprekar_number(n: int) -> bool:
     while divisor <= square:
         left = square // divisor
         right = square % divisor
-        # the right part must be positive | both parts add up to {n} , right not zero | found a valid split
+        # the right part must be positive | both parts add up to {n}, right not zero | found a valid split
         if right > 0 and left + right == n:
             return True
         divisor *= 10
@@ -185,8 +185,8 @@ def convert_to_base(n: int) -> str:
     titles=[
         "find the spreadsheet column name of a column number",
         "excel column title for {n}",
-        "given a column number , return its letters as in a spreadsheet : 1 is A , 27 is AA",
-        "convert a positive integer into column letters A , B , ... , Z , AA , AB",
+        "given a column number, return its letters as in a spreadsheet: 1 is A, 27 is AA",
+        "convert a positive integer into column letters A, B, ..., Z, AA, AB",
         "write {n} in the bijective base 26 with capital letters",
         "which letters name the column with number {n} in excel",
         "map column index {n} to its alphabetic label",
@@ -213,11 +213,11 @@ def column_title(n: int) -> str:
         "count how many times the digit {D} occurs in a number",
         "number of digits of {n} equal to {D}",
         "how often does {D} appear in the decimal form of {n}",
-        "given an integer {n} , count its digits that are {D}",
+        "given an integer {n}, count its digits that are {D}",
         "frequency of digit {D} in {n}",
         "look at each digit of the number and count every {D}",
         "find the total occurrences of {D} among the digits of {n}",
-        "digit count : occurrences of {D} in an integer",
+        "digit count: occurrences of {D} in an integer",
     ],
     cases=[((7,), 1), ((0,), 0), ((7177,), 3), ((123456,), 0), ((70707,), 3), ((1000000007,), 1)],
     holes={"D": (7, 1, 2, 3, 4, 5, 6, 8, 9)},
@@ -239,8 +239,8 @@ def count_digit(n: int) -> int:
         "sum of all multiples of {A} or {B} below {n}",
         "add up the natural numbers smaller than {n} that are divisible by {A} or by {B}",
         "find the total of numbers under {n} which are multiples of {A} or {B}",
-        "project euler 1 : sum the multiples of {A} and {B} below a limit",
-        "given {n} , sum every positive integer less than {n} divisible by {A} or {B}",
+        "project euler 1: sum the multiples of {A} and {B} below a limit",
+        "given {n}, sum every positive integer less than {n} divisible by {A} or {B}",
         "compute the sum of numbers from 1 to {n} - 1 that {A} or {B} divides",
         "what do the multiples of {A} or {B} lower than {n} add up to",
         "total of the positive integers below a bound divisible by at least one of {A} and {B}",
@@ -251,7 +251,7 @@ def count_digit(n: int) -> int:
 def sum_of_multiples_below(n: int) -> int:
     # the total is zero at first | initialise the sum | start from a sum of 0
     total = 0
-    # try every number below {n} | loop over 1 , 2 , ... , {n} - 1 | for each positive integer under {n}
+    # try every number below {n} | loop over 1, 2, ..., {n} - 1 | for each positive integer under {n}
     for i in range(1, n):
         # divisible by {A} or {B} | when {A} or {B} divides {i} | check both divisors
         if i % A == 0 or i % B == 0:
@@ -263,11 +263,11 @@ def sum_of_multiples_below(n: int) -> int:
     titles=[
         "count the steps of the collatz sequence",
         "how many collatz steps does {n} need to reach 1",
-        "halve even numbers and map odd ones to 3 n + 1 : number of steps until 1",
+        "halve even numbers and map odd ones to 3 n + 1: number of steps until 1",
         "length of the path from {n} to one in the 3x + 1 problem",
         "number of operations of the collatz process started at {n}",
-        "given a positive integer {n} , find its collatz stopping time",
-        "hailstone sequence : steps needed to arrive at 1 from {n}",
+        "given a positive integer {n}, find its collatz stopping time",
+        "hailstone sequence: steps needed to arrive at 1 from {n}",
         "simulate the collatz rule on {n} and return how many moves it makes",
     ],
     cases=[((1,), 0), ((2,), 1), ((3,), 7), ((6,), 8), ((16,), 4), ((27,), 111)],
@@ -291,10 +291,10 @@ def collatz_steps(n: int) -> int:
     titles=[
         "sum of even fibonacci numbers up to a limit",
         "add the even terms of the fibonacci sequence that do not exceed {limit}",
-        "project euler 2 : total of even valued fibonacci terms not larger than {limit}",
+        "project euler 2: total of even valued fibonacci terms not larger than {limit}",
         "walk through the fibonacci numbers up to {limit} and sum those divisible by two",
         "find the sum of all fibonacci numbers at most {limit} which are even",
-        "even fibonacci numbers : their total up to and including {limit}",
+        "even fibonacci numbers: their total up to and including {limit}",
         "what is the sum of the even members of the fibonacci series below or equal to {limit}",
         "generate fibonacci terms until {limit} and accumulate only the even ones",
     ],
@@ -317,13 +317,13 @@ def sum_of_even_fibonacci(limit: int) -> int:
 @family(
     titles=[
         "classify a triangle by its side lengths",
-        "given three sides , tell if the triangle is equilateral , isosceles , scalene or invalid",
-        "type of the triangle with sides {a} , {b} and {c}",
-        "name the kind of triangle formed by the lengths {a} , {b} , {c}",
-        "are three lengths an equilateral , isosceles or scalene triangle , or no triangle at all",
+        "given three sides, tell if the triangle is equilateral, isosceles, scalene or invalid",
+        "type of the triangle with sides {a}, {b} and {c}",
+        "name the kind of triangle formed by the lengths {a}, {b}, {c}",
+        "are three lengths an equilateral, isosceles or scalene triangle, or no triangle at all",
         "triangle classification from integer sides with a validity check",
-        "return the word that describes the triangle {a} , {b} , {c} by equality of its sides",
-        "determine which sort of triangle the sides {a} , {b} , {c} make",
+        "return the word that describes the triangle {a}, {b}, {c} by equality of its sides",
+        "determine which sort of triangle the sides {a}, {b}, {c} make",
     ],
     cases=[
         ((3, 3, 3), "equilateral"),
@@ -338,7 +338,7 @@ def triangle_type(a: int, b: int, c: int) -> str:
     # two sides must exceed the third | the triangle inequality fails | no triangle with such lengths
     if a + b <= c or a + c <= b or b + c <= a:
         return "invalid"
-    # all sides are the same | three equal sides | when {a} , {b} and {c} agree
+    # all sides are the same | three equal sides | when {a}, {b} and {c} agree
     if a == b and b == c:
         return "equilateral"
     # two sides are the same | exactly one pair of equal sides | check for a pair of equal lengths
@@ -351,11 +351,11 @@ def triangle_type(a: int, b: int, c: int) -> str:
     titles=[
         "twice the area of a polygon with the shoelace formula",
         "double of a polygon area from its integer vertices",
-        "given the x coordinates {xs} and y coordinates {ys} of a simple polygon , return two times its area",
+        "given the x coordinates {xs} and y coordinates {ys} of a simple polygon, return two times its area",
         "use the shoelace method to compute the doubled area of a polygon",
-        "polygon area multiplied by two , vertices listed in order in {xs} and {ys}",
+        "polygon area multiplied by two, vertices listed in order in {xs} and {ys}",
         "sum the cross products of neighbouring vertices to get twice the enclosed area",
-        "surveyor formula : doubled area of a shape whose corners have coordinates {xs} and {ys}",
+        "surveyor formula: doubled area of a shape whose corners have coordinates {xs} and {ys}",
         "find two times the area enclosed by the points with coordinates {xs} and {ys}",
     ],
     cases=[
@@ -384,10 +384,10 @@ def doubled_polygon_area(xs: list[int], ys: list[int]) -> int:
         "how many lattice points lie within distance {r} of the origin",
         "gauss circle problem for radius {r}",
         "number of points with integer coordinates in the disc of radius {r}",
-        "given a radius {r} , count pairs x , y with x * x + y * y at most {r} squared",
+        "given a radius {r}, count pairs x, y with x * x + y * y at most {r} squared",
         "find the number of grid points covered by a circle centred at the origin",
         "lattice points in a disc of integer radius",
-        "brute force count of integer points whose distance from 0 , 0 is not more than {r}",
+        "brute force count of integer points whose distance from 0, 0 is not more than {r}",
     ],
     cases=[((0,), 1), ((1,), 5), ((2,), 13), ((3,), 29), ((5,), 81)],
 )

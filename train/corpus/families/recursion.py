@@ -6,13 +6,13 @@ from ..definition import Long, family
 @family(
     titles=[
         "factorial of {n} by recursion",
-        "product of the numbers 1 to {n} , computed recursively",
+        "product of the numbers 1 to {n}, computed recursively",
         "recursive factorial function",
-        "compute {n} ! with a function that calls itself",
-        "number of ways to arrange {n} distinct objects , as {n} times the ways for {n} - 1",
+        "compute {n}! with a function that calls itself",
+        "number of ways to arrange {n} distinct objects, as {n} times the ways for {n} - 1",
         "find the factorial of a non negative integer without a loop",
         "multiply all positive integers up to {n} using recursion",
-        "given {n} , return {n} factorial recursively",
+        "given {n}, return {n} factorial recursively",
     ],
     cases=[((0,), 1), ((1,), 1), ((5,), 120), ((10,), 3628800), ((15,), 1307674368000)],
 )
@@ -31,24 +31,24 @@ def factorial(n: int) -> Long:
         "fast power by recursive halving of the exponent",
         "raise {base} to {exponent} with recursion in logarithmic time",
         "recursive exponentiation by squaring",
-        "compute {base} ^ {exponent} from the square of {base} ^ ( {exponent} / 2 )",
+        "compute {base} ^ {exponent} from the square of {base} ^ ({exponent} / 2)",
         "divide and conquer power function",
-        "find the {exponent} th power of {base} , halving the exponent at each call",
-        "power of an integer with few multiplications , recursively",
+        "find the {exponent} th power of {base}, halving the exponent at each call",
+        "power of an integer with few multiplications, recursively",
         "calculate {base} to the {exponent} by squaring half powers",
     ],
     cases=[((2, 10), 1024), ((3, 0), 1), ((7, 1), 7), ((2, 40), 1099511627776), ((-2, 3), -8), ((0, 5), 0)],
 )
 def fast_power(base: int, exponent: int) -> Long:
-    # anything to the power 0 is 1 | base case : exponent zero | stop when {exponent} is 0
+    # anything to the power 0 is 1 | base case: exponent zero | stop when {exponent} is 0
     if exponent == 0:
         return 1
     # power with half the exponent | recursive call for half of {exponent} | solve the half sized problem
     half = fast_power(base, exponent // 2)
-    # even exponent : square the half power | no factor is missing | {exponent} is even
+    # even exponent: square the half power | no factor is missing | {exponent} is even
     if exponent % 2 == 0:
         return half * half
-    # odd exponent : one more factor | multiply once more by {base} | include the factor lost by rounding
+    # odd exponent: one more factor | multiply once more by {base} | include the factor lost by rounding
     return half * half * base
 
 
@@ -56,20 +56,20 @@ def fast_power(base: int, exponent: int) -> Long:
     titles=[
         "ackermann function",
         "evaluate the ackermann peter function at {m} and {n}",
-        "compute a ( {m} , {n} ) for the ackermann function",
+        "compute A({m}, {n}) for the ackermann function",
         "the famous fast growing doubly recursive function of {m} and {n}",
         "implement the recursive definition of ackermann for two non negative integers",
         "find the ackermann number for small {m} and {n}",
         "two argument ackermann recursion",
-        "value of ackermann for arguments {m} , {n}",
+        "value of ackermann for arguments {m}, {n}",
     ],
     cases=[((0, 0), 1), ((0, 4), 5), ((1, 5), 7), ((2, 0), 3), ((2, 3), 9), ((3, 3), 61)],
 )
 def ackermann(m: int, n: int) -> int:
-    # first rule : successor | when {m} is zero add one to {n} | base case
+    # first rule: successor | when {m} is zero add one to {n} | base case
     if m == 0:
         return n + 1
-    # second rule : lower {m} and use 1 | when {n} is zero | restart with {m} - 1 and one
+    # second rule: lower {m} and use 1 | when {n} is zero | restart with {m} - 1 and one
     if n == 0:
         return ackermann(m - 1, 1)
     # inner call with a smaller {n} | value for {m} and {n} - 1 | evaluate the nested argument first
@@ -81,18 +81,18 @@ def ackermann(m: int, n: int) -> int:
 @family(
     titles=[
         "number of moves to solve the tower of hanoi with {n} discs",
-        "tower of hanoi : count the moves",
+        "tower of hanoi: count the moves",
         "how many steps are needed to transfer {n} hanoi discs to another peg",
         "recursively count disc moves in the hanoi puzzle",
         "minimum moves for the towers of hanoi",
-        "given the number of discs {n} , return the length of the hanoi solution",
-        "move {n} discs between three pegs : how many single moves",
+        "given the number of discs {n}, return the length of the hanoi solution",
+        "move {n} discs between three pegs: how many single moves",
         "hanoi move counter by recursion on {n}",
     ],
     cases=[((0,), 0), ((1,), 1), ((2,), 3), ((3,), 7), ((10,), 1023)],
 )
 def hanoi_moves(n: int) -> int:
-    # no disc , no move | nothing to do without discs | base case : empty tower
+    # no disc, no move | nothing to do without discs | base case: empty tower
     if n == 0:
         return 0
     # move the smaller discs to the spare peg | clear the largest disc | free the bottom disc
@@ -113,12 +113,12 @@ def hanoi_moves(n: int) -> int:
         "total of all digits of a number without a loop",
         "peel off the last digit of {n} and add the digit sum of the rest",
         "find what the digits of {n} add up to using recursion",
-        "given {n} , return the recursive total of its digits",
+        "given {n}, return the recursive total of its digits",
     ],
     cases=[((0,), 0), ((5,), 5), ((10,), 1), ((123,), 6), ((99999,), 45), ((1002003,), 6)],
 )
 def digit_sum_recursive(n: int) -> int:
-    # one digit is its own sum | base case : single digit | stop when {n} is below 10
+    # one digit is its own sum | base case: single digit | stop when {n} is below 10
     if n < 10:
         return n
     # the last digit | remainder by ten | unit digit of {n}
@@ -131,13 +131,13 @@ def digit_sum_recursive(n: int) -> int:
 @family(
     titles=[
         "binomial coefficient with pascal's rule",
-        "number of ways to choose {k} items out of {n} , recursively",
+        "number of ways to choose {k} items out of {n}, recursively",
         "n choose k by recursion",
         "compute the entry {k} of row {n} in pascal's triangle with recursive calls",
         "how many subsets of size {k} does a set with {n} elements have",
         "recursive computation of combinations of {n} things taken {k} at a time",
         "count the committees of {k} people that {n} people can form",
-        "calculate c ( {n} , {k} ) as the sum of two smaller coefficients",
+        "calculate C({n}, {k}) as the sum of two smaller coefficients",
     ],
     cases=[((0, 0), 1), ((5, 2), 10), ((5, 0), 1), ((5, 5), 1), ((3, 4), 0), ((10, 3), 120)],
 )
@@ -157,14 +157,14 @@ def binomial_coefficient(n: int, k: int) -> int:
 
 @family(
     titles=[
-        "term {n} of the sequence 0 , 1 where each term is {K} times the previous one plus the one before",
-        "recursive sequence f ( n ) = {K} f ( n - 1 ) + f ( n - 2 )",
+        "term {n} of the sequence 0, 1 where each term is {K} times the previous one plus the one before",
+        "recursive sequence f(n) = {K} * f(n - 1) + f(n - 2)",
         "fibonacci like numbers in which the previous term is multiplied by {K}",
-        "compute the {n} th number of the recurrence with factor {K} , starting from 0 and 1",
-        "generalised fibonacci number : {K} times the last term plus the second last",
+        "compute the {n} th number of the recurrence with factor {K}, starting from 0 and 1",
+        "generalised fibonacci number: {K} times the last term plus the second last",
         "find element {n} of the {K} fibonacci sequence by recursion",
-        "starting with 0 and 1 , multiply the last term by {K} and add the term before it : what is term {n}",
-        "metallic mean sequence with multiplier {K} , value at index {n}",
+        "starting with 0 and 1, multiply the last term by {K} and add the term before it: what is term {n}",
+        "metallic mean sequence with multiplier {K}, value at index {n}",
     ],
     cases=[((0,), 0), ((1,), 1), ((2,), 2), ((3,), 5), ((5,), 29), ((10,), 2378)],
     holes={"K": (2, 3, 4, 5)},
@@ -184,19 +184,19 @@ def metallic_number(n: int) -> int:
 @family(
     titles=[
         "check a palindrome with recursion",
-        "does {s} read the same in both directions , tested recursively",
+        "does {s} read the same in both directions, tested recursively",
         "recursive palindrome test for a string",
         "compare the outer characters of {s} and recurse on the inside",
-        "return true when the string {s} is a palindrome , using a function that calls itself",
-        "is the text {s} symmetric , without loops",
+        "return true when the string {s} is a palindrome, using a function that calls itself",
+        "is the text {s} symmetric, without loops",
         "strip equal first and last letters of {s} until nothing is left to compare",
-        "palindrome or not : a recursive solution",
+        "palindrome or not: a recursive solution",
     ],
     cases=[(("",), True), (("a",), True), (("ab",), False), (("racecar",), True), (("abca",), False), (("noon",), True)],
 )
 def is_palindrome_recursive(s: str) -> bool:
     n = len(s)
-    # short strings are palindromes | base case : at most one character | nothing left to compare
+    # short strings are palindromes | base case: at most one character | nothing left to compare
     if n < 2:
         return True
     # first and last character differ | the ends do not match | outer characters are unequal
@@ -213,8 +213,8 @@ def is_palindrome_recursive(s: str) -> bool:
         "number of ways to pick elements of {arr} starting at {index} with total {target}",
         "include or exclude each element to count subsets whose sum is {target}",
         "recursive subset sum counter",
-        "given {arr} , the start {index} and {target} , count the selections that reach the target exactly",
-        "take or skip every number from {index} onward : count choices with sum {target}",
+        "given {arr}, the start {index} and {target}, count the selections that reach the target exactly",
+        "take or skip every number from {index} onward: count choices with sum {target}",
         "in how many ways can numbers of {arr} after {index} be chosen to make {target}",
     ],
     cases=[
@@ -241,18 +241,18 @@ def count_subsets_with_sum(arr: list[int], index: int, target: int) -> int:
 @family(
     titles=[
         "delannoy number",
-        "paths from a corner to cell {m} , {n} with steps right , up and diagonal",
-        "count king walks from 0 , 0 to {m} , {n} that never go back",
-        "number of lattice paths with east , north and northeast steps",
-        "recursively count the ways to reach ( {m} , {n} ) when diagonal moves are allowed",
+        "paths from a corner to cell {m}, {n} with steps right, up and diagonal",
+        "count king walks from 0, 0 to {m}, {n} that never go back",
+        "number of lattice paths with east, north and northeast steps",
+        "recursively count the ways to reach ({m}, {n}) when diagonal moves are allowed",
         "find the delannoy number for {m} and {n}",
-        "grid routes of size {m} by {n} using three kinds of moves : horizontal , vertical , diagonal",
-        "sum of three neighbours recursion : ways through a grid including diagonals",
+        "grid routes of size {m} by {n} using three kinds of moves: horizontal, vertical, diagonal",
+        "sum of three neighbours recursion: ways through a grid including diagonals",
     ],
     cases=[((0, 0), 1), ((0, 5), 1), ((1, 1), 3), ((2, 2), 13), ((2, 1), 5), ((3, 3), 63)],
 )
 def delannoy_number(m: int, n: int) -> int:
-    # only one straight path on the border | base case : a coordinate is zero | one way along an edge
+    # only one straight path on the border | base case: a coordinate is zero | one way along an edge
     if m == 0 or n == 0:
         return 1
     # last step was horizontal | come from the left | paths to the left neighbour
@@ -267,19 +267,19 @@ def delannoy_number(m: int, n: int) -> int:
 @family(
     titles=[
         "josephus problem where every {K} th person is eliminated",
-        "{n} people stand in a circle and each {K} th one leaves : who survives",
-        "find the safe position , counted from 1 , for {n} people and step {K}",
+        "{n} people stand in a circle and each {K} th one leaves: who survives",
+        "find the safe position, counted from 1, for {n} people and step {K}",
         "survivor of the josephus circle with step {K}",
         "last remaining person when counting out by {K} among {n}",
         "recursive josephus solution for steps of {K}",
-        "given {n} players numbered from 1 , remove every {K} th until one is left",
+        "given {n} players numbered from 1, remove every {K} th until one is left",
         "which place wins the counting game with {n} children and count {K}",
     ],
     cases=[((1,), 1), ((2,), 1), ((5,), 3), ((6,), 5), ((7,), 7), ((41,), 19)],
     holes={"K": (2, 3, 4, 5, 7)},
 )
 def josephus_survivor(n: int) -> int:
-    # a single person survives | base case : one person | nobody else is left
+    # a single person survives | base case: one person | nobody else is left
     if n == 1:
         return 1
     # survivor among one person less | solve the circle of {n} - 1 people | recursive call for a smaller circle
@@ -295,10 +295,10 @@ def josephus_survivor(n: int) -> int:
         "number of partitions of {n} with parts up to {largest}",
         "count the ways to write {n} as a sum of positive integers not above {largest}",
         "integer partitions by recursion",
-        "in how many ways can {n} be split into summands of at most {largest} , ignoring order",
-        "count unordered sums that give {n} , each term no bigger than {largest}",
+        "in how many ways can {n} be split into summands of at most {largest}, ignoring order",
+        "count unordered sums that give {n}, each term no bigger than {largest}",
         "recursive partition counter with a bound on the biggest part",
-        "partition function : parts of {n} limited by {largest}",
+        "partition function: parts of {n} limited by {largest}",
         "how many multisets of numbers from 1 to {largest} have total {n}",
     ],
     cases=[((0, 3), 1), ((5, 5), 7), ((5, 2), 3), ((4, 1), 1), ((3, 0), 0), ((10, 10), 42)],
@@ -324,9 +324,9 @@ def count_partitions(n: int, largest: int) -> int:
         "count the partitions of a set with {n} elements into {k} blocks",
         "recursive computation of stirling set numbers for {n} and {k}",
         "in how many ways can {n} students form {k} unlabelled teams",
-        "number of ways to put {n} different balls in {k} equal boxes , no box empty",
+        "number of ways to put {n} different balls in {k} equal boxes, no box empty",
         "set partitions of size {n} with exactly {k} parts",
-        "evaluate s ( {n} , {k} ) , the second stirling triangle",
+        "evaluate S({n}, {k}), the second stirling triangle",
     ],
     cases=[((0, 0), 1), ((3, 0), 0), ((2, 3), 0), ((4, 2), 7), ((5, 3), 25), ((6, 6), 1)],
 )
@@ -348,17 +348,17 @@ def stirling_second(n: int, k: int) -> int:
     titles=[
         "symbol number {k} in row {n} of the grammar where 0 becomes 01 and 1 becomes 10",
         "k th symbol in grammar",
-        "row 1 is 0 and each row replaces 0 by 01 and 1 by 10 : find entry {k} of row {n}",
-        "thue morse rows : value at position {k} of the {n} th row , both counted from 1",
+        "row 1 is 0 and each row replaces 0 by 01 and 1 by 10: find entry {k} of row {n}",
+        "thue morse rows: value at position {k} of the {n} th row, both counted from 1",
         "recursively find a symbol of row {n} from its parent in the row above",
-        "which bit stands at place {k} after {n} - 1 rounds of the rule 0 to 01 , 1 to 10",
-        "given {n} and {k} , return the {k} th symbol of row {n} in a doubling table of zeros and ones",
-        "every 0 turns into 01 and every 1 into 10 from one line to the next : symbol {k} in line {n}",
+        "which bit stands at place {k} after {n} - 1 rounds of the rule 0 to 01, 1 to 10",
+        "given {n} and {k}, return the {k} th symbol of row {n} in a doubling table of zeros and ones",
+        "every 0 turns into 01 and every 1 into 10 from one line to the next: symbol {k} in line {n}",
     ],
     cases=[((1, 1), 0), ((2, 1), 0), ((2, 2), 1), ((3, 3), 1), ((4, 5), 1), ((4, 8), 1), ((4, 7), 0)],
 )
 def grammar_symbol(n: int, k: int) -> int:
-    # the first row is a single 0 | base case : row one | no row above
+    # the first row is a single 0 | base case: row one | no row above
     if n == 1:
         return 0
     # symbol it comes from | entry in the row above | recursive call for the parent
@@ -375,16 +375,16 @@ def grammar_symbol(n: int, k: int) -> int:
         "largest element of an array by recursion",
         "recursive maximum of the first {n} elements of {arr}",
         "find the biggest value in {arr} without a loop",
-        "compare the last element with the maximum of the others , recursively",
+        "compare the last element with the maximum of the others, recursively",
         "function that calls itself to get the maximum of {arr}",
-        "given {arr} and its length {n} , return the greatest number using recursion",
-        "array maximum , solved by shrinking the array from the end",
-        "what is the highest among the first {n} numbers of {arr} , recursively",
+        "given {arr} and its length {n}, return the greatest number using recursion",
+        "array maximum, solved by shrinking the array from the end",
+        "what is the highest among the first {n} numbers of {arr}, recursively",
     ],
     cases=[(([4], 1), 4), (([1, 5, 3], 3), 5), (([-7, -2, -9], 3), -2), (([9, 1, 8], 3), 9), (([1, 2, 3, 10], 3), 3)],
 )
 def array_maximum_recursive(arr: list[int], n: int) -> int:
-    # a single element is the maximum | base case : one element | only the first number is left
+    # a single element is the maximum | base case: one element | only the first number is left
     if n == 1:
         return arr[0]
     # maximum of the elements before the last | recursive call for {n} - 1 elements | best of the shorter array
@@ -404,12 +404,12 @@ def array_maximum_recursive(arr: list[int], n: int) -> int:
         "return {s} in opposite order without a loop",
         "mirror the text {s} using a function that calls itself",
         "turn a string around by moving its first letter to the end at every call",
-        "given {s} , produce its reverse recursively",
+        "given {s}, produce its reverse recursively",
     ],
     cases=[(("",), ""), (("x",), "x"), (("ab",), "ba"), (("hello",), "olleh"), (("level",), "level")],
 )
 def reverse_string_recursive(s: str) -> str:
-    # the empty string is its own reverse | base case : no characters | nothing to reverse
+    # the empty string is its own reverse | base case: no characters | nothing to reverse
     if len(s) == 0:
         return ""
     # reverse everything after the first character | recursive call for the tail | mirrored rest of {s}
@@ -422,11 +422,11 @@ def reverse_string_recursive(s: str) -> str:
     titles=[
         "number of derangements",
         "permutations of {n} elements in which no element stays in place",
-        "count the ways to return {n} hats so that nobody gets the own hat",
+        "count the ways to return {n} hats so that nobody gets their own hat",
         "subfactorial of {n} by recursion",
         "how many arrangements of {n} letters put every letter in a wrong envelope",
         "derangement count from the two previous values",
-        "given {n} , find how many shuffles leave nothing at its original position",
+        "given {n}, find how many shuffles leave nothing at its original position",
         "recursive formula for permutations of {n} items without fixed points",
     ],
     cases=[((0,), 1), ((1,), 0), ((2,), 1), ((3,), 2), ((4,), 9), ((6,), 265)],
@@ -449,7 +449,7 @@ def count_derangements(n: int) -> int:
         "replace every digit 0 of a number by {K}",
         "change all zeros in {n} to {K}",
         "recursively substitute {K} for each zero digit of a positive integer",
-        "given {n} , return it with its zero digits turned into {K}",
+        "given {n}, return it with its zero digits turned into {K}",
         "swap 0 for {K} in the decimal form of {n}",
         "rewrite {n} so that {K} stands wherever there was a 0",
         "convert the zeros of an integer into {K} using recursion",
@@ -459,7 +459,7 @@ def count_derangements(n: int) -> int:
     holes={"K": (5, 1, 2, 3, 4, 6, 7, 8, 9)},
 )
 def replace_zeros(n: int) -> int:
-    # no digits left | base case : the number is used up | stop at zero
+    # no digits left | base case: the number is used up | stop at zero
     if n == 0:
         return 0
     # look at the last digit | remainder by ten | unit digit of {n}
