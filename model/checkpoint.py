@@ -1,0 +1,141 @@
+"""Safetensors checkpoints, read and written tensor by tensor.
+
+Memory-mapped reading and sharded writing: nothing here ever holds more than one shard's tensors.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+CONFIG = "config.json"
+
+
+class Checkpoint:
+    """The tensors of a checkpoint folder (one `model.safetensors` or an index with shards), or of one safetensors file.
+
+    Errors: FileNotFoundError when a file is missing; ValueError when a file is damaged or the index is not to be trusted.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._files: dict[Path, Any] = {}
+        self._owner = {name: file for file in _weight_files(path) for name in self._open(file).keys()}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._owner)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._owner
+
+    def tensor(self, name: str) -> Tensor:
+        return self._open(self._owner[name]).get_tensor(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._open(self._owner[name]).get_slice(name).get_shape())
+
+    def _open(self, file: Path) -> Any:
+        if file not in self._files:
+            try:
+                self._files[file] = safe_open(str(file), framework="pt")
+            except SafetensorError as error:
+                raise ValueError(f"{file} is not a whole safetensors file: {error}") from None
+        return self._files[file]
+
+
+def _weight_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is not a folder with a checkpoint")
+    if (path / INDEX).is_file():
+        return _indexed_files(path)
+    if (path / WEIGHTS).is_file():
+        return [path / WEIGHTS]
+    raise FileNotFoundError(f"{path} has neither {WEIGHTS} nor {INDEX}; only safetensors checkpoints are read")
+
+
+def _indexed_files(folder: Path) -> list[Path]:
+    names = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"{folder / INDEX} names {name!r}; a shard is a .safetensors file in the same folder")
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing, but {INDEX} lists it")
+    return [folder / name for name in names]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; FileNotFoundError or ValueError naming the file otherwise."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, not a JSON object")
+    return value
+
+
+class CheckpointWriter:
+    """Writes tensors into shards of at most `shard_bytes`, and the index; use as a context manager."""
+
+    def __init__(self, folder: Path, shard_bytes: int = 2 << 30) -> None:
+        self.folder, self.shard_bytes = folder, shard_bytes
+        self._pending: dict[str, Tensor] = {}
+        self._pending_bytes = self._total_bytes = 0
+        self._shards: list[list[str]] = []
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, error: type | None, *_: object) -> None:
+        if error is None:
+            self._finish()
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        size = tensor.numel() * tensor.element_size()
+        if self._pending and self._pending_bytes + size > self.shard_bytes:
+            self._write_shard()
+        self._pending[name] = tensor.detach().to("cpu").contiguous()
+        self._pending_bytes += size
+        self._total_bytes += size
+
+    def _write_shard(self) -> None:
+        self._shards.append(list(self._pending))
+        save_file(self._pending, self._shard_path(len(self._shards)), metadata={"format": "pt"})
+        self._pending, self._pending_bytes = {}, 0
+
+    def _shard_path(self, number: int) -> Path:
+        return self.folder / f"shard-{number:05d}.safetensors"
+
+    def _finish(self) -> None:
+        if self._pending or not self._shards:
+            self._write_shard()
+        count = len(self._shards)
+        if count == 1:
+            self._shard_path(1).rename(self.folder / WEIGHTS)
+            return
+        weight_map = {}
+        for number, names in enumerate(self._shards, start=1):
+            file = f"model-{number:05d}-of-{count:05d}.safetensors"
+            self._shard_path(number).rename(self.folder / file)
+            weight_map.update(dict.fromkeys(names, file))
+        index = {"metadata": {"total_size": self._total_bytes}, "weight_map": weight_map}
+        (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """`torch.bfloat16` for "bfloat16"; ValueError for anything but the three dtypes a model may have."""
+    allowed = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in allowed:
+        raise ValueError(f"dtype is {name!r}; allowed: {', '.join(allowed)}")
+    return allowed[name]

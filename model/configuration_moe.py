@@ -1,0 +1,51 @@
+"""The configuration of `MoEForCausalLM`: Mixtral's, plus how tokens are routed and how experts are stored."""
+
+from typing import Any
+
+from transformers import MixtralConfig
+
+ROUTER_TYPES = ("noisy_topk", "topk", "softmax", "switch")
+EXPERT_LAYOUTS = ("dense", "lora")
+QUANTIZATIONS = (None, "nf4")
+
+
+class MoEConfig(MixtralConfig):
+    """Mixtral's configuration with routing, expert layout and quantisation.
+
+    Args:
+        router_type: `noisy_topk` (noise only while training), `topk` (Mixtral), `softmax` (all experts), `switch` (top-1, un-renormalised).
+        router_seed: seed of the routing noise.
+        importance_coef, load_coef: weights of Shazeer et al.'s CV² losses (arXiv:1701.06538, eq. 7 and 11), averaged over layers.
+        expert_layout: `dense` (three matrices for each expert) or `lora` (one shared FFN, and LoRA factors for each expert).
+        lora_rank: rank R of the stored factors (the greatest of the experts'; the others are padded with zeros). Only for `lora`.
+        quantization: None, or `nf4` for the expert and attention matrices.
+        expert_names: what each expert is called, e.g. its programming language.
+    """
+
+    model_type = "moe_experts"
+
+    router_type: str = "noisy_topk"
+    router_seed: int = 0
+    importance_coef: float = 0.01
+    load_coef: float = 0.01
+    expert_layout: str = "dense"
+    lora_rank: int | None = None
+    quantization: str | None = None
+    expert_names: list[str] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        _check_choice("router_type", self.router_type, ROUTER_TYPES)
+        _check_choice("expert_layout", self.expert_layout, EXPERT_LAYOUTS)
+        _check_choice("quantization", self.quantization, QUANTIZATIONS)
+        if not 1 <= self.num_experts_per_tok <= self.num_local_experts:
+            raise ValueError(f"num_experts_per_tok is {self.num_experts_per_tok}; it must be from 1 to the {self.num_local_experts} experts")
+        if (self.expert_layout == "lora") != bool(self.lora_rank):
+            raise ValueError(f"lora_rank is {self.lora_rank}, but expert_layout is {self.expert_layout!r}: only the lora layout has a rank")
+        if self.expert_names is not None and len(self.expert_names) != self.num_local_experts:
+            raise ValueError(f"expert_names has {len(self.expert_names)} names for {self.num_local_experts} experts")
+
+
+def _check_choice(field: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{field} is {value!r}; allowed: {', '.join(map(str, allowed))}")

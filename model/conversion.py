@@ -1,0 +1,144 @@
+"""Fills a `MoEForCausalLM` from a checkpoint, whichever of Mixtral's three layouts it has, or our own with NF4.
+
+    model.layers.L.block_sparse_moe.experts.E.w1.weight      transformers 4, mergekit 0.1.4 (gate w1, up w3, down w2)
+    model.layers.L.mlp.experts.E.gate_proj.weight            per expert
+    model.layers.L.mlp.experts.gate_up_proj                  fused [E, 2F, D], transformers 5, mergekit 0.1.5, and ours
+"""
+
+import re
+from dataclasses import dataclass, field
+
+import torch
+from moe_kernels.nf4 import FACTS_KEY, NF4Weight, dequantize_nf4, quantize_nf4
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .checkpoint import Checkpoint
+from .quantization import MatrixModule
+
+Slot = tuple[int, int] | str  # (expert, half of the fused matrix), an NF4 component, or "" for a whole tensor
+
+_EXPERT = re.compile(r"(.+\.mlp\.experts)\.(\d+)\.(w1|w2|w3|gate_proj|up_proj|down_proj)\.weight")
+_NF4 = re.compile(rf"(.+)\.(absmax|quant_map|nested_absmax|nested_quant_map|{re.escape(FACTS_KEY)})")
+_FUSED = {
+    "w1": ("gate_up_proj", 0),
+    "w3": ("gate_up_proj", 1),
+    "w2": ("down_proj", 0),
+    "gate_proj": ("gate_up_proj", 0),
+    "up_proj": ("gate_up_proj", 1),
+    "down_proj": ("down_proj", 0),
+}
+_SHOWN = 5  # keys that an error names before it counts the rest
+
+
+def own_name(key: str) -> tuple[str, Slot]:
+    """The name in our model of a checkpoint's tensor, and which part of that tensor it is."""
+    key = key.replace(".block_sparse_moe.", ".mlp.")
+    if match := _EXPERT.fullmatch(key):
+        fused, half = _FUSED[match[3]]
+        return f"{match[1]}.{fused}", (int(match[2]), half)
+    if match := _NF4.fullmatch(key):
+        return match[1], match[2]
+    return key, ""
+
+
+@dataclass
+class _Mistakes:
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    misshaped: list[str] = field(default_factory=list)
+
+    def raise_any(self, checkpoint: Checkpoint) -> None:
+        parts = [f"{title} {_some(names)}" for title, names in vars(self).items() if names]
+        if parts:
+            raise ValueError(f"{checkpoint.path} does not fit the model: {'; '.join(parts)}")
+
+
+def _some(names: list[str]) -> str:
+    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + rest
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint, device: torch.device, optional: str | None = None) -> None:
+    """Streams every tensor of `checkpoint` into `model` (parameters on the meta device), in the model's dtypes, onto `device`.
+
+    Tensors are quantised or dequantised on the way where the model's form differs from the checkpoint's. Tensors whose name ends in
+    `optional` may be absent and are then zero. Raises ValueError naming all missing, unexpected and mis-shaped tensors, before any is read.
+    """
+    parameters = dict(model.named_parameters())
+    quantized = {
+        f"{prefix}.{name}": (module, name, shape)
+        for prefix, module in model.named_modules()
+        if isinstance(module, MatrixModule)
+        for name, shape in module.quantized_matrices().items()
+    }
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    shapes |= {name: shape for name, (_, _, shape) in quantized.items()}
+    sources = _find_sources(checkpoint, shapes, optional)
+    for name, shape in tqdm(shapes.items(), desc="Loading", unit="tensor", leave=False):
+        value = _assemble(checkpoint, sources[name], shape)
+        if name in quantized:
+            module, short, _ = quantized[name]
+            weight = value if isinstance(value, NF4Weight) else quantize_nf4(value.to(device))
+            module.set_nf4(short, weight)
+        else:
+            old = parameters[name]
+            tensor = dequantize_nf4(value) if isinstance(value, NF4Weight) else value
+            _set_parameter(model, name, nn.Parameter(tensor.to(device=device, dtype=old.dtype), requires_grad=old.requires_grad))
+
+
+def _set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    owner, _, short = name.rpartition(".")
+    parameter._is_hf_initialized = True  # transformers then leaves its value alone
+    setattr(model.get_submodule(owner), short, parameter)
+
+
+def _find_sources(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]], optional: str | None) -> dict[str, dict[Slot, str]]:
+    sources: dict[str, dict[Slot, str]] = {name: {} for name in shapes}
+    mistakes = _Mistakes()
+    for key in checkpoint:
+        name, slot = own_name(key)
+        if name in sources:
+            sources[name][slot] = key
+        elif not key.endswith("rotary_emb.inv_freq"):  # a constant that old checkpoints carry along
+            mistakes.unexpected.append(key)
+    for name, shape in shapes.items():
+        slots = sources[name]
+        if not slots and not (optional and name.endswith(optional)):
+            mistakes.missing.append(name)
+        elif slots and FACTS_KEY not in slots:
+            _check_parts(checkpoint, name, shape, slots, mistakes)
+    mistakes.raise_any(checkpoint)
+    return sources
+
+
+def _check_parts(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], slots: dict[Slot, str], mistakes: _Mistakes) -> None:
+    expected = {"": shape} if "" in slots else _part_shapes(name, shape)
+    mistakes.missing += [f"{name} of expert {slot[0]}" for slot in expected if slot not in slots]
+    for slot, key in slots.items():
+        if slot not in expected:
+            mistakes.unexpected.append(key)
+        elif checkpoint.shape(key) != expected[slot]:
+            mistakes.misshaped.append(f"{key} {list(checkpoint.shape(key))} instead of {list(expected[slot])}")
+
+
+def _part_shapes(name: str, shape: tuple[int, ...]) -> dict[Slot, tuple[int, ...]]:
+    """The parts of a fused expert tensor [E, out, in] as separate checkpoints have them."""
+    halves = 2 if name.endswith("gate_up_proj") else 1
+    return {(expert, half): (shape[1] // halves, shape[2]) for expert in range(shape[0]) for half in range(halves)}
+
+
+def _assemble(checkpoint: Checkpoint, slots: dict[Slot, str], shape: tuple[int, ...]) -> Tensor | NF4Weight:
+    if not slots:
+        return torch.zeros(shape)
+    if FACTS_KEY in slots:
+        return NF4Weight.from_state_dict({key: checkpoint.tensor(key) for key in slots.values()}, slots[""])
+    if "" in slots:
+        return checkpoint.tensor(slots[""])
+    fused: Tensor | None = None
+    for slot, key in slots.items():
+        part = checkpoint.tensor(key)
+        fused = torch.empty(shape, dtype=part.dtype) if fused is None else fused
+        expert, half = slot
+        fused[expert, half * part.shape[0] : (half + 1) * part.shape[0]] = part
+    return fused

@@ -1,0 +1,84 @@
+"""Modules whose matrices are either Parameters or bitsandbytes' NF4 bytes, under the same names and state-dict keys."""
+
+from typing import Any
+
+import torch
+from moe_kernels.linear import linear_nf4
+from moe_kernels.nf4 import NF4Weight
+from torch import Tensor, nn
+
+
+class MatrixModule(nn.Module):
+    """Base of modules with matrices that may be quantised.
+
+    A quantised matrix `name` is kept as buffers `name_packed`, `name_absmax`, ... that follow the module between devices but never
+    change their dtype; in a state dict it has bitsandbytes' keys (`name`, `name.absmax`, ...). It is absent until it is loaded.
+    """
+
+    def __init__(self, quantized: bool) -> None:
+        super().__init__()
+        self._quantized = quantized
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._formats: dict[str, NF4Weight] = {}
+
+    def add_matrix(self, name: str, *shape: int) -> None:
+        """Declares matrix `name` of `shape` [..., out, in]."""
+        self._shapes[name] = shape
+        if not self._quantized:
+            self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+
+    def quantized_matrices(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every matrix that is kept in NF4."""
+        return self._shapes if self._quantized else {}
+
+    def matrix(self, name: str) -> Tensor | NF4Weight:
+        if not self._quantized:
+            return getattr(self, name)
+        weight = self._formats[name]
+        return weight.with_tensors({field: getattr(self, f"{name}_{field}") for field in weight.tensors()})
+
+    def set_nf4(self, name: str, weight: NF4Weight) -> None:
+        """Gives the quantised matrix `name` its bytes; ValueError if the shape is another."""
+        if tuple(weight.shape) != self._shapes[name]:
+            raise ValueError(f"{name} has shape {tuple(weight.shape)}; expected {self._shapes[name]}")
+        for field, tensor in weight.tensors().items():
+            self.register_buffer(f"{name}_{field}", tensor, persistent=False)
+        self._formats[name] = weight
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "MatrixModule":
+        kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            moved = self._buffers[name]
+            if moved is not None and moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in self._formats:
+            weight = self.matrix(name)
+            assert isinstance(weight, NF4Weight)
+            destination.update(weight.state_dict(prefix + name))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, metadata: Any, strict: bool, missing: list, *rest: Any) -> None:
+        for name in self.quantized_matrices():
+            key = prefix + name
+            if key not in state_dict:
+                missing.append(key)
+                continue
+            own = {other: state_dict.pop(other) for other in list(state_dict) if other == key or other.startswith(f"{key}.")}
+            self.set_nf4(name, NF4Weight.from_state_dict(own, key))
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
+
+
+class NF4Linear(MatrixModule):
+    """`nn.Linear` without bias on an NF4 weight [out, in]."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(quantized=True)
+        self.in_features, self.out_features = in_features, out_features
+        self.add_matrix("weight", out_features, in_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear_nf4(x, self.matrix("weight"))
