@@ -1,9 +1,81 @@
-"""XLCoST's token form and back to source text."""
+"""XLCoST's token form and back to source text.
+
+XLCoST (Zhu et al. 2022, arXiv:2206.08474) stores each program as one line of space-separated tokens, made by TransCoder's
+tokenisers. Layout is written as marks: NEW_LINE, INDENT and DEDENT in Python, NEW_LINE after preprocessor lines in C++.
+String literals are split at their punctuation too; in them `▁` is a space, STRNEWLINE is `\\n`, TABSYMBOL is `\\t`, and every
+other space was not there. In Java strings a plain NEW_LINE is `\\n` as well, so marks cannot be replaced blindly.
+"""
+
+import re
+from functools import lru_cache
+
+from .layout_braces import layout_braces
+from .layout_python import layout_python
+
+_OPERATORS = {
+    "python": "**= //= >>= <<= ... ** // >> << <= >= == != += -= *= /= %= &= |= ^= @= := ->",
+    "java": ">>>= >>= <<= ... <= >= == != && || ++ -- += -= *= /= %= &= |= ^= << -> ::",
+    "javascript": ">>>= **= >>= <<= === !== &&= ||= ??= ... ** <= >= == != && || ?? ?. ++ -- += -= *= /= %= &= |= ^= << =>",
+    "cpp": "<=> >>= <<= ... <= >= == != && || ++ -- += -= *= /= %= &= |= ^= << -> ::",
+}
+_QUOTED = r"{0}(?:\\\s*\S|[^\\{0}])*{0}"
+_STRING = "|".join(map(_QUOTED.format, "\"'"))
+_LITERALS = {
+    "python": rf"\b(?i:[rbfu]|rb|br|rf|fr)\s*(?:{_STRING})|{_STRING}",
+    "java": _STRING,
+    "javascript": rf"{_STRING}|{_QUOTED.format('`')}|(?<=[(,=:\[!&|?{{}};]\s)/(?:\\\s*\S|[^/\\])+/(?:\s*[dgimsuy]+\b)?",
+    "cpp": rf"#\s*include\s*(?:<[^>]*>|\"[^\"]*\")|#\s*\w(?:(?!NEW_LINE).)*|{_STRING}",
+}
+_NUMBER = r"(?:\d|\.\d)(?:[\w.]|(?<=[eE])[+-](?=\d)|'(?=\d))*"
+_SPACED = re.compile(r"\s+")
+_GLUED = re.compile(r"\w[(\[;:,]|[(\[]\w")  # outside of literals, only source text has punctuation touching a word
 
 
 def is_token_form(codes: list[str]) -> bool:
-    return False
+    """Whether most of `codes` are tokens of one line: no line break, and no bracket or comma that touches a word."""
+    return 2 * sum(map(_is_tokenised, codes)) > len(codes)
+
+
+def _is_tokenised(code: str) -> bool:
+    return "\n" not in code and not _GLUED.search(re.sub(_STRING, "", code))
 
 
 def decode(code: str, lang: str) -> str:
-    return code
+    """The source text of `code`, which is in token form: real strings, one statement a line, indents of 4 spaces."""
+    tokens = decode_tokens(code, lang)
+    return layout_python(tokens) if lang == "python" else layout_braces(tokens, lang)
+
+
+def decode_tokens(code: str, lang: str) -> list[str]:
+    """The tokens of `code` with its literals and preprocessor lines restored; the layout marks stand among them."""
+    return [_restore(token) if token[0] in "\"'`/#>:rbfuRBFU" else token for token in _lexer(lang).findall(code)]
+
+
+@lru_cache
+def _lexer(lang: str) -> re.Pattern[str]:
+    """Longest match first. TransCoder's tokenisers split `>>` and `::` at times: runs of `>` are one token here."""
+    operators = "|".join(map(re.escape, _OPERATORS[lang].split()))
+    split = r">(?:\s*>)+" + (r"|:\s*:" if lang == "cpp" else "")
+    return re.compile(rf"{_LITERALS[lang]}|[^\W\d][\w$]*|\$[\w$]*|{_NUMBER}|{operators}|{split}|\S")
+
+
+def _restore(token: str) -> str:
+    """A string, regular expression, preprocessor line or split operator as it stood in the source."""
+    if token[0] == "#":
+        return _restore_directive(token)
+    if token[-1] not in "\"'`" and token[0] != "/":
+        return token if token[0] not in ">:" else "".join(token.split())
+    if token[0] == "`" and "▁" not in token:
+        return token  # a template whose spaces are its own
+    token = "".join(token.split()).replace("▁", " ")
+    if "NEW" in token or "TAB" in token:
+        token = token.replace("STRNEWLINE", r"\n").replace("NEW_LINE", r"\n").replace("TABSYMBOL", r"\t")
+    return token
+
+
+def _restore_directive(token: str) -> str:
+    """`# include < cmath >` is `#include <cmath>`; a macro's body keeps its tokens."""
+    directive = "#" + _SPACED.sub(" ", token[1:]).strip()
+    if not directive.startswith("#include"):
+        return directive
+    return "#include " + "".join(directive.removeprefix("#include").split())
