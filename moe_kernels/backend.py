@@ -51,5 +51,5 @@ def extension_loaded() -> bool:
     return True
 
 
-def _dequantize_nf4_fake(packed, absmax, nested_absmax, nested_offset, shape, dtype, first_block):
+def _dequantize_nf4_fake(packed, absmax, nested_absmax, dynamic_map, nested_offset, shape, dtype, first_block):
     return packed.new_empty(shape, dtype=dtype)

@@ -144,8 +144,9 @@ def quantize_nf4(weight: Tensor) -> NF4Weight:
 def dequantize_nf4(q: NF4Weight, dtype: torch.dtype | None = None) -> Tensor:
     """The values of `q` as a tensor of its shape in `dtype` (default: its own), bit-equal to bitsandbytes."""
     dtype = q.dtype if dtype is None else dtype
-    if q.device.type == "cpu" and dtype in DTYPES and backend.active() == "cpp":
-        return torch.ops.moe_kernels.dequantize_nf4(*q.tensors().values(), q.nested_offset, q.shape, dtype, q.first_block)
+    if q.device.type == "cpu" and backend.active() == "cpp":
+        tables = (q.packed, q.absmax, q.nested_absmax, dynamic_map())
+        return torch.ops.moe_kernels.dequantize_nf4(*tables, q.nested_offset, q.shape, dtype, q.first_block)
     return dequantize_nf4_reference(q, dtype)
 
 

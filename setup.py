@@ -1,0 +1,73 @@
+"""Packages, dependencies, and the optional C++ operators of `csrc/`."""
+
+import sys
+
+from setuptools import find_packages, setup
+
+ROOMS = ("moe_kernels", "model", "train", "eval", "benchmarks")
+
+INSTALL_REQUIRES = [
+    "torch>=2.11",  # its CUDA builds on Linux bring their own Triton (>= 3.6)
+    "transformers>=5.17",
+    "bitsandbytes>=0.50",
+    "peft>=0.21",
+    "accelerate>=1.10",
+    "safetensors>=0.6",
+    "datasets>=4.0",
+    "codebleu==0.7.0",
+    # The grammars that codebleu 0.7.0 can load; others install and then fail when they are used.
+    "tree-sitter==0.22.3",
+    "tree-sitter-python==0.21.0",
+    "tree-sitter-java==0.21.0",
+    "tree-sitter-javascript==0.21.4",
+    "tree-sitter-cpp==0.22.3",
+    "pyyaml>=6",
+    "tqdm>=4.66",
+    "matplotlib>=3.8",
+    "tensorboard>=2.16",
+]
+TEST_REQUIRES = ["pytest>=8", "pytest-xdist>=3.6", "pytest-benchmark>=5", "scipy>=1.11"]
+DEV_REQUIRES = ["ruff>=0.12", "mypy>=1.15", "clang-format>=18", "ninja>=1.11"]
+
+
+def skip_extension(reason: object) -> None:
+    print(f"moe-kernels: the C++ operators are not built ({reason}); their torch references will run.", file=sys.stderr)
+
+
+def optional_extension() -> dict[str, object]:
+    """The arguments of `setup` that build `moe_kernels._C`; none if torch is out of the build's sight."""
+    try:
+        from torch.utils.cpp_extension import BuildExtension, CppExtension
+    except ImportError:
+        skip_extension("torch is not installed, or hidden from the build: install it, then use pip's --no-build-isolation")
+        return {}
+
+    class OptionalBuild(BuildExtension):
+        """A compiler that is absent or fails costs the extension, not the installation."""
+
+        def build_extensions(self) -> None:
+            try:
+                super().build_extensions()
+            except Exception as error:
+                skip_extension(str(error).splitlines()[0])
+
+    # OpenMP is compiled in but not linked: its symbols are then those of the runtime in libtorch, and the threads are PyTorch's.
+    # A fused multiply-add would round the absmax once instead of twice, and no longer equal bitsandbytes.
+    flags = ["-O3", "-ffp-contract=off", *(["-fopenmp"] if sys.platform == "linux" else [])]
+    extension = CppExtension("moe_kernels._C", ["csrc/nf4.cpp"], extra_compile_args=[] if sys.platform == "win32" else flags)
+    extension.optional = True
+    return {"ext_modules": [extension], "cmdclass": {"build_ext": OptionalBuild.with_options(use_ninja=False)}}
+
+
+setup(
+    name="moe-kernels",
+    version="0.1.0",
+    description="Four code experts in one 4-bit mixture: train, compose, run and measure it on one card",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=[pattern for room in ROOMS for pattern in (room, f"{room}.*")]),
+    include_package_data=True,
+    install_requires=INSTALL_REQUIRES,
+    extras_require={"test": TEST_REQUIRES, "dev": TEST_REQUIRES + DEV_REQUIRES},
+    **optional_extension(),
+)
