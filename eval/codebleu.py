@@ -10,6 +10,7 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,12 @@ from model.languages import LANGUAGES, get_language
 from model.load import load_model
 from model.output import check_absent, output_folder, write_run
 from model.prompt import format_prompt
-from train.data import Loaded, Pair, load_pairs
+from train.data import load_pairs
+from train.data.pairs import Pair
 
 from .points import pick_points
+from .runs import CODEBLEU, SAMPLES
 from .score import PARTS, score_set
-
-PROGRAM = "eval.codebleu"
-SAMPLES = "samples.jsonl"
-ROLES = ("base", "expert", "mixture")
 
 
 def main(args: Namespace) -> None:
@@ -39,21 +38,19 @@ def main(args: Namespace) -> None:
     figures: dict[str, dict[str, Any]] = {}
     samples: list[dict[str, Any]] = []
     for lang, kinds in points.items():
-        flat = [(kind, row) for kind, rows in kinds.items() for row in rows]
-        print(f"{get_language(lang).title}: {len(flat)} points ({', '.join(f'{len(rows)} {kind}' for kind, rows in kinds.items())})")
+        prompts = [format_prompt(point.text, lang) for points in kinds.values() for point in points]
+        print(f"{get_language(lang).title}: " + ", ".join(f"{len(points)} points ({kind})" for kind, points in kinds.items()))
         started = time.perf_counter()
-        prompts = [format_prompt(row.text, lang) for _, row in flat]
         completions = complete(model, tokenizer, prompts, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size)
-        seconds = time.perf_counter() - started
-        figures[lang], rows = judge(lang, kinds, dict(zip((row.id for _, row in flat), completions, strict=True)))
-        for row in figures[lang].values():
-            row["generation_seconds_per_point"] = seconds / len(flat)
+        seconds = (time.perf_counter() - started) / len(prompts)
+        figures[lang], rows = judge(lang, kinds, completions)
+        figures[lang] = {kind: {**row, "generation_seconds_per_point": seconds} for kind, row in figures[lang].items()}
         samples += rows
     facts = {key: getattr(args, key) for key in ("model", "adapter", "split", "limit", "max_new_tokens", "batch_size")}
     with output_folder(args.out) as folder:
         with (folder / SAMPLES).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
-        write_run(folder, seed=args.seed, figures=figures, program=PROGRAM, name=args.name or role, role=role, data=sources, **facts)
+        write_run(folder, seed=args.seed, figures=figures, program=CODEBLEU, name=args.name or role, role=role, data=sources, **facts)
     print(table(figures, args.name or role))
     print(f"written to {args.out}")
 
@@ -62,9 +59,7 @@ def load_points(args: Namespace) -> tuple[dict[str, dict[str, list[Pair]]], dict
     """{lang: {kind: points}} and where they came from: {lang: {"source", "sha256", "rows"}}."""
     points, sources = {}, {}
     for lang in [args.lang] if args.lang else LANGUAGES:
-        loaded: Loaded = load_pairs(args.data, lang, args.split)
-        if not loaded.rows:
-            raise ValueError(f"the {args.split} split of {args.data} has no {lang} rows")
+        loaded = load_pairs(args.data, lang, args.split)
         points[lang] = pick_points(loaded.rows, args.split, args.limit, args.seed)
         sources[lang] = {"source": loaded.source, "sha256": loaded.sha256, "rows": len(loaded.rows)}
     return points, sources
@@ -77,12 +72,13 @@ def role_of(model: Any) -> str:
     return "expert" if hasattr(model, "peft_config") else "base"
 
 
-def judge(lang: str, kinds: dict[str, list[Pair]], completions: dict[str, str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Figures by kind and the rows of `samples.jsonl`; `completions` by point id."""
+def judge(lang: str, kinds: dict[str, list[Pair]], completions: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Figures by kind and the rows of `samples.jsonl`; `completions` in the order of the points of all kinds."""
     figures: dict[str, Any] = {}
     samples = []
+    remaining = iter(completions)
     for kind, points in kinds.items():
-        predictions = [completions[point.id] for point in points]
+        predictions = list(islice(remaining, len(points)))
         scores, figures[kind] = score_set([point.code for point in points], predictions, lang)
         for point, prediction, score in zip(points, predictions, scores, strict=True):
             row = {"id": point.id, "lang": lang, "kind": kind, "group": point.group, "text": point.text, "reference": point.code}
@@ -93,8 +89,7 @@ def judge(lang: str, kinds: dict[str, list[Pair]], completions: dict[str, str]) 
 def table(figures: dict[str, dict[str, Any]], name: str) -> str:
     """The figures as aligned text, scores x 100."""
     columns = ("CodeBLEU", "corpus", "library", "n-gram", "keywords", "syntax", "data flow")
-    lines = [f"{name}, x 100{'':<20}{'n':>5}{'empty':>7}" + "".join(f"{column:>10}" for column in columns)]
-    lines[0] = f"{name + ' (x 100)':<24}{'n':>5}{'empty':>7}" + "".join(f"{column:>10}" for column in columns)
+    lines = [f"{name + ' (x 100)':<24}{'n':>5}{'empty':>7}" + "".join(f"{column:>10}" for column in columns)]
     for lang, kinds in figures.items():
         for kind, row in kinds.items():
             values = [row["codebleu"], row["codebleu_corpus"], row["codebleu_library"], *(row["parts"][part] for part in PARTS)]
@@ -104,19 +99,24 @@ def table(figures: dict[str, dict[str, Any]], name: str) -> str:
 
 
 def parse() -> ArgumentParser:
-    parser = make_parser(PROGRAM, __doc__ or "")
+    parser = make_parser(CODEBLEU, __doc__ or "")
     parser.add_argument("--model", required=True, help="a base model (folder or hub name), an adapter's folder, or a mixture's folder")
     parser.add_argument("--adapter", help="a PEFT adapter's folder to put on --model")
+    parser.add_argument("--max-new-tokens", type=int, default=650, help="tokens of a completion")
+    parser.add_argument("--name", help="label in reports (default: what the model is: base, expert or mixture)")
+    add_point_flags(parser)
+    return parser
+
+
+def add_point_flags(parser: ArgumentParser) -> None:
+    """The flags that choose points, and those that every command with a model and points has."""
     parser.add_argument("--data", default="auto", help="auto, corpus, xlcost, a file or a folder with columns text and code")
     parser.add_argument("--lang", choices=list(LANGUAGES), help="one language only (default: all)")
     parser.add_argument("--split", default="test", choices=("train", "valid", "test"), help="whose rows")
     parser.add_argument("--limit", type=int, default=50, help="points of each language and kind, drawn by --seed and their ids")
-    parser.add_argument("--max-new-tokens", type=int, default=650, help="tokens of a completion")
-    parser.add_argument("--batch-size", type=int, default=16, help="prompts generated together")
+    parser.add_argument("--batch-size", type=int, default=16, help="points run together")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
-    parser.add_argument("--name", help="label in reports (default: what the model is: base, expert or mixture)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    return parser
 
 
 if __name__ == "__main__":

@@ -3,24 +3,22 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from train.data import Pair
+from train.data.pairs import Pair
 
 
-def pick_points(rows: "Iterable[Pair]", split: str, limit: int | None, seed: int) -> "dict[str, list[Pair]]":
-    """{kind: the first `limit` rows of that kind in shuffled order}; None takes all; the kind of a plain row is named after its split.
+def pick_points(rows: Iterable[Pair], split: str, limit: int, seed: int) -> dict[str, list[Pair]]:
+    """{kind: the first `limit` rows of that kind in shuffled order}; the kind of a plain row is named after its split.
 
     The order is that of SHA-256(seed, id): it depends on the points alone, not on the model, the other languages or the file's order, and a
     smaller limit takes a prefix of what a larger one takes.
     """
-    if limit is not None and limit < 1:
+    if limit < 1:
         raise ValueError(f"--limit must be at least 1, not {limit}")
     kinds: dict[str, list[Pair]] = defaultdict(list)
     for row in rows:
         kinds[row.kind or split].append(row)
-    return {kind: sorted(kinds[kind], key=lambda row: _rank(row.id, seed))[:limit] for kind in sorted(kinds, reverse=True)}
+    return {kind: sorted(kinds[kind], key=lambda row: (_rank(row.id, seed), row.text))[:limit] for kind in sorted(kinds, reverse=True)}
 
 
 def _rank(point: str, seed: int) -> bytes:

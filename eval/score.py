@@ -11,8 +11,8 @@ syntax subtrees found in the prediction; share of the reference's data-flow edge
 | edges list their sources in the order of a `set` of names: the score changes with PYTHONHASHSEED | sources in order of first appearance |
 | one warning a row on the root logger; an exception on text that is not valid Unicode | neither |
 
-`codebleu` is the corrected score and the mean over rows is the headline figure; `codebleu_corpus` sums counts over the rows before dividing,
-as the package does. `codebleu_library` is the package's own formula (spaces as separators, 0 as 1), for comparison with the literature only.
+`codebleu` is the corrected score; its mean over rows is the headline figure. `codebleu_corpus` sums counts over the rows before dividing,
+as the package does. `codebleu_library` is the package's own formula (spaces separate, 0 counts as 1), for comparison with the literature.
 """
 
 from collections import Counter

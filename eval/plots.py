@@ -1,0 +1,205 @@
+"""The report's figures, each drawn twice: on light and on dark ground. One colour a role and one a language, throughout."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from .study import ALL, SCORE, Table
+from .tables import HEADS, kind_title, lang_title
+
+THEMES = {
+    "light": {"ground": "#ffffff", "ink": "#1c2330", "faint": "#667085", "grid": "#e4e7ec", "low": "#f4f6f9", "high": "#1f5fa8"},
+    "dark": {"ground": "#161b22", "ink": "#e6eaf0", "faint": "#98a2b3", "grid": "#2d3540", "low": "#1d2530", "high": "#6cb0ff"},
+}
+ROLE_COLOURS = {"base": "#8b95a5", "expert": "#3b82c4", "mixture": "#e08a1e"}
+LANG_COLOURS = {"python": "#3b82c4", "java": "#d9534f", "javascript": "#d6a419", "cpp": "#7a5cc4"}
+WIDTH = 10.0  # inches
+
+Theme = Mapping[str, str]
+Draw = Callable[[Theme], Figure]
+
+
+def save(folder: Path, name: str, draw: Draw) -> dict[str, Path]:
+    """Draws `name.png` and `name-dark.png`; {theme: path}."""
+    paths = {}
+    for theme, colours in THEMES.items():
+        paths[theme] = folder / (f"{name}.png" if theme == "light" else f"{name}-{theme}.png")
+        with plt.rc_context(_style(colours)):
+            figure = draw(colours)
+            figure.savefig(paths[theme], dpi=150, metadata={"Software": None})
+            plt.close(figure)
+    return paths
+
+
+def _style(colours: Theme) -> Any:
+    ink = dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), colours["ink"])
+    faint = dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor", "axes.edgecolor"), colours["faint"])
+    ground = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), colours["ground"])
+    spines = {f"axes.spines.{side}": False for side in ("top", "right", "left")}
+    size = {
+        "font.size": 10.5,
+        "axes.titlesize": 11.5,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "font.family": "DejaVu Sans",
+    }
+    marks = {
+        "xtick.color": colours["grid"],
+        "ytick.color": colours["grid"],
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": colours["grid"],
+    }
+    return {**ink, **faint, **ground, **spines, **size, **marks, "legend.frameon": False, "figure.constrained_layout.use": True}
+
+
+def means_figure(tables: Sequence[Table], colours: Theme) -> Figure:
+    """Mean CodeBLEU of each role with its interval, a panel a kind of point."""
+    kinds = list(dict.fromkeys(kind for table in tables for kind in table))
+    figure, axes = plt.subplots(1, len(kinds), figsize=(WIDTH, 3.8), sharey=True, squeeze=False)
+    for axis, kind in zip(axes[0], kinds, strict=True):
+        rows: dict[str, dict[str, Any]] = {}
+        for table in tables:
+            for lang, row in table.get(kind, {}).items():
+                rows[lang] = {**rows.get(lang, {}), **row}
+        _grouped_bars(axis, rows, colours)
+        axis.set_title(kind_title(kind))
+    axes[0][0].set_ylabel("CodeBLEU × 100 (corrected)")
+    _role_legend(figure, axes[0][0])
+    return figure
+
+
+def _grouped_bars(axis: Axes, rows: dict[str, dict[str, Any]], colours: Theme) -> None:
+    roles = [role for role in ROLE_COLOURS if any(role in row for row in rows.values())]
+    width = 0.8 / len(roles)
+    for offset, role in enumerate(roles):
+        places = [i + (offset - (len(roles) - 1) / 2) * width for i, row in enumerate(rows.values()) if role in row]
+        figures = [row[role] for row in rows.values() if role in row]
+        values = [100 * figure["value"] for figure in figures]
+        axis.bar(places, values, width * 0.88, color=ROLE_COLOURS[role], label=HEADS[role])
+        for place, value, figure in zip(places, values, figures, strict=True):
+            if figure["low"] is not None:
+                axis.plot([place, place], [100 * figure["low"], 100 * figure["high"]], color=colours["ink"], linewidth=1.2, alpha=0.75)
+            top = value if figure["high"] is None else 100 * figure["high"]
+            axis.annotate(f"{value:.0f}", (place, top), (0, 3), textcoords="offset points", ha="center", fontsize=8, color=colours["faint"])
+    axis.set_xticks(range(len(rows)), [lang_title(lang).replace(" ", "\n") for lang in rows])
+    axis.set_ylim(0, None)
+    axis.grid(axis="x", visible=False)
+    if ALL in rows and len(rows) > 1:
+        axis.axvline(list(rows).index(ALL) - 0.5, color=colours["grid"], linewidth=1.2)
+
+
+def distributions_figure(scores: dict[str, dict[str, dict[str, list[float]]]], colours: Theme) -> Figure:
+    """Every point's score, [kind][lang][role]: a dot each, the density behind them, a bar at the mean."""
+    kinds, langs = list(scores), list(next(iter(scores.values())))
+    height = 0.9 + 1.75 * len(kinds)
+    figure, axes = plt.subplots(len(kinds), len(langs), figsize=(WIDTH, height), sharex=True, sharey="row", squeeze=False)
+    for row, kind in zip(axes, kinds, strict=True):
+        for axis, lang in zip(row, langs, strict=True):
+            _clouds(axis, scores[kind].get(lang, {}), colours)
+            axis.set_title(lang_title(lang), fontsize=10)
+        row[0].set_ylabel(kind_title(kind).replace(" of seen problem families", "").replace("problem ", ""))
+    figure.supxlabel("CodeBLEU × 100 (corrected) of one point", fontsize=10.5)
+    return figure
+
+
+def _clouds(axis: Axes, roles: dict[str, list[float]], colours: Theme) -> None:
+    names = [role for role in ROLE_COLOURS if roles.get(role)]
+    jitter = np.random.default_rng(0)
+    for place, role in enumerate(reversed(names)):
+        values = 100 * np.asarray(roles[role])
+        if len(values) > 2 and values.std() > 1e-6:
+            parts: Any = axis.violinplot(values, [place], orientation="horizontal", widths=0.85, showextrema=False, side="high")
+            parts["bodies"][0].set(facecolor=ROLE_COLOURS[role], alpha=0.35, edgecolor="none")
+        axis.scatter(values, place - 0.04 - 0.22 * jitter.random(len(values)), s=7, color=ROLE_COLOURS[role], alpha=0.65, linewidths=0)
+        axis.plot([values.mean()] * 2, [place - 0.3, place + 0.4], color=colours["ink"], linewidth=1.8)
+    axis.set_yticks(range(len(names)), [HEADS[role] for role in reversed(names)])
+    axis.set_xlim(-2, 102)
+    axis.set_ylim(-0.45, len(names) - 0.4)
+    axis.grid(axis="y", visible=False)
+
+
+def training_figure(logs: Sequence[tuple[str, list[dict[str, Any]]]], colours: Theme) -> Figure:
+    """Training loss (thin, and smoothed) and evaluation loss (dots) against the step, a panel a run."""
+    columns = min(3, len(logs))
+    rows = -(-len(logs) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, 0.6 + 2.3 * rows), squeeze=False)
+    for axis, (label, entries) in zip(axes.flat, logs, strict=False):
+        steps, losses = _series(entries, "loss")
+        axis.plot(steps, losses, color=ROLE_COLOURS["base"], linewidth=1, alpha=0.9, label="training")
+        if checks := _series(entries, "eval_loss")[0]:
+            axis.plot(
+                checks,
+                _series(entries, "eval_loss")[1],
+                "o-",
+                color=ROLE_COLOURS["mixture"],
+                markersize=4,
+                linewidth=1.4,
+                label="validation",
+            )
+        axis.set_title(label)
+        axis.set_ylim(0, 1.05 * max([*losses, *_series(entries, "eval_loss")[1]]))
+        axis.grid(axis="x", visible=False)
+    for axis in axes.flat[len(logs) :]:
+        axis.set_visible(False)
+    axes[0][0].legend(loc="upper right", fontsize=9)
+    figure.supxlabel("optimiser step", fontsize=10.5)
+    figure.supylabel("loss, nats per token", fontsize=10.5)
+    return figure
+
+
+def _series(entries: Sequence[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    found = [(entry["step"], entry[key]) for entry in entries if key in entry]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def gates_figure(arrays: dict[str, Any], colours: Theme) -> Figure:
+    """Left: first choices by language and expert, mean over layers. Right: share of first choices that are the language's own, by layer."""
+    langs, experts = list(arrays["languages"]), arrays["experts"]
+    owned = {lang: row["own_top1"] for lang, row in arrays["languages"].items() if row["own_top1"] is not None}
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 1.6 + 0.62 * len(langs)), width_ratios=(1, 1.35))
+    _heat(left, [np.mean(arrays["languages"][lang]["top1"], axis=0) for lang in langs], colours)
+    left.set_xticks(range(len(experts)), [lang_title(name) for name in experts])
+    left.set_yticks(range(len(langs)), [lang_title(lang) for lang in langs])
+    left.set(title="First choice, % of tokens", xlabel="expert", ylabel="language of the program")
+    layers = len(next(iter(arrays["languages"].values()))["top1"])
+    if owned:
+        _heat(right, list(owned.values()), colours)
+        right.set_xticks(range(0, layers, max(1, layers // 8)), range(0, layers, max(1, layers // 8)))
+        right.set_yticks(range(len(owned)), [lang_title(lang) for lang in owned])
+        right.set(title="Own expert first, % of tokens, by layer", xlabel="layer")
+    right.set_visible(bool(owned))
+    return figure
+
+
+def _heat(axis: Axes, shares: Sequence[Sequence[float]], colours: Theme) -> None:
+    """Shares [rows][columns] as a heat map from 0 to 100 %, with the figures in the cells if they fit."""
+    table = 100 * np.asarray(shares)
+    shades = LinearSegmentedColormap.from_list("shares", [colours["low"], colours["high"]])
+    axis.imshow(table, cmap=shades, vmin=0, vmax=100, aspect="auto")
+    axis.grid(visible=False)
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    if table.shape[1] > 12:
+        return
+    for (row, column), value in np.ndenumerate(table):
+        axis.text(column, row, f"{value:.0f}", ha="center", va="center", color=colours["ground"] if value > 55 else colours["ink"])
+
+
+def _role_legend(figure: Figure, axis: Axes) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), fontsize=9.5)
+
+
+def row_scores(rows: dict[str, list[dict[str, Any]]]) -> dict[str, list[float]]:
+    """{role: scores} of `study.aligned`."""
+    return {role: [row[SCORE] for row in samples] for role, samples in rows.items()}

@@ -1,0 +1,132 @@
+"""Reads the folders that evaluation and training commands wrote, and refuses to compare what is not comparable."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.output import RUN
+
+LOG = "log.jsonl"
+SAMPLES = "samples.jsonl"
+ARRAYS = "routing.json"
+CODEBLEU, ROUTING = "eval.codebleu", "eval.routing"
+ROLES = ("base", "expert", "mixture")
+SAME = ("prompt_template", "max_new_tokens")  # what has to agree before two runs are compared
+
+Sample = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of an evaluation command. `samples` = {lang: {kind: rows in file order}}, empty for a routing run."""
+
+    path: Path
+    facts: dict[str, Any]
+    samples: dict[str, dict[str, list[Sample]]]
+
+    @property
+    def role(self) -> str:
+        """By the label's first word if that is a role ("expert-cpp"), else what the command found the model to be."""
+        word = str(self.facts.get("name", "")).replace("_", "-").split("-")[0]
+        return word if word in ROLES else str(self.facts["role"])
+
+
+@dataclass(frozen=True)
+class Systems:
+    """The runs to be compared: the base, the mixture (one each at most) and the expert of each language."""
+
+    base: Run | None
+    mixture: Run | None
+    experts: dict[str, Run]
+
+    def of(self, lang: str) -> dict[str, Run]:
+        """{role: run} of the runs that scored `lang`, in the order of ROLES."""
+        found = {"base": self.base, "expert": self.experts.get(lang), "mixture": self.mixture}
+        return {role: run for role, run in found.items() if run is not None and lang in run.samples}
+
+
+def read_runs(paths: Iterable[Path]) -> tuple[Systems, Run | None]:
+    """The CodeBLEU runs by role and the routing run, if there is one; `ValueError` if a role is taken twice."""
+    runs = [read_run(path) for path in paths]
+    scored = [run for run in runs if run.facts["program"] == CODEBLEU]
+    if not scored:
+        raise ValueError(f"none of the runs is of {CODEBLEU}, so there is nothing to report")
+    experts: dict[str, Run] = {}
+    for run in scored:
+        for lang in run.samples if run.role == "expert" else ():
+            if lang in experts:
+                raise ValueError(f"{experts[lang].path} and {run.path} are both expert runs on {lang}; give each expert its --lang")
+            experts[lang] = run
+    base, mixture = (_only([run for run in scored if run.role == role], role) for role in ("base", "mixture"))
+    systems = Systems(base, mixture, experts)
+    check_comparable(systems)
+    return systems, _only([run for run in runs if run.facts["program"] == ROUTING], "routing")
+
+
+def read_run(path: Path) -> Run:
+    """One run's folder; one clear sentence if it is missing, or another command's."""
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no run {path}")
+    if not (path / RUN).is_file():
+        raise ValueError(f"{path} is not the output of a finished command: it has no {RUN}")
+    facts = json.loads((path / RUN).read_text(encoding="utf-8"))
+    program = facts.get("program")
+    if program not in (CODEBLEU, ROUTING):
+        raise ValueError(f"{path} was not written by {CODEBLEU} or {ROUTING}{f' but by {program}' if program else ''}")
+    if program == ROUTING:
+        return Run(path, facts, {})
+    samples: dict[str, dict[str, list[Sample]]] = {}
+    for row in _read_lines(path / SAMPLES):
+        samples.setdefault(row["lang"], {}).setdefault(row["kind"], []).append(row)
+    if not samples:
+        raise ValueError(f"{path / SAMPLES} holds no samples")
+    return Run(path, facts, samples)
+
+
+def read_training(path: Path) -> tuple[str, list[dict[str, Any]]]:
+    """(label, log entries) of a training command's output folder."""
+    if not (path / LOG).is_file():
+        raise FileNotFoundError(f"{path} is not a training command's output: it has no {LOG}")
+    entries = [entry for entry in _read_lines(path / LOG) if "loss" in entry or "eval_loss" in entry]
+    if not entries:
+        raise ValueError(f"{path / LOG} holds no entry with a loss")
+    return path.resolve().name, entries
+
+
+def check_comparable(systems: Systems) -> None:
+    """`ValueError` naming the two runs and what differs, unless all runs on a language share points, prompt and length limit."""
+    for lang in sorted({lang for run in (systems.base, systems.mixture, *systems.experts.values()) if run for lang in run.samples}):
+        first, *others = systems.of(lang).values()
+        for other in others:
+            for key in SAME:
+                if first.facts.get(key) != other.facts.get(key):
+                    sides = f"{first.facts.get(key)!r} and {other.facts.get(key)!r}"
+                    raise ValueError(f"{first.path} and {other.path} cannot be compared: {key} is {sides}")
+            if left := _points(first, lang) ^ _points(other, lang):
+                kind, point, _ = min(left)
+                message = f"{first.path} and {other.path} scored different {lang} points, such as {point!r} ({kind})"
+                raise ValueError(f"{message}; use the same --data, --limit and --seed")
+
+
+def _points(run: Run, lang: str) -> set[tuple[str, str, str]]:
+    return {(kind, row["id"], row["reference"]) for kind, rows in run.samples[lang].items() for row in rows}
+
+
+def _only(runs: list[Run], role: str) -> Run | None:
+    if len(runs) > 1:
+        raise ValueError(f"{' and '.join(str(run.path) for run in runs)} are all {role} runs; give one, or rename them with --name")
+    return runs[0] if runs else None
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):  # splitlines would cut at U+2028
+        try:
+            rows += [json.loads(line)] if line else []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}, is not JSON: {error.msg}") from error
+    return rows

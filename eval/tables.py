@@ -1,0 +1,67 @@
+"""A report's tables as rows of text: the terminal, Markdown and HTML print the same cells."""
+
+from typing import Any
+
+from model.languages import LANGUAGES
+
+from .bootstrap import LEVEL
+from .study import ALL, Table
+
+KINDS = {"wording": "Unseen wordings of seen problem families", "family": "Unseen problem families", "test": "Test split"}
+HEADS = {"base": "Base", "expert": "Expert", "mixture": "Mixture", "difference": "Difference", "ratio": "Times base", "kept": "Of expert"}
+SCALE = {"ratio": 1.0}  # everything else is shown x 100
+SUFFIX = {"ratio": "×", "kept": " %"}
+
+Cell = tuple[str, str]  # the figure, and its interval or ""
+Grid = tuple[list[str], list[list[Cell]]]
+
+
+def kind_title(kind: str) -> str:
+    return KINDS.get(kind, kind.capitalize())
+
+
+def lang_title(lang: str) -> str:
+    if lang == ALL:
+        return "All languages"
+    return LANGUAGES[lang].title if lang in LANGUAGES else lang
+
+
+def grid(rows: dict[str, dict[str, Any]]) -> Grid:
+    """Header and cells of one kind of a `study.Table`."""
+    columns = [name for name in HEADS if any(name in row for row in rows.values())]
+    head = ["Language", "n", *(HEADS[name] for name in columns)]
+    cells = [[(lang_title(lang), ""), (str(row["n"]), ""), *(_cell(name, row.get(name)) for name in columns)] for lang, row in rows.items()]
+    return head, cells
+
+
+def _cell(name: str, figure: dict[str, Any] | None) -> Cell:
+    if figure is None or figure["value"] is None:
+        return "–", ""
+    scale, digits = SCALE.get(name, 100.0), 2 if name in SCALE else 1
+    sign = "+" if name == "difference" else ""
+    shown = f"{scale * figure['value']:{sign}.{digits}f}{SUFFIX.get(name, '')}"
+    if figure["low"] is None:
+        return shown, ""
+    return shown, f"[{scale * figure['low']:{sign}.{digits}f}, {scale * figure['high']:{sign}.{digits}f}]"
+
+
+def text_table(title: str, table: Table) -> str:
+    """All kinds of a table as aligned text for a terminal."""
+    lines = [f"{title} (x 100; [{LEVEL} % interval])"]
+    for kind, rows in table.items():
+        head, cells = grid(rows)
+        shown = [head, *([f"{figure} {interval}".strip() for figure, interval in row] for row in cells)]
+        widths = [max(len(row[i]) for row in shown) for i in range(len(head))]
+        lines.append(f"  {kind_title(kind)}")
+        lines += [
+            "    "
+            + "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+            for row in shown
+        ]
+    return "\n".join(lines)
+
+
+def markdown_table(rows: dict[str, dict[str, Any]]) -> str:
+    head, cells = grid(rows)
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *([f"{figure} {interval}".strip() for figure, interval in row] for row in cells)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
