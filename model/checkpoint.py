@@ -27,7 +27,7 @@ class Checkpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._files: dict[Path, Any] = {}
-        self._owner = {name: file for file in _weight_files(path) for name in self._open(file).keys()}
+        self._owner = {name: file for file in _weight_files(path) for name in self._open(file).offset_keys()}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._owner)
@@ -40,6 +40,11 @@ class Checkpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._open(self._owner[name]).get_slice(name).get_shape())
+
+    def head(self, name: str, count: int) -> Tensor:
+        """The first `count` values of a tensor (fewer if its first row is shorter), without reading the rest."""
+        rows = self._open(self._owner[name]).get_slice(name)
+        return rows[:1].reshape(-1)[:count] if len(rows.get_shape()) > 1 else rows[:count]
 
     def _open(self, file: Path) -> Any:
         if file not in self._files:

@@ -29,7 +29,7 @@ class MoEConfig(MixtralConfig):
     importance_coef: float = 0.01
     load_coef: float = 0.01
     expert_layout: str = "dense"
-    lora_rank: int | None = None
+    lora_rank: int = 0
     quantization: str | None = None
     expert_names: list[str] | None = None
 
@@ -39,8 +39,8 @@ class MoEConfig(MixtralConfig):
         _check_choice("expert_layout", self.expert_layout, EXPERT_LAYOUTS)
         _check_choice("quantization", self.quantization, QUANTIZATIONS)
         if not 1 <= self.num_experts_per_tok <= self.num_local_experts:
-            raise ValueError(f"num_experts_per_tok is {self.num_experts_per_tok}; it must be from 1 to the {self.num_local_experts} experts")
-        if (self.expert_layout == "lora") != bool(self.lora_rank):
+            raise ValueError(f"num_experts_per_tok is {self.num_experts_per_tok}; it must lie in 1..{self.num_local_experts} (experts)")
+        if (self.expert_layout == "lora") != (self.lora_rank > 0):
             raise ValueError(f"lora_rank is {self.lora_rank}, but expert_layout is {self.expert_layout!r}: only the lora layout has a rank")
         if self.expert_names is not None and len(self.expert_names) != self.num_local_experts:
             raise ValueError(f"expert_names has {len(self.expert_names)} names for {self.num_local_experts} experts")

@@ -1,22 +1,22 @@
 """Fills a `MoEForCausalLM` from a checkpoint, whichever of Mixtral's three layouts it has, or our own with NF4.
 
-    model.layers.L.block_sparse_moe.experts.E.w1.weight      transformers 4, mergekit 0.1.4 (gate w1, up w3, down w2)
-    model.layers.L.mlp.experts.E.gate_proj.weight            per expert
-    model.layers.L.mlp.experts.gate_up_proj                  fused [E, 2F, D], transformers 5, mergekit 0.1.5, and ours
+model.layers.L.block_sparse_moe.experts.E.w1.weight      transformers 4, mergekit 0.1.4 (gate w1, up w3, down w2)
+model.layers.L.mlp.experts.E.gate_proj.weight            per expert
+model.layers.L.mlp.experts.gate_up_proj                  fused [E, 2F, D], transformers 5, mergekit 0.1.5, and ours
 """
 
 import re
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
-from moe_kernels.nf4 import FACTS_KEY, NF4Weight, dequantize_nf4, quantize_nf4
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from moe_kernels.nf4 import FACTS_KEY, NF4Weight, dequantize_nf4, quantize_nf4
+
 from .checkpoint import Checkpoint
 from .quantization import MatrixModule
-
-Slot = tuple[int, int] | str  # (expert, half of the fused matrix), an NF4 component, or "" for a whole tensor
 
 _EXPERT = re.compile(r"(.+\.mlp\.experts)\.(\d+)\.(w1|w2|w3|gate_proj|up_proj|down_proj)\.weight")
 _NF4 = re.compile(rf"(.+)\.(absmax|quant_map|nested_absmax|nested_quant_map|{re.escape(FACTS_KEY)})")
@@ -31,15 +31,27 @@ _FUSED = {
 _SHOWN = 5  # keys that an error names before it counts the rest
 
 
-def own_name(key: str) -> tuple[str, Slot]:
+class Part(NamedTuple):
+    """What a tensor of a checkpoint is of a tensor of the model."""
+
+    nf4: str = ""  # which component of an NF4 weight; "" for values
+    expert: int = -1  # whose; -1 for the whole tensor
+    half: int = 0  # of the fused gate and up
+
+
+WHOLE = Part()
+NF4_FACTS = Part(nf4=FACTS_KEY)
+
+
+def own_name(key: str) -> tuple[str, Part]:
     """The name in our model of a checkpoint's tensor, and which part of that tensor it is."""
     key = key.replace(".block_sparse_moe.", ".mlp.")
     if match := _EXPERT.fullmatch(key):
         fused, half = _FUSED[match[3]]
-        return f"{match[1]}.{fused}", (int(match[2]), half)
+        return f"{match[1]}.{fused}", Part(expert=int(match[2]), half=half)
     if match := _NF4.fullmatch(key):
-        return match[1], match[2]
-    return key, ""
+        return match[1], Part(nf4=match[2])
+    return key, WHOLE
 
 
 @dataclass
@@ -89,56 +101,53 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, device: torch.device,
 
 def _set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
     owner, _, short = name.rpartition(".")
-    parameter._is_hf_initialized = True  # transformers then leaves its value alone
     setattr(model.get_submodule(owner), short, parameter)
 
 
-def _find_sources(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]], optional: str | None) -> dict[str, dict[Slot, str]]:
-    sources: dict[str, dict[Slot, str]] = {name: {} for name in shapes}
+def _find_sources(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]], optional: str | None) -> dict[str, dict[Part, str]]:
+    sources: dict[str, dict[Part, str]] = {name: {} for name in shapes}
     mistakes = _Mistakes()
     for key in checkpoint:
-        name, slot = own_name(key)
+        name, part = own_name(key)
         if name in sources:
-            sources[name][slot] = key
+            sources[name][part] = key
         elif not key.endswith("rotary_emb.inv_freq"):  # a constant that old checkpoints carry along
             mistakes.unexpected.append(key)
     for name, shape in shapes.items():
-        slots = sources[name]
-        if not slots and not (optional and name.endswith(optional)):
+        parts = sources[name]
+        if not parts and not (optional and name.endswith(optional)):
             mistakes.missing.append(name)
-        elif slots and FACTS_KEY not in slots:
-            _check_parts(checkpoint, name, shape, slots, mistakes)
+        elif parts and NF4_FACTS not in parts:
+            _check_parts(checkpoint, name, shape, parts, mistakes)
     mistakes.raise_any(checkpoint)
     return sources
 
 
-def _check_parts(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], slots: dict[Slot, str], mistakes: _Mistakes) -> None:
-    expected = {"": shape} if "" in slots else _part_shapes(name, shape)
-    mistakes.missing += [f"{name} of expert {slot[0]}" for slot in expected if slot not in slots]
-    for slot, key in slots.items():
-        if slot not in expected:
+def _check_parts(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], parts: dict[Part, str], mistakes: _Mistakes) -> None:
+    expected = {WHOLE: shape} if WHOLE in parts else _part_shapes(name, shape)
+    mistakes.missing += [f"{name} of expert {part.expert}" for part in expected if part not in parts]
+    for part, key in parts.items():
+        if part not in expected:
             mistakes.unexpected.append(key)
-        elif checkpoint.shape(key) != expected[slot]:
-            mistakes.misshaped.append(f"{key} {list(checkpoint.shape(key))} instead of {list(expected[slot])}")
+        elif checkpoint.shape(key) != expected[part]:
+            mistakes.misshaped.append(f"{key} {list(checkpoint.shape(key))} instead of {list(expected[part])}")
 
 
-def _part_shapes(name: str, shape: tuple[int, ...]) -> dict[Slot, tuple[int, ...]]:
+def _part_shapes(name: str, shape: tuple[int, ...]) -> dict[Part, tuple[int, ...]]:
     """The parts of a fused expert tensor [E, out, in] as separate checkpoints have them."""
     halves = 2 if name.endswith("gate_up_proj") else 1
-    return {(expert, half): (shape[1] // halves, shape[2]) for expert in range(shape[0]) for half in range(halves)}
+    return {Part(expert=expert, half=half): (shape[1] // halves, shape[2]) for expert in range(shape[0]) for half in range(halves)}
 
 
-def _assemble(checkpoint: Checkpoint, slots: dict[Slot, str], shape: tuple[int, ...]) -> Tensor | NF4Weight:
-    if not slots:
+def _assemble(checkpoint: Checkpoint, parts: dict[Part, str], shape: tuple[int, ...]) -> Tensor | NF4Weight:
+    if not parts:
         return torch.zeros(shape)
-    if FACTS_KEY in slots:
-        return NF4Weight.from_state_dict({key: checkpoint.tensor(key) for key in slots.values()}, slots[""])
-    if "" in slots:
-        return checkpoint.tensor(slots[""])
-    fused: Tensor | None = None
-    for slot, key in slots.items():
-        part = checkpoint.tensor(key)
-        fused = torch.empty(shape, dtype=part.dtype) if fused is None else fused
-        expert, half = slot
-        fused[expert, half * part.shape[0] : (half + 1) * part.shape[0]] = part
+    if NF4_FACTS in parts:
+        return NF4Weight.from_state_dict({key: checkpoint.tensor(key) for key in parts.values()}, parts[WHOLE])
+    if WHOLE in parts:
+        return checkpoint.tensor(parts[WHOLE])
+    fused = torch.empty(shape, dtype=checkpoint.tensor(next(iter(parts.values()))).dtype)
+    for part, key in parts.items():
+        rows = checkpoint.tensor(key)
+        fused[part.expert, part.half * len(rows) : (part.half + 1) * len(rows)] = rows
     return fused

@@ -4,9 +4,10 @@ Shapes: T tokens, K experts per token, E experts, D model width, F expert hidden
 """
 
 import torch
+from torch import Tensor, nn
+
 from moe_kernels.experts import ExpertLoRA, LoRA, moe_dense, moe_lora
 from moe_kernels.routing import Routing
-from torch import Tensor, nn
 
 from .configuration_moe import MoEConfig
 from .quantization import MatrixModule

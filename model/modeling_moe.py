@@ -34,7 +34,7 @@ from .experts import DenseExperts, LoraExperts
 from .quantization import NF4Linear
 from .routers import MoERouter
 
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 class MoEBlock(nn.Module):
@@ -60,16 +60,14 @@ class MoEDecoderLayer(GradientCheckpointingLayer):
         self.hidden_size = config.hidden_size
         self.self_attn = MixtralAttention(config, layer_idx)
         if config.quantization == "nf4":
-            for name in _ATTENTION:
+            for name in ATTENTION:
                 linear = getattr(self.self_attn, name)
                 setattr(self.self_attn, name, NF4Linear(linear.in_features, linear.out_features))
         self.mlp = MoEBlock(config, layer_idx)
         self.input_layernorm = MixtralRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = MixtralRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(
-        self, hidden_states: Tensor, token_mask: Tensor | None = None, router_step: int = 0, **attention_arguments: Any
-    ) -> Tensor:
+    def forward(self, hidden_states: Tensor, token_mask: Tensor | None = None, router_step: int = 0, **attention_arguments: Any) -> Tensor:
         """`router_step` is an argument, not state, so that a checkpointed recompute draws the same noise."""
         attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **attention_arguments)
         hidden_states = hidden_states + attended
@@ -79,14 +77,13 @@ class MoEDecoderLayer(GradientCheckpointingLayer):
 class MoEPreTrainedModel(MixtralPreTrainedModel):
     config: MoEConfig
     config_class = MoEConfig
-    _no_split_modules = ["MoEDecoderLayer"]
-    _can_record_outputs = {
+    _no_split_modules = ["MoEDecoderLayer"]  # noqa: RUF012
+    _can_record_outputs = {  # noqa: RUF012
         "router_logits": OutputRecorder(MoERouter, index=0),
         "router_losses": OutputRecorder(MoERouter, index=1),
         "hidden_states": MoEDecoderLayer,
         "attentions": MixtralAttention,
     }
-    _tp_plan: dict[str, str] = {}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -120,7 +117,7 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
     A quantised model has its NF4 matrices only after loading: `from_pretrained` or `load_state_dict`.
     """
 
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: MoEConfig) -> None:
         super().__init__(config)
@@ -172,7 +169,7 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, self.vocab_size, **kwargs)
-            if self.training:
+            if self.training and aux_loss is not None:
                 loss = loss + aux_loss.to(loss.device)
         return MoeCausalLMOutputWithPast(
             loss=loss,
@@ -234,7 +231,7 @@ _HUB_ARGUMENTS = {"_from_auto", "_commit_hash", "adapter_kwargs", "trust_remote_
 _HUB_ARGUMENTS |= {"proxies", "revision", "subfolder", "token", "use_safetensors", "code_revision", "low_cpu_mem_usage", "_from_pipeline"}
 
 
-def _new_tokens(attention_mask: Tensor | None, tokens: Tensor) -> Tensor | None:
+def _new_tokens(attention_mask: Tensor | None, tokens: Any) -> Tensor | None:
     """The columns [B, S] of a padding mask that belong to the tokens of this call; None where there is no such mask."""
     if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2:
         return None
@@ -245,7 +242,7 @@ def _single_device(device_map: str | int | torch.device | dict | None) -> torch.
     if isinstance(device_map, dict):
         if len(device_map) != 1:
             raise ValueError(f"device_map {device_map} has several devices; this model is loaded onto one")
-        device_map = next(iter(device_map.values()))
-    if device_map in (None, "auto"):
-        device_map = "cuda" if device_map and torch.cuda.is_available() else "cpu"
-    return torch.device(device_map)
+        return _single_device(next(iter(device_map.values())))
+    if device_map == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cpu" if device_map is None else device_map)

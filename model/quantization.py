@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
-from moe_kernels.linear import linear_nf4
-from moe_kernels.nf4 import NF4Weight
 from torch import Tensor, nn
+
+from moe_kernels.linear import linear_any
+from moe_kernels.nf4 import NF4Weight
 
 
 class MatrixModule(nn.Module):
@@ -81,4 +82,4 @@ class NF4Linear(MatrixModule):
         self.add_matrix("weight", out_features, in_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear_nf4(x, self.matrix("weight"))
+        return linear_any(x, self.matrix("weight"))

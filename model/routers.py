@@ -4,8 +4,9 @@ Shapes: T tokens, K experts per token, E experts, D model width.
 """
 
 import torch
-from moe_kernels.routing import Routing, importance_loss, load_loss, route
 from torch import Tensor, nn
+
+from moe_kernels.routing import Routing, importance_loss, load_loss, route
 
 from .configuration_moe import MoEConfig
 
@@ -30,9 +31,7 @@ class MoERouter(nn.Module):
     def forward(self, x_TD: Tensor, token_mask_T: Tensor | None, step: int) -> tuple[Tensor, Tensor, Routing]:
         """Returns the clean logits [T, E], the (importance, load) losses [2] over the tokens of the mask, and the routing."""
         noise_seed = noise_seed_of(self.seed, self.layer_idx, step) if self.training and self.noise_weight is not None else None
-        routing = route(
-            x_TD, self.weight, self.noise_weight, kind=self.kind, top_k=self.top_k, noise_seed=noise_seed, mask_T=token_mask_T
-        )
+        routing = route(x_TD, self.weight, self.noise_weight, kind=self.kind, top_k=self.top_k, noise_seed=noise_seed, mask_T=token_mask_T)
         self.last_routing = Routing(**{name: tensor.detach() for name, tensor in vars(routing).items()})
         losses = torch.stack((importance_loss(routing.importance_E), load_loss(routing.load_E)))
         return routing.logits_TE, losses, routing

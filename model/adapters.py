@@ -1,0 +1,146 @@
+"""PEFT LoRA adapters as folders: what they change, by how much, and whether they belong to a base.
+
+Only plain LoRA on the three FFN matrices can become an expert: a mixture has one attention for all of its experts.
+"""
+
+import hashlib
+import json
+import math
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .checkpoint import Checkpoint, read_json
+from .experts import PROJECTIONS
+from .output import RUN
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+BASE_FACT = "base_fingerprint"  # the fact of an adapter's run.json that says which weights it was trained on
+
+_FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
+_FFN = re.compile(rf"model\.layers\.\d+\.mlp\.({'|'.join(PROJECTIONS)})")
+_UNSUPPORTED = ("use_dora", "fan_in_fan_out", "lora_bias", "modules_to_save", "layer_replication", "target_parameters")
+_SAMPLES = 64  # values of each tensor that a fingerprint reads
+
+
+class Adapter:
+    """A PEFT LoRA adapter in `folder`.
+
+    Raises FileNotFoundError for a missing file, ValueError for an adapter that is not plain LoRA or is incomplete.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = read_json(folder / ADAPTER_CONFIG)
+        self._weights = Checkpoint(folder / ADAPTER_WEIGHTS)
+        self._check_kind()
+        self._keys: dict[str, dict[str, str]] = {}
+        for key in self._weights:
+            match = _FACTOR.fullmatch(key)
+            if not match:
+                raise ValueError(f"{folder}: {key} is not a LoRA factor; only plain LoRA adapters are read")
+            self._keys.setdefault(match[1], {})[match[2]] = key
+        for module, keys in self._keys.items():
+            if len(keys) != 2:
+                raise ValueError(f"{folder}: {module} has only one of its two LoRA factors")
+
+    def _check_kind(self) -> None:
+        if self.config.get("peft_type") != "LORA":
+            raise ValueError(f"{self.folder} is a {self.config.get('peft_type')!r} adapter; only LORA is read")
+        for name in _UNSUPPORTED:
+            if self.config.get(name):
+                raise ValueError(f"{self.folder} has {name} = {self.config[name]!r} in {ADAPTER_CONFIG}; only plain LoRA is read")
+
+    @property
+    def modules(self) -> list[str]:
+        """The modules that the adapter changes, e.g. `model.layers.0.mlp.up_proj`."""
+        return list(self._keys)
+
+    @cached_property
+    def run(self) -> dict[str, Any]:
+        """The facts of its `run.json`, empty if it has none."""
+        return read_json(self.folder / RUN) if (self.folder / RUN).is_file() else {}
+
+    @property
+    def name(self) -> str:
+        """The language it was trained on, or the folder's name."""
+        return str(self.run.get("lang") or self.folder.name)
+
+    @property
+    def rank(self) -> int:
+        """The greatest rank of its factors."""
+        return max(self._weights.shape(keys["A"])[0] for keys in self._keys.values())
+
+    def scaling(self, module: str) -> float:
+        """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (arXiv:2312.03732), with PEFT's patterns for single modules."""
+        rank = self._weights.shape(self._keys[module]["A"])[0]
+        alpha = self.config["lora_alpha"]
+        for pattern, value in self.config.get("alpha_pattern", {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                alpha = value
+                break
+        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+    def factors(self, module: str) -> tuple[Tensor, Tensor] | None:
+        """A [r, in] and B [out, r] of a module, fp32, the scaling not yet applied; None if the adapter leaves the module alone."""
+        if module not in self._keys:
+            return None
+        keys = self._keys[module]
+        return self._weights.tensor(keys["A"]).float(), self._weights.tensor(keys["B"]).float()
+
+    def apply(self, module: str, weight: Tensor) -> Tensor:
+        """`weight` [out, in] with the adapter merged in, rounded once, as PEFT's `merge_and_unload` (and so mergekit) does."""
+        factors = self.factors(module)
+        if factors is None:
+            return weight
+        a, b = factors
+        return (weight.float() + (b @ a) * self.scaling(module)).to(weight.dtype)
+
+    def check_ffn_only(self) -> None:
+        """ValueError if it changes anything that a mixture's experts cannot hold."""
+        others = sorted({module.rpartition(".")[2] for module in self.modules if not _FFN.fullmatch(module)})
+        if others:
+            raise ValueError(
+                f"{self.folder} also changes {', '.join(others)}, but the experts of a mixture share everything except their FFN "
+                f"({', '.join(PROJECTIONS)}); train it again without `--target all`"
+            )
+
+    def check_base(self, base: Path, weights: Checkpoint) -> None:
+        """ValueError if the adapter was trained on another base: by fingerprint where it has one, else by name; and by shape."""
+        trained_on = self.run.get(BASE_FACT)
+        given = _model_name(base)
+        named = Path(self.config.get("base_model_name_or_path") or given).name
+        if trained_on is not None and trained_on != base_fingerprint(base, weights):
+            raise ValueError(f"{self.folder} was trained on another base than {base}: the weights' fingerprints differ")
+        if trained_on is None and named != given:
+            raise ValueError(f"{self.folder} was trained on the base {named!r}, not {given!r}")
+        for module, keys in self._keys.items():
+            if f"{module}.weight" not in weights:
+                raise ValueError(f"{self.folder} changes {module}, which {base} does not have")
+            expected = weights.shape(f"{module}.weight")
+            found = self._weights.shape(keys["B"])[0], self._weights.shape(keys["A"])[1]
+            if found != expected:
+                raise ValueError(f"{self.folder} changes {module} as a matrix of {list(found)}, but in {base} it is {list(expected)}")
+
+
+def _model_name(folder: Path) -> str:
+    """The last part of a model's name: the folder's, or that of the hub model whose snapshot the folder is."""
+    folder = folder.absolute()
+    return folder.parent.parent.name.rpartition("--")[2] if folder.parent.name == "snapshots" else folder.name
+
+
+def is_adapter(folder: Path) -> bool:
+    return (folder / ADAPTER_CONFIG).is_file()
+
+
+def base_fingerprint(folder: Path, weights: Checkpoint | None = None) -> str:
+    """SHA-256 over name, shape and first 64 values of every tensor: cheap at any size, and equal wherever the folder lies."""
+    weights = weights or Checkpoint(folder)
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(json.dumps([name, weights.shape(name), weights.head(name, _SAMPLES).tolist()]).encode())
+    return digest.hexdigest()

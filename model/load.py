@@ -1,0 +1,97 @@
+"""The one loader that every command uses: a plain base, a base with a PEFT adapter, or a mixture."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from .adapters import Adapter, is_adapter
+from .checkpoint import CONFIG, Checkpoint, parse_dtype, read_json
+from .configuration_moe import MoEConfig
+from .modeling_moe import MoEForCausalLM
+
+_DENSE = ("mistral", "llama")
+_MIXTURES = (MoEConfig.model_type, "mixtral")
+
+
+def model_folder(name: str | Path, beside: Path = Path()) -> Path:
+    """The local folder of a model: `name` itself, `name` beside a file, or its snapshot in the hub's cache; nothing is downloaded."""
+    for folder in (Path(name), beside / name):
+        if folder.is_dir():
+            return folder
+    try:
+        return Path(snapshot_download(str(name), local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        raise FileNotFoundError(f"{name} is neither a folder nor a model in the local hub cache") from None
+
+
+def load_model(
+    path: str | Path,
+    adapter: str | Path | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and tokenizer of a folder, in evaluation mode.
+
+    `device`: default CUDA if there is one. `dtype`: default as stored.
+
+    `path`: a Mistral or Llama checkpoint, a mixture (Mixtral's or ours), or a PEFT adapter, whose base is then found by name.
+    `adapter`: a PEFT adapter on `path`. In fp32 it is merged; otherwise it stays beside the weights, as merging would round it off.
+    Only safetensors are read and no code of a checkpoint is run. FileNotFoundError or ValueError says what is wrong.
+    """
+    folder = model_folder(path)
+    if is_adapter(folder):
+        if adapter is not None:
+            raise ValueError(f"{folder} is an adapter, so it cannot carry the adapter {adapter}")
+        folder, adapter = _base_of(folder), folder
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = parse_dtype(dtype) if isinstance(dtype, str) else dtype
+    kind = read_json(folder / CONFIG).get("model_type")
+    if kind in _MIXTURES:
+        if adapter is not None:
+            raise ValueError(f"{folder} is a mixture; the adapter {adapter} belongs on its base")
+        model: Any = MoEForCausalLM.from_pretrained(folder, dtype=chosen or "auto", device_map=device)
+    elif kind in _DENSE:
+        model = _load_dense(folder, device, chosen)
+    else:
+        raise ValueError(f"{folder} is a {kind!r} model; known: {', '.join((*_DENSE, *_MIXTURES))}")
+    if adapter is not None:
+        model = _add_adapter(model, folder, model_folder(adapter))
+    return model.eval(), _load_tokenizer(folder)
+
+
+def _base_of(adapter: Path) -> Path:
+    named = Adapter(adapter).config.get("base_model_name_or_path")
+    if not named:
+        raise ValueError(f"{adapter} does not name its base; give the base as the model and this as its adapter")
+    return model_folder(named)
+
+
+def _load_dense(folder: Path, device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
+    Checkpoint(folder)  # its errors name the file; transformers' do not
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype or "auto", use_safetensors=True, local_files_only=True, trust_remote_code=False, output_loading_info=True
+    )
+    model, info = loaded
+    for title in ("missing_keys", "unexpected_keys"):
+        if info[title]:
+            raise ValueError(f"{folder} has {title.replace('_', ' ')}: {', '.join(sorted(info[title])[:5])}")
+    return model.to(device)
+
+
+def _add_adapter(model: PreTrainedModel, base: Path, folder: Path) -> Any:
+    Adapter(folder).check_base(base, Checkpoint(base))
+    adapted = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
+    return adapted.merge_and_unload() if model.dtype == torch.float32 else adapted
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

@@ -1,0 +1,98 @@
+"""mergekit-moe's YAML file, read strictly: an unknown key or value is an error that says what is allowed."""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .gates import GATE_MODES, PROMPT_MODES, Prompts
+
+_KEYS = ("base_model", "gate_mode", "dtype", "experts_per_token", "architecture", "experts")
+_EXPERT_KEYS = ("source_model", "positive_prompts", "negative_prompts")
+
+
+@dataclass(frozen=True)
+class Expert:
+    source_model: str
+    prompts: Prompts
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A mixture to be composed; `dtype` None means the base's."""
+
+    base_model: str
+    gate_mode: str
+    dtype: str | None
+    experts_per_token: int
+    experts: list[Expert]
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Reads a YAML file; FileNotFoundError or ValueError naming the key, what it holds and what it may hold."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    _check_keys(raw, _KEYS, str(path))
+    if not isinstance(raw.get("experts"), list) or not raw["experts"]:
+        raise ValueError(f"{path}: experts must be a list of at least one expert")
+    recipe = Recipe(
+        base_model=_text(raw, "base_model", str(path)),
+        gate_mode=raw.get("gate_mode", "hidden"),
+        dtype=raw.get("dtype"),
+        experts_per_token=raw.get("experts_per_token", 2),
+        experts=[_read_expert(value, f"{path}: expert {index}") for index, value in enumerate(raw["experts"])],
+    )
+    _check(recipe, raw.get("architecture"), path)
+    return recipe
+
+
+def _read_expert(raw: Any, where: str) -> Expert:
+    _check_keys(raw, _EXPERT_KEYS, where)
+    positive, negative = (_prompts(raw, key, where) for key in ("positive_prompts", "negative_prompts"))
+    return Expert(_text(raw, "source_model", where), Prompts(positive, negative))
+
+
+def _check(recipe: Recipe, architecture: Any, path: Path) -> None:
+    if recipe.gate_mode not in GATE_MODES:
+        raise ValueError(f"{path}: gate_mode is {recipe.gate_mode!r}; allowed: {', '.join(GATE_MODES)}")
+    if architecture not in (None, "mixtral"):
+        raise ValueError(f"{path}: architecture is {architecture!r}; only mixtral is composed")
+    count = len(recipe.experts)
+    if not isinstance(recipe.experts_per_token, int) or not 1 <= recipe.experts_per_token <= count:
+        raise ValueError(f"{path}: experts_per_token is {recipe.experts_per_token!r}; it must be from 1 to the {count} experts")
+    if recipe.gate_mode not in PROMPT_MODES:
+        return
+    for index, expert in enumerate(recipe.experts):
+        if not expert.prompts.positive:
+            raise ValueError(f"{path}: expert {index} has no positive_prompts, which gate_mode {recipe.gate_mode!r} needs")
+    if count > 1 and len({expert.prompts for expert in recipe.experts}) == 1:
+        raise ValueError(f"{path}: all experts have the same prompts, so no gate can tell them apart")
+
+
+def _check_keys(raw: Any, allowed: tuple[str, ...], where: str) -> None:
+    if not isinstance(raw, dict):
+        raise ValueError(f"{where} must be a mapping with the keys {', '.join(allowed)}")
+    for key in raw:
+        if key not in allowed:
+            close = difflib.get_close_matches(str(key), allowed, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(allowed)}"
+            raise ValueError(f"{where}: unknown key {key!r}; {hint}")
+
+
+def _text(raw: dict[str, Any], key: str, where: str) -> str:
+    if not isinstance(raw.get(key), str):
+        raise ValueError(f"{where}: {key} must be a text, not {raw.get(key)!r}")
+    return raw[key]
+
+
+def _prompts(raw: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
+    value = raw.get(key) or []
+    if not isinstance(value, list) or not all(isinstance(prompt, str) for prompt in value):
+        raise ValueError(f"{where}: {key} must be a list of texts")
+    return tuple(value)

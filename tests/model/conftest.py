@@ -1,0 +1,113 @@
+"""A tiny Mistral base with its tokenizer, adapters trained on nothing, and mixtures made of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
+
+from model import MoEForCausalLM
+from model.compose import compose
+
+SHAPE = {
+    "vocab_size": 64,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,  # so that logits, and their differences, are of order 1
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
+}
+LETTERS = " abcdefghijklmnopqrstuvwxyz0123456789.,:;#+-*/=<>(){}\n"
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token for each letter."""
+    vocabulary = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", *LETTERS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>", model_max_length=256
+    )
+
+
+def make_adapter(base: Path, folder: Path, seed: int, **options) -> Path:
+    """A PEFT adapter of `base` whose two factors are both random."""
+    torch.manual_seed(seed)
+    settings = {"r": 4, "lora_alpha": 12, "target_modules": ["gate_proj", "up_proj", "down_proj"], **options}
+    model = get_peft_model(MistralForCausalLM.from_pretrained(base), LoraConfig(**settings))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "base"
+    torch.manual_seed(0)
+    MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=None, rope_theta=10000.0)).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def adapters(base) -> list[Path]:
+    return [make_adapter(base, base.parent / f"expert-{index}", seed=index + 1) for index in range(3)]
+
+
+@pytest.fixture(scope="session")
+def mixtral(tmp_path_factory) -> Path:
+    """transformers' own Mixtral, saved with separate w1, w2, w3."""
+    folder = tmp_path_factory.mktemp("mixtral")
+    torch.manual_seed(3)
+    MixtralForCausalLM(MixtralConfig(**SHAPE, num_local_experts=4)).save_pretrained(folder)
+    return folder
+
+
+def write_recipe(folder: Path, base: Path, sources: list[object], **changes) -> Path:
+    experts = [
+        {"source_model": str(source), "positive_prompts": [f"{index} is good", f"so is {index}+{index}"], "negative_prompts": [f"bad {index}"]}
+        for index, source in enumerate(sources)
+    ]
+    path = folder / "recipe.yml"
+    path.write_text(yaml.safe_dump({"base_model": str(base), "gate_mode": "hidden", "experts": experts, **changes}))
+    return path
+
+
+@pytest.fixture
+def run_compose(tmp_path, base) -> Callable[..., Path]:
+    """Composes `sources` on the base and returns the mixture's folder."""
+
+    def run(sources: list[object], *, layout: str | None = None, quantize: str = "none", out: str = "mixture", **changes) -> Path:
+        recipe = write_recipe(tmp_path, base, sources, **changes)
+        compose(SimpleNamespace(config=str(recipe), out=str(tmp_path / out), layout=layout, quantize=quantize, seed=0))
+        return tmp_path / out
+
+    return run
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    return torch.randint(3, 64, (3, 17), generator=torch.Generator().manual_seed(7))
+
+
+@pytest.fixture
+def noisy(mixtral) -> MoEForCausalLM:
+    """A mixture with a trained-looking Wnoise."""
+    model = MoEForCausalLM.from_pretrained(mixtral, router_type="noisy_topk")
+    torch.manual_seed(5)
+    for layer in model.model.layers:
+        torch.nn.init.normal_(layer.mlp.gate.noise_weight, std=0.1)
+    return model
