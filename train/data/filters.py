@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
+from tqdm import tqdm
 from tree_sitter import Language, Parser
 
 from model.languages import get_language
@@ -71,7 +72,11 @@ def squeeze(code: str) -> str:
 def repeated(keys: Iterable[object]) -> list[bool]:
     """For each key, whether it stood before."""
     seen: set[object] = set()
-    return [key in seen or bool(seen.add(key)) for key in keys]
+    verdicts = []
+    for key in keys:
+        verdicts.append(key in seen)
+        seen.add(key)
+    return verdicts
 
 
 def near_duplicates(texts: Sequence[str]) -> list[bool]:
@@ -84,7 +89,7 @@ def near_duplicates(texts: Sequence[str]) -> list[bool]:
     frequency = Counter(shingle for row in shingles for shingle in row)
     index: dict[int, list[int]] = defaultdict(list)
     near = []
-    for number, row in enumerate(shingles):
+    for number, row in enumerate(tqdm(shingles, desc="near duplicates", unit="row")):
         ordered = sorted(row, key=lambda shingle: (frequency[shingle], shingle))
         prefix = ordered[: len(row) - math.ceil(NEAR * len(row)) + 1]
         candidates = {other for shingle in prefix for other in index[shingle]}

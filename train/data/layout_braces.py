@@ -1,23 +1,18 @@
 """Tokens of Java, JavaScript and C++ into source text: one statement a line, blocks indented by 4 spaces."""
 
+from .angle_brackets import angle_brackets
 from .layout_python import MARKS
 
-_CONTROL = frozenset(["if", "for", "while", "switch", "catch", "synchronized"])  # a statement follows their brackets
-_WORDS = _CONTROL | frozenset(
-    ["return", "else", "do", "case", "throw", "new", "delete", "instanceof", "try", "typeof", "function", "await", "yield"]
-)
-_WORDS_OF = {"java": _WORDS, "cpp": _WORDS | {"auto"}, "javascript": _WORDS | {"of", "in", "let", "const", "var"}}  # end no expression
-_CLASSES = frozenset(["class", "struct", "union", "enum"])
-_HEADS = _CLASSES | {"namespace", "interface", ")"}  # a block follows, not values
+_CONTROL = frozenset(("if", "for", "while", "switch", "catch", "synchronized"))  # a statement follows their brackets
+# Words that end no expression: a sign or bracket after them starts one.
+_WORDS = _CONTROL | {"return", "else", "do", "case", "throw", "new", "delete", "instanceof", "try", "typeof", "function", "await", "yield"}
+_WORDS_OF = {"java": _WORDS, "cpp": _WORDS | {"auto"}, "javascript": _WORDS | {"of", "in", "let", "const", "var"}}
+_CLASSES = frozenset(("class", "struct", "union", "enum"))
+_HEADS = _CLASSES | {"namespace", ")"}  # after these, a C++ brace behind a word opens a block
 _ACCESS = frozenset(("public", "private", "protected"))
-_TYPES = frozenset(
-    ["int", "char", "double", "float", "long", "short", "bool", "void", "unsigned", "signed", "string", "auto", "const", "size_t"]
-)
-_BEFORE_VALUES = frozenset(["=", "(", ",", "[", "return", "?", "&&", "||", "??", ":"])  # a brace after these holds values, not statements
-_AFTER_BLOCK = frozenset([")", "]", ",", ";", ".", "else", "catch", "finally"])  # go on in the line of the closing brace
-_IN_TEMPLATE = frozenset([",", "::", ".", "?", "&", "*", "[", "]", "(", ")", "..."])
-_AFTER_TEMPLATE = frozenset(["(", ")", ",", "::", "{", "&", "*", "&&", ">", ">>", "[", ";", "...", "."])
-_LONGEST_TEMPLATE = 60  # tokens
+_TYPES = frozenset(("int", "char", "double", "float", "long", "short", "bool", "void", "unsigned", "string", "auto", "const", "size_t"))
+_BEFORE_VALUES = frozenset(("=", "(", ",", "[", "return", "?", "&&", "||", "??", ":"))  # a brace after these holds values
+_AFTER_BLOCK = frozenset((")", "]", ",", ";", ".", "else", "catch", "finally"))  # go on in the line of the closing brace
 
 
 def layout_braces(tokens: list[str], lang: str) -> str:
@@ -35,7 +30,7 @@ class _Layout:
     def __init__(self, tokens: list[str], lang: str) -> None:
         self.tokens, self.lang = tokens, lang
         self.words = _WORDS_OF[lang]
-        self.angles = set() if lang == "javascript" else _template_brackets(tokens)
+        self.angles = set() if lang == "javascript" else angle_brackets(tokens)
         self.lines: list[str] = []
         self.line: list[str] = []
         self.start = 0  # position of the first token of the line
@@ -182,9 +177,9 @@ class _Layout:
             return True
         if self.previous in ("*", "&"):
             return not self.tight
-        before = self.tokens[position - 2] if position - 2 >= self.start else ";"
+        before = self.tokens[position - 2] if position - 2 >= self.start else "const"
         named = self.operand and self.tokens[position + 1 : position + 2] and self.tokens[position + 1][0].isalpha()
-        typed = before in (";", "const", "struct") or (before in ("(", ",") and self.previous[0].isupper() and not self.previous.isupper())
+        typed = before in ("const", "struct") or (before in ("(", ",") and self.previous[0].isupper() and not self.previous.isupper())
         return bool(named and typed and self.previous[-1].isalnum())
 
     def _step(self, position: int, token: str) -> None:
@@ -218,31 +213,6 @@ class _Layout:
 def _width(kind: str) -> int:
     """Indents of what stands in a block: the labels of a switch are one, their statements two deep."""
     return 2 if kind == "switch" else 1 if kind else 0
-
-
-def _template_brackets(tokens: list[str]) -> set[int]:
-    """Positions of the `<`, `>` and `>>` that enclose type arguments: words and type punctuation only, between fitting neighbours."""
-    found: set[int] = set()
-    for start, token in enumerate(tokens):
-        if token != "<" or not start or not (tokens[start - 1][-1].isalnum() or tokens[start - 1][-1] == "_") or start in found:
-            continue
-        opened, brackets = [start], {start}
-        for position in range(start + 1, min(start + _LONGEST_TEMPLATE, len(tokens))):
-            inner = tokens[position]
-            if inner == "<":
-                opened.append(position)
-                brackets.add(position)
-            elif inner[0] == ">" and len(inner) <= len(opened) and not inner.strip(">"):
-                del opened[-len(inner) :]
-                brackets.add(position)
-                if not opened:
-                    after = tokens[position + 1] if position + 1 < len(tokens) else ""
-                    if after in _AFTER_TEMPLATE or after[:1].isalpha():
-                        found |= brackets
-                    break
-            elif inner not in _IN_TEMPLATE and not inner[0].isalnum() and inner[0] != "_":
-                break
-    return found
 
 
 _HANDLERS = {

@@ -1,12 +1,22 @@
 """Python tokens into source text, spaced as Black does it."""
 
 import keyword
+from dataclasses import dataclass
 
 MARKS = {"NEW_LINE": 0, "INDENT": 1, "DEDENT": -1}  # and what they add to the depth
 _WORDS = frozenset(keyword.kwlist) - {"True", "False", "None"}  # keywords that are no operands
 _OPEN, _CLOSE = frozenset("([{"), frozenset(")]}")
+_ENDS = frozenset(("_", ")", "]", "}", '"', "'"))  # how an operand may end, other than by a letter or digit
 _TIGHT = _CLOSE | frozenset(",;:")  # no space before
-_SIGNS = frozenset(("+", "-", "~", "*", "**"))
+_BEHIND_OPERAND = frozenset("([.")  # no space between an operand and these
+_PREFIXES = frozenset(("+", "-", "~", "*", "**", "@"))
+
+
+@dataclass
+class _Bracket:
+    kind: str
+    in_lambda: bool = False  # a lambda waits for its colon
+    annotated: bool = False  # there was a colon since the last comma
 
 
 def layout_python(tokens: list[str]) -> str:
@@ -26,39 +36,33 @@ def layout_python(tokens: list[str]) -> str:
 
 def _line(tokens: list[str]) -> str:
     """One logical line."""
-    parts = [tokens[0]]
-    previous = tokens[0]
-    brackets: list[str] = [previous] if previous in _OPEN else []
-    glue = previous == "@" or previous in _OPEN or previous in _SIGNS  # no space after `previous`
-    lambdas = [previous == "lambda"]  # per open bracket: a lambda waits for its colon
-    annotated = False  # inside a call's or definition's brackets: a colon since the last comma
-    for token in tokens[1:]:
+    parts: list[str] = []
+    opened = [_Bracket("")]
+    previous, tight = "", True  # no space after `previous`
+    for token in tokens:
+        inner = opened[-1]
         operand = _is_operand(previous)
-        keyword_equals = token == "=" and brackets[-1:] == ["("] and not annotated
-        if not (glue or token in _TIGHT or keyword_equals or (operand and token in "([.")) or token == "import":
+        argument = token == "=" and inner.kind == "(" and not inner.annotated  # f(x=1), but f(x: int = 1)
+        if not (tight or token in _TIGHT or argument or (operand and token in _BEHIND_OPERAND)):
             parts.append(" ")
         parts.append(token)
-        glue = token in _OPEN or token == "." or keyword_equals or (not operand and token in _SIGNS)
+        tight = token in _OPEN or (token == "." and operand) or argument or (not operand and token in _PREFIXES)
         if token in _OPEN:
-            brackets.append(token)
-            lambdas.append(False)
-            annotated = False
-        elif token in _CLOSE and brackets:
-            brackets.pop()
-            lambdas.pop()
+            opened.append(_Bracket(token))
+        elif token in _CLOSE:
+            del opened[max(1, len(opened) - 1) :]
         elif token == "lambda":
-            lambdas[-1] = True
+            inner.in_lambda = True
         elif token == ":":
-            glue = brackets[-1:] == ["["] and not lambdas[-1]  # a slice
-            annotated = not lambdas[-1]
-            lambdas[-1] = False
+            tight = inner.kind == "[" and not inner.in_lambda  # a slice
+            inner.annotated = not inner.in_lambda
+            inner.in_lambda = False
         elif token == ",":
-            annotated = False
+            inner.annotated = False
         previous = token
     return "".join(parts)
 
 
 def _is_operand(token: str) -> bool:
     """Whether an expression may end with `token`, so that a bracket after it is a call and a minus a difference."""
-    last = token[-1]
-    return (last.isalnum() or last in "_)]}\"'") and token not in _WORDS
+    return (token[-1:].isalnum() or token[-1:] in _ENDS) and token not in _WORDS

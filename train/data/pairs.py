@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
 from model.languages import get_language
 
 from .filters import CODE_RULES, near_duplicates, parses, repeated, squeeze
@@ -79,7 +81,8 @@ def load_pairs(
     for rule, is_bad in CODE_RULES.items():
         pairs = _drop(dropped, rule, pairs, (is_bad(pair.code) for pair in pairs))
     if level == "program":
-        verdict = {code: parses(code, lang) for code in {pair.code for pair in pairs}}
+        codes = {pair.code for pair in pairs}
+        verdict = {code: parses(code, lang) for code in tqdm(codes, desc=f"parse {lang} {split}", unit="program")}
         pairs = _drop(dropped, UNPARSED, pairs, (not verdict[pair.code] for pair in pairs))
     pairs = _drop(dropped, DUPLICATE, pairs, repeated((squeeze(pair.text), squeeze(pair.code)) for pair in pairs))
     if not paraphrased:
@@ -108,10 +111,19 @@ def _read_if_there(path: Path, lang: str, split: str, level: str, max_bad: int |
 def _pairs(rows: list[Row], lang: str, token_form: bool | None) -> list[Pair]:
     if token_form is None:
         token_form = is_token_form([row["code"] for row in rows])
-    codes = {row["code"] for row in rows}
-    source = {code: decode(code, lang) if token_form else code for code in codes}
+    source: dict[str, str] = {}
+    if token_form:
+        codes = {row["code"] for row in rows}
+        source = {code: decode(code, lang) for code in tqdm(codes, desc=f"decode {lang}", unit="program")}
     return [
-        Pair(row["text"], source[row["code"]], lang, str(row.get("id") or row["where"]), group_of(row), str(row.get("kind") or ""))
+        Pair(
+            row["text"],
+            source.get(row["code"], row["code"]),
+            lang,
+            str(row.get("id") or row["where"]),
+            group_of(row),
+            str(row.get("kind") or ""),
+        )
         for row in rows
     ]
 

@@ -65,8 +65,8 @@ def _restore(token: str) -> str:
         return _restore_directive(token)
     if token[-1] not in "\"'`" and token[0] != "/":
         return token if token[0] not in ">:" else "".join(token.split())
-    if token[0] == "`" and "▁" not in token:
-        return token  # a template whose spaces are its own
+    if token[0] == "`" and "▁" not in token and "$ {" not in token:
+        return token  # a template literal that was not split: its spaces are its own
     token = "".join(token.split()).replace("▁", " ")
     if "NEW" in token or "TAB" in token:
         token = token.replace("STRNEWLINE", r"\n").replace("NEW_LINE", r"\n").replace("TABSYMBOL", r"\t")
