@@ -120,12 +120,15 @@ def embedded_base() -> Path:
 
 
 def train_base(args: argparse.Namespace) -> Path:
-    """The command: trains tokenizer and model on all languages' training splits; writes a Mistral checkpoint, or finds it in the cache."""
+    """The command: trains tokenizer and model on all languages' training splits; writes a Mistral checkpoint, or finds it in the cache.
+
+    The last line it prints is the folder.
+    """
     check_flags(args)
     data, note = find_source(args.data, next(iter(LANGUAGES)), "program")
     out = Path(args.out) if args.out else cache_folder() / f"base-{_content_hash(args, data)}"
     if not args.out and (out / MANIFEST).exists():
-        print(f"base: {out} is in the cache")
+        print(f"base: in the cache\n{out}")
         return out
     print(f"base: training on {note}")
     set_seed(args.seed)
@@ -151,7 +154,7 @@ def train_base(args: argparse.Namespace) -> Path:
             tokenizer.save_pretrained(temporary)
             write_logs(temporary, trainer, folder)
             write_run(temporary, seed=args.seed, figures=trainer.figures(), **facts)
-    print(f"base: {out}")
+    print(out)
     return out
 
 

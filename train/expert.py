@@ -79,6 +79,10 @@ def load_rows(args: argparse.Namespace, tokenizer: Any, split: str, limit: int |
 def train_expert(args: argparse.Namespace) -> None:
     """The command: loads, trains in a workspace, and writes the adapter to `--out`."""
     check_flags(args)
+    if args.rank < 1 or args.alpha < 0:
+        raise ValueError(f"--rank must be at least 1 and --alpha not negative, not {args.rank} and {args.alpha}")
+    if not 0 <= args.dropout < 1:
+        raise ValueError(f"--dropout must lie in [0, 1), not {args.dropout}")
     out = Path(args.out or DEFAULT_OUT.format(lang=args.lang))
     base, why = resolve_base(args.base)
     print(f"base: {why}")

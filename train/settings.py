@@ -74,8 +74,6 @@ def training_arguments(args: argparse.Namespace, folder: Path, rows: int) -> Tra
         optim="paged_adamw_32bit" if cuda else "adamw_torch",
         bf16=cuda and torch.cuda.is_bf16_supported(),
         use_cpu=not cuda,
-        gradient_checkpointing=use_checkpointing(args),
-        gradient_checkpointing_kwargs={"use_reentrant": False},
         eval_strategy="steps",
         eval_steps=every,
         save_strategy="steps",
@@ -90,4 +88,5 @@ def training_arguments(args: argparse.Namespace, folder: Path, rows: int) -> Tra
         data_seed=args.seed,
         remove_unused_columns=False,
         report_to="none",
+        **({"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}} if use_checkpointing(args) else {}),
     )

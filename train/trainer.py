@@ -2,7 +2,7 @@
 
 * an order of rows that is a pure function of (seed, epoch), so that a resumed run sees the same batches;
 * a stop on a loss or gradient that is not finite, before the optimizer applies it;
-* wall-clock seconds in every log entry (the report's training curves);
+* wall-clock seconds in every log entry (the report's training curves), and one progress bar instead of a bar per evaluation;
 * the choice of the newest *whole* checkpoint after an interruption.
 """
 
@@ -10,6 +10,7 @@ import argparse
 import json
 import resource
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -20,9 +21,11 @@ import torch
 from torch import nn
 from torch.utils.data import Sampler
 from torch.utils.tensorboard import SummaryWriter
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from tqdm import tqdm
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
 
 from .data.prompts import Example, collate
 from .settings import training_arguments
@@ -72,11 +75,33 @@ class StopOnBadGradient(TrainerCallback):
                 raise NotFinite(f"the gradient of {name} is not finite at step {state.global_step + 1}; the step was not applied")
 
 
+class ProgressBar(TrainerCallback):
+    """One bar: steps, time left, the last loss and evaluation loss."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        slow = 0.2 if sys.stderr.isatty() else 15.0  # seconds between two states of the bar: a log file needs few
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", mininterval=slow, maxinterval=slow)
+        self.shown: dict[str, str] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.update()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.shown |= {name: f"{logs[name]:.3f}" for name in ("loss", "eval_loss") if name in logs}
+        self.bar.set_postfix(self.shown, refresh=False)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.close()
+
+
 class PairTrainer(Trainer):
     """A Trainer over rows {"input_ids", "labels"} that orders, logs and stops as the module's docstring says."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        for noisy in (ProgressCallback, PrinterCallback):
+            self.remove_callback(noisy)
+        self.add_callback(ProgressBar())
         self.add_callback(StopOnBadGradient())
         self._started = time.monotonic()
 
@@ -136,6 +161,7 @@ def train_pairs(
     trainer_class: type[PairTrainer] = PairTrainer,
 ) -> PairTrainer:
     """Trains `model` by the flags in `args`, from the newest checkpoint in `folder` if there is one; ends on the best weights."""
+    logging.disable_progress_bar()  # a bar for each file of each checkpoint
     callbacks: list[TrainerCallback] = [TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))]
     if args.patience:
         callbacks.append(EarlyStoppingCallback(args.patience))

@@ -1,0 +1,150 @@
+"""`python -m train.expert`: what it learns from, what it leaves behind, and that an interruption changes nothing."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+from train import expert, trainer
+
+
+class Killed(Exception):
+    """Stands for a signal: nothing in the program catches it."""
+
+
+class KillAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise Killed
+
+
+def run(monkeypatch, *argv: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["train.expert", *map(str, argv)])
+    return expert.main()
+
+
+def arguments(base: Path, data: Path, out: Path) -> list[object]:
+    flags = ["--lang", "cpp", "--base", base, "--data", data, "--out", out, "--max-steps", 18, "--eval-every", 3]
+    return [*flags, "--batch-size", 3, "--rank", 4, "--max-length", 128, "--learning-rate", 1e-2]
+
+
+def adapter(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_base, tiny_data, tmp_path_factory) -> Path:
+    """The output of a run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        assert run(patch, *arguments(tiny_base, tiny_data, out)) == 0
+    return out
+
+
+@pytest.mark.parametrize("cut", [2, 4, 11, 17])
+def test_an_interrupted_run_ends_bit_equal(whole, tiny_base, tiny_data, tmp_path, monkeypatch, cut):
+    """40 rows in batches of 3: checkpoints every 3 steps; an epoch is 14."""
+    flags = arguments(tiny_base, tiny_data, tmp_path / "cut")
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.ProgressBar, "on_step_end", KillAt(cut).on_step_end)
+        with pytest.raises(Killed):
+            run(patch, *flags)
+    assert not (tmp_path / "cut").exists()
+    resume = ["--resume"] if cut > 3 else []  # before the first checkpoint there is nothing to resume, and nothing is left
+    assert run(monkeypatch, *flags, *resume) == 0
+    expected, resumed = adapter(whole), adapter(tmp_path / "cut")
+    assert expected.keys() == resumed.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, resumed[name]), name
+
+
+def test_the_output_is_a_peft_adapter_that_changes_the_base(whole, tiny_base):
+    base = AutoModelForCausalLM.from_pretrained(tiny_base)
+    tokenizer = AutoTokenizer.from_pretrained(whole)
+    ids = tokenizer("int f7(int a)", return_tensors="pt")["input_ids"]
+    before = base(ids).logits
+    after = PeftModel.from_pretrained(base, whole)(ids).logits
+    assert not torch.allclose(before, after, atol=1e-3)
+    record = json.loads((whole / "run.json").read_text())
+    assert record["lang"] == "cpp" and record["prompt_template"] and len(record["data_sha256"]) == 64
+    log = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log if "eval_loss" in entry] == [3, 6, 9, 12, 15, 18]
+    assert {"loss", "learning_rate", "seconds"} <= log[0].keys()
+    assert {name.split(".")[-3] for name in adapter(whole)} == {"gate_proj", "up_proj", "down_proj"}
+    assert list((whole / "tensorboard").iterdir())
+    assert not list(whole.parent.glob(".*")), "a workspace was left"
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(tiny_base, tiny_data, tmp_path, monkeypatch, capsys):
+    real = trainer.Trainer.training_step
+
+    def poisoned(self, *args, **kwargs):
+        loss = real(self, *args, **kwargs)
+        return loss * float("nan") if self.state.global_step == 1 else loss
+
+    monkeypatch.setattr(trainer.Trainer, "training_step", poisoned)
+    assert run(monkeypatch, *arguments(tiny_base, tiny_data, tmp_path / "out")) == 2
+    assert "the loss is nan at step 2; the step was not applied" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"--lang": "cobol"}, "unknown language 'cobol'; known: python, java, javascript, cpp"),
+        ({"--data": "nowhere.jsonl"}, "there is no data set 'nowhere.jsonl'"),
+        ({"--base": "nowhere"}, "the base 'nowhere' is neither a folder with a config.json nor a model"),
+        ({"--batch-size": 0}, "--batch-size must be at least 1, not 0"),
+        ({"--rank": 0}, "--rank must be at least 1"),
+        ({"--max-length": 5}, "fits --max-length 5"),
+        ({"--gpu": "abacus"}, "unknown card 'abacus'"),
+        ({"--resume": None}, "nothing to resume"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_2(tiny_base, tiny_data, tmp_path, monkeypatch, capsys, change, said):
+    flags = dict(zip(*[iter(arguments(tiny_base, tiny_data, tmp_path / "out"))] * 2, strict=True)) | change
+    argv = [part for pair in flags.items() for part in pair if part is not None]
+    assert run(monkeypatch, *argv) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("python -m train.expert: ") and said in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_output_is_left_alone(tiny_base, tiny_data, tmp_path, monkeypatch, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("work")
+    assert run(monkeypatch, *arguments(tiny_base, tiny_data, tmp_path / "out")) == 2
+    assert "exists; name another or remove it first" in capsys.readouterr().err
+    assert (tmp_path / "out" / "precious").read_text() == "work"
+
+
+def test_resume_refuses_other_settings(tiny_base, tiny_data, tmp_path, monkeypatch, capsys):
+    flags = arguments(tiny_base, tiny_data, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.ProgressBar, "on_step_end", KillAt(5).on_step_end)
+        with pytest.raises(Killed):
+            run(patch, *flags)
+    assert run(monkeypatch, *flags) == 2
+    assert "add --resume to go on" in capsys.readouterr().err
+    assert run(monkeypatch, *flags, "--resume", "--weight-decay", 0.5) == 2
+    assert "settings" in capsys.readouterr().err
+
+
+def test_the_plan_of_mistral_7b_on_two_cards(tmp_path, monkeypatch, capsys):
+    """NF4 with nested absmax is 4.127 bits a weight: 6.98e9 linear weights are 3.60 GB (data_eval's figure)."""
+    config = {"model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "vocab_size": 32000}
+    config |= {"num_attention_heads": 32, "num_key_value_heads": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    flags = ["--lang", "cpp", "--base", tmp_path, "--plan", "--batch-size", 4, "--max-length", 1024, "--checkpointing", "on"]
+    assert run(monkeypatch, *flags, "--gpu", "a10g") == 0
+    assert "quantised weights     3.600 GB" in capsys.readouterr().out
+    assert run(monkeypatch, *flags, "--gpu", "t4", "--batch-size", 64) == 2
+    assert "the largest part is logits" in capsys.readouterr().err
