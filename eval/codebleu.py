@@ -14,10 +14,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from model.adapters import is_adapter
 from model.cli import make_parser, run_command
 from model.generation import complete
 from model.languages import LANGUAGES, get_language
-from model.load import load_model
+from model.load import load_model, model_folder
 from model.output import check_absent, output_folder, write_run
 from model.prompt import format_prompt
 from train.data import load_pairs
@@ -34,7 +35,7 @@ def main(args: Namespace) -> None:
         raise ValueError(f"--max-new-tokens and --batch-size must be at least 1, not {args.max_new_tokens} and {args.batch_size}")
     points, sources = load_points(args)
     model, tokenizer = load_model(args.model, adapter=args.adapter, device=args.device)
-    role = role_of(model)
+    role = role_of(model, args)
     figures: dict[str, dict[str, Any]] = {}
     samples: list[dict[str, Any]] = []
     for lang, kinds in points.items():
@@ -65,11 +66,11 @@ def load_points(args: Namespace) -> tuple[dict[str, dict[str, list[Pair]]], dict
     return points, sources
 
 
-def role_of(model: Any) -> str:
+def role_of(model: Any, args: Namespace) -> str:
     """What the loaded model is: a mixture has experts, an expert is a base with an adapter, anything else is a base."""
     if getattr(model.config, "num_local_experts", 0):
         return "mixture"
-    return "expert" if hasattr(model, "peft_config") else "base"
+    return "expert" if args.adapter or is_adapter(model_folder(args.model)) else "base"
 
 
 def judge(lang: str, kinds: dict[str, list[Pair]], completions: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

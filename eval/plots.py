@@ -1,4 +1,4 @@
-"""The report's figures, each drawn twice: on light and on dark ground. One colour a role and one a language, throughout."""
+"""The report's figures, each drawn twice: on light and on dark ground. One colour a role throughout."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,8 +21,8 @@ THEMES = {
     "dark": {"ground": "#161b22", "ink": "#e6eaf0", "faint": "#98a2b3", "grid": "#2d3540", "low": "#1d2530", "high": "#6cb0ff"},
 }
 ROLE_COLOURS = {"base": "#8b95a5", "expert": "#3b82c4", "mixture": "#e08a1e"}
-LANG_COLOURS = {"python": "#3b82c4", "java": "#d9534f", "javascript": "#d6a419", "cpp": "#7a5cc4"}
 WIDTH = 10.0  # inches
+CELLS = 12  # columns of a heat map that leave room for figures in the cells
 
 Theme = Mapping[str, str]
 Draw = Callable[[Theme], Figure]
@@ -44,6 +44,8 @@ def _style(colours: Theme) -> Any:
     ink = dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), colours["ink"])
     faint = dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor", "axes.edgecolor"), colours["faint"])
     ground = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), colours["ground"])
+    layout = {"use": True, "wspace": 0.04, "hspace": 0.06}
+    layout = {f"figure.constrained_layout.{key}": value for key, value in layout.items()}
     spines = {f"axes.spines.{side}": False for side in ("top", "right", "left")}
     size = {
         "font.size": 10.5,
@@ -59,7 +61,7 @@ def _style(colours: Theme) -> Any:
         "axes.axisbelow": True,
         "grid.color": colours["grid"],
     }
-    return {**ink, **faint, **ground, **spines, **size, **marks, "legend.frameon": False, "figure.constrained_layout.use": True}
+    return {**ink, **faint, **ground, **spines, **size, **marks, "legend.frameon": False, **layout}
 
 
 def means_figure(tables: Sequence[Table], colours: Theme) -> Figure:
@@ -129,7 +131,7 @@ def _clouds(axis: Axes, roles: dict[str, list[float]], colours: Theme) -> None:
 
 
 def training_figure(logs: Sequence[tuple[str, list[dict[str, Any]]]], colours: Theme) -> Figure:
-    """Training loss (thin, and smoothed) and evaluation loss (dots) against the step, a panel a run."""
+    """Training loss and evaluation loss (dots) against the step, a panel a run."""
     columns = min(3, len(logs))
     rows = -(-len(logs) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, 0.6 + 2.3 * rows), squeeze=False)
@@ -168,31 +170,37 @@ def gates_figure(arrays: dict[str, Any], colours: Theme) -> Figure:
     owned = {lang: row["own_top1"] for lang, row in arrays["languages"].items() if row["own_top1"] is not None}
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 1.6 + 0.62 * len(langs)), width_ratios=(1, 1.35))
     _heat(left, [np.mean(arrays["languages"][lang]["top1"], axis=0) for lang in langs], colours)
-    left.set_xticks(range(len(experts)), [lang_title(name) for name in experts])
-    left.set_yticks(range(len(langs)), [lang_title(lang) for lang in langs])
+    left.set_xticks(np.arange(len(experts)) + 0.5, [lang_title(name) for name in experts])
+    left.set_yticks(np.arange(len(langs)) + 0.5, [lang_title(lang) for lang in langs])
     left.set(title="First choice, % of tokens", xlabel="expert", ylabel="language of the program")
     layers = len(next(iter(arrays["languages"].values()))["top1"])
     if owned:
         _heat(right, list(owned.values()), colours)
-        right.set_xticks(range(0, layers, max(1, layers // 8)), range(0, layers, max(1, layers // 8)))
-        right.set_yticks(range(len(owned)), [lang_title(lang) for lang in owned])
+        shown = np.arange(0, layers, max(1, layers // 8))
+        right.set_xticks(shown + 0.5, shown)
+        right.set_yticks(np.arange(len(owned)) + 0.5, [lang_title(lang) for lang in owned])
         right.set(title="Own expert first, % of tokens, by layer", xlabel="layer")
     right.set_visible(bool(owned))
     return figure
 
 
 def _heat(axis: Axes, shares: Sequence[Sequence[float]], colours: Theme) -> None:
-    """Shares [rows][columns] as a heat map from 0 to 100 %, with the figures in the cells if they fit."""
+    """Shares [rows][columns] as a heat map from 0 to 100 %: with the figures in the cells if they fit, else with a scale."""
     table = 100 * np.asarray(shares)
     shades = LinearSegmentedColormap.from_list("shares", [colours["low"], colours["high"]])
-    axis.imshow(table, cmap=shades, vmin=0, vmax=100, aspect="auto")
+    mesh = axis.pcolormesh(
+        table, cmap=shades, vmin=0, vmax=100, edgecolors=colours["ground"], linewidth=2 if table.shape[1] <= CELLS else 0.5
+    )
+    axis.invert_yaxis()
     axis.grid(visible=False)
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
-    if table.shape[1] > 12:
+    if table.shape[1] > CELLS:
+        axis.figure.colorbar(mesh, ax=axis, label="% of tokens", pad=0.01).outline.set_visible(False)
         return
     for (row, column), value in np.ndenumerate(table):
-        axis.text(column, row, f"{value:.0f}", ha="center", va="center", color=colours["ground"] if value > 55 else colours["ink"])
+        colour = colours["ground"] if value > 55 else colours["ink"]
+        axis.text(column + 0.5, row + 0.5, f"{value:.0f}", ha="center", va="center", color=colour)
 
 
 def _role_legend(figure: Figure, axis: Axes) -> None:
