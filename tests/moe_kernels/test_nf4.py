@@ -43,13 +43,14 @@ def special_weights(dtype):
     some_zero = normal.clone()
     some_zero[::3] = 0
     tiny = torch.finfo(dtype).tiny
+    levels = torch.tensor(NF4.levels)
     cases = {
         "zeros": torch.zeros(8, 64),
         "some zero blocks": some_zero,
         "denormal": normal * tiny * 0.1,
         "outlier": outlier,
         "constant": torch.full((8, 64), -0.02),
-        "levels and midpoints": torch.tensor(
+        "levels and midpoints": torch.cat([levels, (levels[1:] + levels[:-1]) / 2]).repeat(64),
             [*NF4.levels, *((a + b) / 2 for a, b in zip(NF4.levels, NF4.levels[1:], strict=False))]
         ).repeat(64),
         "spread": normal * torch.logspace(-6, 3, 40)[:, None],
