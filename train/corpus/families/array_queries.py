@@ -280,11 +280,11 @@ def count_distinct_elements(arr: list[int]) -> int:
 @family(
     titles=[
         "intersection of two arrays",
-        "common elements of {a} and {b} without duplicates",
+        "common elements of {arr1} and {arr2} without duplicates",
         "find the values that are in both lists, in the order of the second one",
         "given two arrays, return every number they share exactly once",
         "program to intersect unsorted arrays with a hash set",
-        "which integers of {b} also occur in {a}, each listed a single time",
+        "which integers of {arr2} also occur in {arr1}, each listed a single time",
         "put the first array into a set and list each different match found in the second",
     ],
     cases=[
@@ -295,14 +295,14 @@ def count_distinct_elements(arr: list[int]) -> int:
         (([7, 8], [8, 7]), [8, 7]),
     ],
 )
-def array_intersection(a: list[int], b: list[int]) -> Vec[int]:
-    # elements of the first array | put the first array into a set | hash set of the values in {a}
+def array_intersection(arr1: list[int], arr2: list[int]) -> Vec[int]:
+    # elements of the first array | put the first array into a set | hash set of the values in {arr1}
     first: set[int] = set()
-    for x in a:
+    for x in arr1:
         first.add(x)
     used: set[int] = set()
     common: Vec[int] = []
-    for x in b:
+    for x in arr2:
         # in both arrays and not listed yet | a common value that is new | check membership and avoid duplicates
         if x in first and x not in used:
             # list the common element | append it to the answer | add the shared value to the result

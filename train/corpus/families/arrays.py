@@ -406,9 +406,9 @@ def remove_duplicates_from_sorted(arr: list[int]) -> Vec[int]:
 @family(
     titles=[
         "interleave two arrays of the same length",
-        "merge {a} and {b} alternately, starting with {a}",
+        "merge {arr1} and {arr2} alternately, starting with {arr1}",
         "given two arrays of equal size, take one element from each in turn",
-        "zip two lists into a single array: first of {a}, first of {b}, second of {a}, second of {b}, ...",
+        "zip two lists into a single array: first of {arr1}, first of {arr2}, second of {arr1}, second of {arr2}, ...",
         "program to weave two arrays together",
         "combine two equally long arrays so that their elements alternate",
         "array of twice the size with the first array at even and the second at odd indices",
@@ -420,15 +420,15 @@ def remove_duplicates_from_sorted(arr: list[int]) -> Vec[int]:
         (([0, 0], [1, 1]), [0, 1, 0, 1]),
     ],
 )
-def interleave_arrays(a: list[int], b: list[int]) -> list[int]:
-    n = len(a)
+def interleave_arrays(arr1: list[int], arr2: list[int]) -> list[int]:
+    n = len(arr1)
     # the result holds both arrays | allocate room for all elements | twice as many elements are needed
     result = [0] * (2 * n)
     for i in range(n):
-        # even positions come from the first array | element of {a} first | copy from the first array
-        result[2 * i] = a[i]
-        # odd positions come from the second array | then the element of {b} | copy from the second array
-        result[2 * i + 1] = b[i]
+        # even positions come from the first array | element of {arr1} first | copy from the first array
+        result[2 * i] = arr1[i]
+        # odd positions come from the second array | then the element of {arr2} | copy from the second array
+        result[2 * i + 1] = arr2[i]
     return result
 
 
@@ -702,23 +702,23 @@ def alternating_array_sum(arr: list[int]) -> int:
 @family(
     titles=[
         "dot product of two vectors",
-        "multiply {a} and {b} element by element and add the products",
+        "multiply {arr1} and {arr2} element by element and add the products",
         "scalar product of two arrays of the same length",
         "given two equally long lists, find the sum of pairwise products",
         "program to calculate the inner product of integer vectors",
-        "sum of {a}[i] times {b}[i] over all indices",
+        "sum of {arr1}[i] times {arr2}[i] over all indices",
         "weighted total: the numbers in one array, the weights in the other",
     ],
     cases=[(([1, 2, 3], [4, 5, 6]), 32), (([], []), 0), (([2], [-7]), -14), (([1, 0], [0, 1]), 0)],
 )
-def dot_product(a: list[int], b: list[int]) -> int:
+def dot_product(arr1: list[int], arr2: list[int]) -> int:
     # initialise the result | the product sum is zero at first | start from 0
     result = 0
-    n = len(a)
+    n = len(arr1)
     # go over both arrays together | for every common index | walk through the components
     for i in range(n):
         # add the product of the components | multiply matching elements and add | accumulate the pairwise product
-        result += a[i] * b[i]
+        result += arr1[i] * arr2[i]
     return result
 
 

@@ -704,7 +704,7 @@ def minimum_swaps_to_sort(arr: list[int]) -> int:
 @family(
     titles=[
         "merge two sorted arrays",
-        "combine ordered arrays {a} and {b} into one sorted array",
+        "combine ordered arrays {arr1} and {arr2} into one sorted array",
         "merge step of merge sort",
         "given two ascending lists, build the ascending list of all their elements",
         "program that always takes the smaller front element of two sorted sequences",
@@ -719,19 +719,19 @@ def minimum_swaps_to_sort(arr: list[int]) -> int:
         (([7, 8], [1, 9]), [1, 7, 8, 9]),
     ],
 )
-def merge_sorted_arrays(a: list[int], b: list[int]) -> Vec[int]:
+def merge_sorted_arrays(arr1: list[int], arr2: list[int]) -> Vec[int]:
     result: Vec[int] = []
     # positions in both arrays | start at the front of each array | one index per array
     i, j = 0, 0
     # until both arrays are used up | while elements are left in either array | continue as long as something remains
-    while i < len(a) or j < len(b):
-        # the first array has the smaller element | {b} is empty or its front is not smaller | take from {a}
-        if j == len(b) or (i < len(a) and a[i] <= b[j]):
-            result.append(a[i])
+    while i < len(arr1) or j < len(arr2):
+        # the first array has the smaller element | {arr2} is empty or its front is not smaller | take from {arr1}
+        if j == len(arr2) or (i < len(arr1) and arr1[i] <= arr2[j]):
+            result.append(arr1[i])
             i += 1
         else:
-            # take the element of the second array | the front of {b} is smaller | append from {b}
-            result.append(b[j])
+            # take the element of the second array | the front of {arr2} is smaller | append from {arr2}
+            result.append(arr2[j])
             j += 1
     return result
 
@@ -740,22 +740,22 @@ def merge_sorted_arrays(a: list[int], b: list[int]) -> Vec[int]:
     titles=[
         "count pairs in which an element of one sorted array is greater than an element of another",
         "inversions between two sorted halves, counted while merging",
-        "how many pairs (x of {a}, y of {b}) have x > y when both arrays are sorted",
+        "how many pairs (x of {arr1}, y of {arr2}) have x > y when both arrays are sorted",
         "given two ascending arrays, find the number of cross inversions in linear time",
         "program for the counting part of merge sort: elements of the left half that exceed elements of the right half",
-        "for each number in sorted {a} count the smaller numbers in sorted {b}, and add these counts",
+        "for each number in sorted {arr1} count the smaller numbers in sorted {arr2}, and add these counts",
         "total of how many values in the second ordered list lie below each value of the first",
     ],
     cases=[(([2, 4, 5], [1, 3]), 5), (([], [1]), 0), (([1, 2], [3]), 0), (([3, 3], [3]), 0), (([5, 6], [1, 2, 7]), 4)],
 )
-def count_cross_inversions(a: list[int], b: list[int]) -> int:
+def count_cross_inversions(arr1: list[int], arr2: list[int]) -> int:
     count = 0
-    # number of smaller elements in the second array | pointer into {b} | no smaller element passed yet
+    # number of smaller elements in the second array | pointer into {arr2} | no smaller element passed yet
     j = 0
-    # go through the first array | for each element of {a} | handle the left elements in order
-    for x in a:
-        # pass all elements of {b} below it | move forward while {b} is smaller | advance the pointer
-        while j < len(b) and b[j] < x:
+    # go through the first array | for each element of {arr1} | handle the left elements in order
+    for x in arr1:
+        # pass all elements of {arr2} below it | move forward while {arr2} is smaller | advance the pointer
+        while j < len(arr2) and arr2[j] < x:
             j += 1
         # each passed element forms a pair | add the number of smaller elements | {j} inversions for this element
         count += j
