@@ -1,5 +1,8 @@
 """Bit manipulation on non-negative integers."""
 
+# ruff: noqa: F821 - a hole is a name without a value here
+# mypy: disable-error-code="name-defined"
+
 from ..definition import family
 
 

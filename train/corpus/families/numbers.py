@@ -1,5 +1,8 @@
 """Digits, number bases, sequences and geometry on integers."""
 
+# ruff: noqa: F821 - a hole is a name without a value here
+# mypy: disable-error-code="name-defined"
+
 from ..definition import family
 
 
