@@ -7,6 +7,7 @@ Shapes: L layers, E experts, D model width, F expert hidden width, R LoRA rank.
 """
 
 import argparse
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from .configuration_moe import EXPERT_LAYOUTS, MoEConfig
 from .experts import PROJECTIONS
 from .gates import DEGENERATE, PROMPT_MODES, condition_numbers, embedding_gates, hidden_gates, random_gates
 from .load import model_folder
-from .modeling_moe import ATTENTION, MoEForCausalLM
+from .modeling_moe import MoEForCausalLM
 from .output import check_absent, output_folder, write_run
 from .recipe import Recipe, read_recipe
 
@@ -37,6 +38,7 @@ _SHARED = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
     *("vocab_size", "hidden_act", "rope_parameters", "rope_theta", "rope_scaling"),
 )
+_QUANTIZED = re.compile(r"\.self_attn\.[qkvo]_proj\.weight$|\.experts\.(gate|up|gate_up|down)_proj$")
 _GENERATION = "generation_config.json"
 
 
@@ -162,8 +164,7 @@ def _lora_tensors(config: MoEConfig, mlp: str, base_weights: Checkpoint, sources
 
 def is_quantized(name: str) -> bool:
     """Whether NF4 keeps this tensor in 4 bits: expert and attention matrices; never gate, norms, embeddings, head or LoRA factors."""
-    parts = name.removesuffix(".weight").split(".")
-    return parts[-1] in ATTENTION or (parts[-2] == "experts" and parts[-1] in (*PROJECTIONS, "gate_up_proj"))
+    return _QUANTIZED.search(name) is not None
 
 
 def write_mixture(folder: Path, config: MoEConfig, tensors: Iterator[tuple[str, Tensor]]) -> None:

@@ -148,7 +148,8 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
 
         `aux_loss` is importance_coef · CV²(importance) + load_coef · CV²(load), the mean over layers, over the tokens that
         `attention_mask` [B, S] keeps. It is computed while training or with `output_router_logits`, and is part of `loss` only while
-        training, so that the loss of an evaluation is the language model's alone. `router_logits`: clean logits [T, E] of each layer.
+        training, so that the loss of an evaluation is the language model's alone; there it weighs as much as this micro-batch's share
+        of `num_items_in_batch`, if Trainer gives that. `router_logits`: clean logits [T, E] of each layer.
         """
         wants_logits = self.config.output_router_logits if output_router_logits is None else output_router_logits
         wants_losses = wants_logits or (self.training and labels is not None)
@@ -170,7 +171,7 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         if labels is not None:
             loss = self.loss_function(logits, labels, self.vocab_size, **kwargs)
             if self.training and aux_loss is not None:
-                loss = loss + aux_loss.to(loss.device)
+                loss = loss + aux_loss.to(loss.device) * _share(labels, kwargs.get("num_items_in_batch"))
         return MoeCausalLMOutputWithPast(
             loss=loss,
             aux_loss=aux_loss,
@@ -236,6 +237,11 @@ def _new_tokens(attention_mask: Tensor | None, tokens: Any) -> Tensor | None:
     if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2:
         return None
     return attention_mask[:, -tokens.shape[1] :].bool()
+
+
+def _share(labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor | float:
+    """The share of this micro-batch in the predicted tokens of the whole batch, over which Trainer takes the loss's mean."""
+    return 1.0 if num_items_in_batch is None else (labels[..., 1:] != -100).sum() / num_items_in_batch
 
 
 def _single_device(device_map: str | int | torch.device | dict | None) -> torch.device:
