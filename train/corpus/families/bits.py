@@ -186,27 +186,29 @@ def two_single_numbers(arr: list[int]) -> list[int]:
 
 @family(
     titles=[
-        "find the missing number from 0 to n with xor",
-        "{arr} contains all but one of the numbers 0 .. n: use exclusive or to get the absent one",
-        "missing integer of a range by xor of indices and values",
-        "which number of 0, 1, ..., length is not in the array, solved with bit operations",
-        "xor every index and every element of {arr} to reveal the missing value",
-        "given distinct numbers from 0 to their count, return the one left out using xor",
-        "bitwise solution for the absent number in {arr}",
-        "detect the gap in a shuffled range by cancelling equal numbers with xor",
+        "maximum xor of two elements of an array",
+        "largest value of {arr}[i] xor {arr}[j] over all pairs",
+        "find the biggest exclusive or that two numbers of {arr} can give",
+        "try all pairs of {arr} and keep the highest xor",
+        "given non negative integers, which two have the greatest bitwise difference: return their xor",
+        "best xor of any pair of elements, 0 if there is no pair",
+        "what is the top result of combining two entries of {arr} with exclusive or",
+        "pair of array elements whose xor is as large as possible",
     ],
-    cases=[(([0],), 1), (([1],), 0), (([3, 0, 1],), 2), (([0, 1, 2],), 3), (([9, 6, 4, 2, 3, 5, 7, 0, 1],), 8)],
+    cases=[(([],), 0), (([7],), 0), (([8, 1, 2],), 10), (([4, 4],), 0), (([14, 70],), 72), (([3, 10, 5, 25, 2, 8],), 28)],
 )
-def missing_number_xor(arr: list[int]) -> int:
-    # the largest number of the range has no index | begin with the length | start with the last value
-    result = len(arr)
-    # pair each index with a value | visit all positions | loop over the array
+def maximum_pair_xor(arr: list[int]) -> int:
+    # the best xor so far | no pair seen yet | start from 0
+    best = 0
+    # first element of the pair | fix one element | loop over every element
     for i in range(len(arr)):
-        # xor the index | the index is a number that should occur | cancel {i}
-        result ^= i
-        # xor the element | the element is a number that does occur | cancel the value at {i}
-        result ^= arr[i]
-    return result
+        # second element of the pair | combine with all elements behind it | loop over the later elements
+        for j in range(i + 1, len(arr)):
+            # exclusive or of the pair | xor both elements | combine the two values
+            value = arr[i] ^ arr[j]
+            # keep the larger value | a better pair was found | update the maximum
+            best = max(best, value)
+    return best
 
 
 @family(

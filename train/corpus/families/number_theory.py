@@ -349,30 +349,32 @@ def trailing_zeros_of_factorial(n: int) -> int:
 
 @family(
     titles=[
-        "integer square root of a number",
-        "largest integer whose square is at most {n}",
-        "floor of the square root of {n} by binary search",
-        "square root without decimals",
-        "find the whole part of the root of {n}",
-        "given a non negative {n}, return the greatest x with x * x <= {n}",
-        "binary search for the rounded down square root of {n}",
-        "compute the floored square root of an integer {n}",
+        "chinese remainder theorem by sieving",
+        "smallest non negative number with given remainders for pairwise coprime moduli",
+        "find the least x that leaves {remainders} when divided by {moduli}",
+        "solve a system of congruences step by step",
+        "which is the lowest number whose remainder modulo each entry of {moduli} is the matching entry of {remainders}",
+        "given coprime {moduli} and the wanted {remainders}, search the first integer that fits all of them",
+        "sun tzu's problem: a number is known only by its remainders, recover it",
+        "combine several congruences into their smallest common solution",
     ],
-    cases=[((0,), 0), ((1,), 1), ((8,), 2), ((16,), 4), ((99,), 9), ((2147395600,), 46340)],
+    cases=[
+        (([3, 5, 7], [2, 3, 2]), 23),
+        (([2], [1]), 1),
+        (([5, 7], [1, 3]), 31),
+        (([3, 4, 5], [2, 3, 1]), 11),
+        (([2, 3, 5], [0, 0, 0]), 0),
+    ],
 )
-def integer_square_root(n: int) -> int:
-    # search between 1 and {n} | bounds of the binary search | the root lies in this range
-    left = 1
-    right = n
-    result = 0
-    while left <= right:
-        mid = left + (right - left) // 2
-        # division avoids overflow of the square | {mid} squared is at most {n} | {mid} is not too large
-        if mid <= n // mid:
-            # remember {mid} and try larger values | a candidate: look to the right | store the best root so far
-            result = mid
-            left = mid + 1
-        else:
-            # too large: look to the left | the square exceeds {n} | shrink the upper bound
-            right = mid - 1
-    return result
+def smallest_number_with_remainders(moduli: list[int], remainders: list[int]) -> int:
+    x = 0
+    # distance between the solutions found so far | every number is allowed at first | start with a step of one
+    step = 1
+    # satisfy one congruence after the other | treat the moduli in turn | loop over all conditions
+    for i in range(len(moduli)):
+        # move on until this remainder fits | try the next candidate | steps keep the earlier remainders unchanged
+        while x % moduli[i] != remainders[i]:
+            x += step
+        # solutions repeat after the product | include the modulus in the step | multiply the step by this modulus
+        step *= moduli[i]
+    return x

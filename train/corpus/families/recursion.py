@@ -400,25 +400,28 @@ def array_maximum_recursive(arr: list[int], n: int) -> int:
 
 @family(
     titles=[
-        "reverse a string with recursion",
-        "write the characters of {s} backwards recursively",
-        "recursive string reversal",
-        "put the first character of {s} behind the reversed rest",
-        "return {s} in opposite order without a loop",
-        "mirror the text {s} using a function that calls itself",
-        "turn a string around by moving its first letter to the end at every call",
-        "given {s}, produce its reverse recursively",
+        "remove adjacent duplicate characters by recursion",
+        "collapse each run of equal letters in {s} to a single letter, recursively",
+        "recursively shorten repeated neighbours: aabbb becomes ab",
+        "keep only one of several equal characters in a row",
+        "given the string {s}, drop every character that is the same as the one after it, without loops",
+        "squeeze runs of identical characters using a function that calls itself",
+        "recursive removal of consecutive duplicates from {s}",
+        "what is left of {s} when repeated letters standing side by side are merged",
     ],
-    cases=[(("",), ""), (("x",), "x"), (("ab",), "ba"), (("hello",), "olleh"), (("level",), "level")],
+    cases=[(("",), ""), (("a",), "a"), (("aabbb",), "ab"), (("abab",), "abab"), (("xxyxx",), "xyx"), (("zzzz",), "z")],
 )
-def reverse_string_recursive(s: str) -> str:
-    # the empty string is its own reverse | base case: no characters | nothing to reverse
-    if len(s) == 0:
-        return ""
-    # reverse everything after the first character | recursive call for the tail | mirrored rest of {s}
-    rest = reverse_string_recursive(s[1:])
-    # the first character goes to the end | append the first letter | join the rest and the first character
-    return rest + s[0]
+def collapse_runs(s: str) -> str:
+    # too short for a duplicate | base case: at most one character | nothing to remove
+    if len(s) < 2:
+        return s
+    # solve the rest of the string | recursive call without the first character | collapse the tail
+    rest = collapse_runs(s[1:])
+    # the first two characters are equal | skip the first of a pair | the next character is the same
+    if s[0] == s[1]:
+        return rest
+    # keep the first character | it differs from its neighbour | put it in front of the rest
+    return s[0] + rest
 
 
 @family(
