@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from moe_kernels.nf4 import FACTS_KEY, NF4Weight, dequantize_nf4, quantize_nf4
 
@@ -71,13 +72,15 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + rest
 
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint, device: torch.device, optional: str | None = None) -> None:
+def load_weights(model: PreTrainedModel, checkpoint: Checkpoint, device: torch.device, optional: str | None = None) -> None:
     """Streams every tensor of `checkpoint` into `model` (parameters on the meta device), in the model's dtypes, onto `device`.
 
     Tensors are quantised or dequantised on the way where the model's form differs from the checkpoint's. Tensors whose name ends in
-    `optional` may be absent and are then zero. Raises ValueError naming all missing, unexpected and mis-shaped tensors, before any is read.
+    `optional` may be absent and are then zero; tied ones are left to `tie_weights`. Raises ValueError naming all missing, unexpected and
+    mis-shaped tensors, before any is read.
     """
-    parameters = dict(model.named_parameters())
+    tied = model.all_tied_weights_keys
+    parameters = {name: parameter for name, parameter in model.named_parameters() if name not in tied}
     quantized = {
         f"{prefix}.{name}": (module, name, shape)
         for prefix, module in model.named_modules()
@@ -86,9 +89,11 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, device: torch.device,
     }
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     shapes |= {name: shape for name, (_, _, shape) in quantized.items()}
-    sources = _find_sources(checkpoint, shapes, optional)
+    sources = _find_sources(checkpoint, shapes, optional, ignored=set(tied))
     for name, shape in tqdm(shapes.items(), desc="Loading", unit="tensor", leave=False):
         value = _assemble(checkpoint, sources[name], shape)
+        if tuple(value.shape) != shape:  # only NF4, which says its shape inside
+            raise ValueError(f"{checkpoint.path} does not fit the model: misshaped {name} {list(value.shape)} instead of {list(shape)}")
         if name in quantized:
             module, short, _ = quantized[name]
             weight = value if isinstance(value, NF4Weight) else quantize_nf4(value.to(device))
@@ -104,18 +109,20 @@ def _set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None
     setattr(model.get_submodule(owner), short, parameter)
 
 
-def _find_sources(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]], optional: str | None) -> dict[str, dict[Part, str]]:
+def _find_sources(
+    checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]], optional: str | None, ignored: set[str]
+) -> dict[str, dict[Part, str]]:
     sources: dict[str, dict[Part, str]] = {name: {} for name in shapes}
     mistakes = _Mistakes()
     for key in checkpoint:
         name, part = own_name(key)
         if name in sources:
             sources[name][part] = key
-        elif not key.endswith("rotary_emb.inv_freq"):  # a constant that old checkpoints carry along
+        elif name not in ignored and not key.endswith("rotary_emb.inv_freq"):  # a constant that old checkpoints carry along
             mistakes.unexpected.append(key)
     for name, shape in shapes.items():
         parts = sources[name]
-        if not parts and not (optional and name.endswith(optional)):
+        if (NF4_FACTS in parts and WHOLE not in parts) or (not parts and not (optional and name.endswith(optional))):
             mistakes.missing.append(name)
         elif parts and NF4_FACTS not in parts:
             _check_parts(checkpoint, name, shape, parts, mistakes)

@@ -78,7 +78,11 @@ def mixtral(tmp_path_factory) -> Path:
 
 def write_recipe(folder: Path, base: Path, sources: list[object], **changes) -> Path:
     experts = [
-        {"source_model": str(source), "positive_prompts": [f"{index} is good", f"so is {index}+{index}"], "negative_prompts": [f"bad {index}"]}
+        {
+            "source_model": str(source),
+            "positive_prompts": [f"{index} is good", f"so is {index}+{index}"],
+            "negative_prompts": [f"bad {index}"],
+        }
         for index, source in enumerate(sources)
     ]
     path = folder / "recipe.yml"

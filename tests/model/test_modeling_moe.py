@@ -107,9 +107,8 @@ def squared_variation(values):
 
 def test_aux_loss_is_shazeers_over_the_tokens_that_count(noisy, ids):
     """Importance and load (arXiv:1701.06538, eq. 6-11) recomputed in fp64 from the router's input, token by token."""
-    from moe_kernels.noise import standard_normal
-
     from model.routers import noise_seed_of
+    from moe_kernels.noise import standard_normal
 
     noisy.config.importance_coef, noisy.config.load_coef = 0.7, 0.3
     mask = torch.ones_like(ids)

@@ -1,0 +1,59 @@
+import json
+
+import pytest
+import torch
+
+from model.checkpoint import INDEX, WEIGHTS, Checkpoint, CheckpointWriter
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    tensors = {f"layer.{index}": torch.full((5, 5), float(index)) for index in range(6)}
+    with CheckpointWriter(tmp_path, shard_bytes=250) as writer:
+        for name, tensor in tensors.items():
+            writer.add(name, tensor)
+    return tmp_path, tensors
+
+
+def test_shards_hold_what_was_written(sharded):
+    folder, tensors = sharded
+    checkpoint = Checkpoint(folder)
+    assert set(checkpoint) == set(tensors)
+    assert all(torch.equal(checkpoint.tensor(name), tensor) for name, tensor in tensors.items())
+    assert sorted(path.name for path in folder.iterdir()) == [*(f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)), INDEX]
+    assert json.loads((folder / INDEX).read_text())["metadata"]["total_size"] == 600
+
+
+def test_one_shard_has_no_index(tmp_path):
+    with CheckpointWriter(tmp_path) as writer:
+        writer.add("a", torch.ones(2))
+    assert [path.name for path in tmp_path.iterdir()] == [WEIGHTS]
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/secret.safetensors", "weights.bin"])
+def test_an_index_may_only_name_shards_beside_it(sharded, name):
+    folder, _ = sharded
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"layer.0": name}}))
+    with pytest.raises(ValueError, match="a shard is a .safetensors file in the same folder"):
+        Checkpoint(folder)
+
+
+def test_a_missing_shard_is_named(sharded):
+    folder, _ = sharded
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="model-00002-of-00003"):
+        Checkpoint(folder)
+
+
+def test_a_truncated_file_is_named(sharded):
+    folder, _ = sharded
+    path = folder / "model-00001-of-00003.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ValueError, match="model-00001-of-00003.safetensors is not a whole safetensors file"):
+        Checkpoint(folder)
+
+
+def test_a_folder_without_safetensors_is_refused(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="only safetensors checkpoints are read"):
+        Checkpoint(tmp_path)
