@@ -111,21 +111,15 @@ def _read_if_there(path: Path, lang: str, split: str, level: str, max_bad: int |
 def _pairs(rows: list[Row], lang: str, token_form: bool | None) -> list[Pair]:
     if token_form is None:
         token_form = is_token_form([row["code"] for row in rows])
-    source: dict[str, str] = {}
+    source = {row["code"]: row["code"] for row in rows}
     if token_form:
-        codes = {row["code"] for row in rows}
-        source = {code: decode(code, lang) for code in tqdm(codes, desc=f"decode {lang}", unit="program")}
-    return [
-        Pair(
-            row["text"],
-            source.get(row["code"], row["code"]),
-            lang,
-            str(row.get("id") or row["where"]),
-            group_of(row),
-            str(row.get("kind") or ""),
-        )
-        for row in rows
-    ]
+        source = {code: decode(code, lang) for code in tqdm(source, desc=f"decode {lang}", unit="program")}
+
+    def pair(row: Row) -> Pair:
+        name, kind = str(row.get("id") or row["where"]), str(row.get("kind") or "")
+        return Pair(row["text"], source[row["code"]], lang, name, group_of(row), kind)
+
+    return [pair(row) for row in rows]
 
 
 def _drop(dropped: dict[str, int], rule: str, pairs: list[Pair], verdicts: Iterable[bool]) -> list[Pair]:

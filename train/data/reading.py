@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 import pyarrow.parquet
 
 Row = dict[str, Any]
@@ -86,7 +85,7 @@ def _values(path: Path) -> Iterator[tuple[int, Any]]:
         else:
             with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
                 yield from _json(file)
-    except (EOFError, gzip.BadGzipFile, zlib.error, pyarrow.ArrowException) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 

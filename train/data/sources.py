@@ -91,7 +91,7 @@ def _split_files(folder: Path, lang: str, split: str, level: str) -> list[Path]:
         schemes = [f"{stem}.{name}{suffix}" for suffix in SUFFIXES]
         schemes += [f"{stem.replace('.', '/')}/{name}{suffix}" for suffix in SUFFIXES]
         schemes += [f"{root}{configuration}/{name}{suffix}" for root in ("data/", "") for suffix in SUFFIXES]
-        schemes += [f"{configuration}/{name}*.parquet", f"{configuration}/{name}/*.parquet"]
+        schemes += [f"{configuration}/*{name}*.parquet", f"{configuration}/{name}/*.parquet"]
         for scheme in schemes:
             if files := sorted(folder.glob(scheme)):
                 return files
