@@ -19,7 +19,7 @@ from .bootstrap import LEVEL
 from .html import render
 from .runs import ARRAYS, Run, Systems, read_runs, read_training
 from .study import ALL, aligned, compare, conditions, details, estimate, generations, kinds_of, languages_of, training_summary
-from .tables import grid, kind_title, lang_title, markdown_table, text_table
+from .tables import cell, kind_title, lang_title, markdown_table, text_table
 
 TITLE1, TITLE2 = "Table 1: base against experts", "Table 2: base against mixture"
 
@@ -76,9 +76,7 @@ def headlines(tables: dict[str, Any]) -> list[dict[str, Any]]:
             row = tables[table].get(kind, {}).get(ALL)
             if row is None or column not in row:
                 continue
-            _, cells = grid({ALL: row})
-            names = [name for name in row if name not in ("n", "groups")]
-            figure, interval = cells[0][2 + names.index(column)]
+            figure, interval = cell(column, row[column])
             text = f"{text} · {kind_title(kind).lower()}, n = {row['n']}"
             note = f"{LEVEL} % interval {interval}" if interval else ""
             found.append(
@@ -139,7 +137,7 @@ def _sizes(langs: dict[str, dict[str, list[float]]]) -> str:
 
 def markdown(report: dict[str, Any], figures: dict[str, dict[str, Path]], captions: dict[str, str]) -> str:
     parts = [f"# {report['title']}", report["texts"]["summary"]]
-    parts += ["\n".join(f"- **{row['figure']}** {row['text']} {row['interval']}".rstrip() for row in report["headlines"])]
+    parts += ["\n".join(f"- **{row['figure']}** {row['text']}{row['interval'] and ', '}{row['interval']}" for row in report["headlines"])]
     for title, key in ((TITLE1, "table1"), (TITLE2, "table2")):
         if report["tables"][key]:
             parts += [f"## {title}", report["texts"][key]]

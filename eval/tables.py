@@ -30,11 +30,12 @@ def grid(rows: dict[str, dict[str, Any]]) -> Grid:
     """Header and cells of one kind of a `study.Table`."""
     columns = [name for name in HEADS if any(name in row for row in rows.values())]
     head = ["Language", "n", *(HEADS[name] for name in columns)]
-    cells = [[(lang_title(lang), ""), (str(row["n"]), ""), *(_cell(name, row.get(name)) for name in columns)] for lang, row in rows.items()]
+    cells = [[(lang_title(lang), ""), (str(row["n"]), ""), *(cell(name, row.get(name)) for name in columns)] for lang, row in rows.items()]
     return head, cells
 
 
-def _cell(name: str, figure: dict[str, Any] | None) -> Cell:
+def cell(name: str, figure: dict[str, Any] | None) -> Cell:
+    """A figure of column `name`, and its interval, as they are printed."""
     if figure is None or figure["value"] is None:
         return "–", ""
     scale, digits = SCALE.get(name, 100.0), 2 if name in SCALE else 1

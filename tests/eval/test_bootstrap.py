@@ -1,0 +1,58 @@
+"""Intervals: against the normal theory they should meet, by problem and not by row, and paired where a difference is stated."""
+
+import numpy as np
+import pytest
+
+from eval.bootstrap import Estimate, average, bootstrap, difference, ratio
+
+
+def test_the_interval_meets_normal_theory() -> None:
+    values = np.random.default_rng(0).normal(0.5, 0.1, size=400)
+    row = bootstrap({"a": values.tolist()}, [str(i) for i in range(400)], "x")["a"].as_dict()
+    half = 1.96 * values.std() / 20
+    assert row["value"] == pytest.approx(values.mean())
+    assert row["low"] == pytest.approx(values.mean() - half, abs=0.1 * half)
+    assert row["high"] == pytest.approx(values.mean() + half, abs=0.1 * half)
+
+
+def test_repeating_every_row_of_a_problem_does_not_narrow_the_interval() -> None:
+    values = np.random.default_rng(1).normal(0.5, 0.1, size=40).tolist()
+    groups = [str(i) for i in range(40)]
+    once = bootstrap({"a": values}, groups, "x")["a"].as_dict()
+    ten_times = bootstrap({"a": values * 10}, groups * 10, "x")["a"].as_dict()
+    assert ten_times == pytest.approx(once)
+
+
+def test_a_constant_difference_has_no_spread_though_the_means_have() -> None:
+    values = [0.1, 0.5, 0.3, 0.9]
+    systems = bootstrap({"base": values, "expert": [value + 0.05 for value in values]}, list("abcd"), "x")
+    row = difference(systems["expert"], systems["base"]).as_dict()
+    assert (row["low"], row["high"]) == pytest.approx((0.05, 0.05))
+    base = systems["base"].as_dict()
+    assert base["high"] - base["low"] > 0.2
+
+
+def test_ratio_and_average_by_hand() -> None:
+    a, b = Estimate(0.6, np.array([0.5, 0.7])), Estimate(0.3, np.array([0.25, 0.35]))
+    assert ratio(a, b).as_dict() == pytest.approx({"value": 2.0, "low": 2.0, "high": 2.0})
+    mean = average([a, b])
+    assert mean.value == pytest.approx(0.45)
+    assert mean.draws is not None
+    assert mean.draws.tolist() == pytest.approx([0.375, 0.525])
+
+
+def test_no_interval_where_none_makes_sense() -> None:
+    single = bootstrap({"a": [0.2, 0.4]}, ["g", "g"], "x")["a"]
+    assert single.as_dict() == {"value": pytest.approx(0.3), "low": None, "high": None}
+    zero = Estimate(0.0, np.zeros(2))
+    assert ratio(Estimate(0.5, np.full(2, 0.5)), zero).as_dict() == {"value": None, "low": None, "high": None}
+    assert ratio(single, single).as_dict() == {"value": 1.0, "low": None, "high": None}
+
+
+def test_the_draws_depend_on_the_stratum_alone() -> None:
+    values, groups = [0.1, 0.2, 0.9], list("abc")
+    assert bootstrap({"a": values}, groups, "x")["a"].as_dict() == bootstrap({"b": values}, groups, "x")["b"].as_dict()
+    first, second = (bootstrap({"a": values}, groups, stratum)["a"].draws for stratum in ("x", "y"))
+    assert first is not None
+    assert second is not None
+    assert (first != second).any()
