@@ -26,7 +26,7 @@ INSTALL_REQUIRES = [
     "matplotlib>=3.8",
     "tensorboard>=2.16",
 ]
-TEST_REQUIRES = ["pytest>=8", "pytest-xdist>=3.6", "pytest-benchmark>=5", "scipy>=1.11"]
+TEST_REQUIRES = ["pytest>=8", "pytest-xdist>=3.6", "pytest-benchmark>=5"]
 DEV_REQUIRES = ["ruff>=0.12", "mypy>=1.15", "clang-format>=18"]
 
 

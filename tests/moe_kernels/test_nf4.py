@@ -51,8 +51,6 @@ def special_weights(dtype):
         "outlier": outlier,
         "constant": torch.full((8, 64), -0.02),
         "levels and midpoints": torch.cat([levels, (levels[1:] + levels[:-1]) / 2]).repeat(64),
-            [*NF4.levels, *((a + b) / 2 for a, b in zip(NF4.levels, NF4.levels[1:], strict=False))]
-        ).repeat(64),
         "spread": normal * torch.logspace(-6, 3, 40)[:, None],
     }
     return {name: w.to(dtype) for name, w in cases.items()}

@@ -1,0 +1,54 @@
+"""The NF4 linear layer against bitsandbytes' and against a dense one."""
+
+import bitsandbytes as bnb
+import pytest
+import torch
+
+from moe_kernels.linear import linear_nf4
+from moe_kernels.nf4 import dequantize_nf4, quantize_nf4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(1, 128), (2, 7, 128), (0, 128)])
+def test_equals_linear4bit(shape, dtype):
+    torch.manual_seed(0)
+    w, bias = torch.randn(96, 128, dtype=dtype), torch.randn(96, dtype=dtype)
+    x, y = (torch.randn(shape, dtype=dtype).requires_grad_() for _ in range(2))
+    y.data = x.data.clone()
+    q = quantize_nf4(w)
+    packed, state = bnb.functional.quantize_4bit(w, compress_statistics=True, quant_type="nf4")
+    ours = linear_nf4(x, q, bias)
+    theirs = torch.nn.functional.linear(y, bnb.functional.dequantize_4bit(packed, state)) + bias
+    assert torch.equal(ours, theirs)
+    dy = torch.randn_like(ours)
+    ours.backward(dy)
+    theirs.backward(dy)
+    torch.testing.assert_close(x.grad, y.grad)
+
+
+def test_gradients():
+    q = quantize_nf4(torch.randn(16, 64))
+    x = torch.randn(3, 64, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(16, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, bias: linear_nf4(x, q, bias), [x, bias])
+
+
+def test_the_graph_keeps_no_dequantised_weight():
+    q = quantize_nf4(torch.randn(256, 256))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.nbytes) or tensor, lambda tensor: tensor):
+        y = linear_nf4(torch.randn(2, 256, requires_grad=True), q)
+    assert sum(kept) < q.nbytes
+    y.sum().backward()
+
+
+def test_the_weight_is_rounded_to_its_own_dtype_first():
+    q = quantize_nf4(torch.randn(32, 64, dtype=torch.bfloat16))
+    x = torch.eye(64)
+    assert torch.equal(linear_nf4(x, q), dequantize_nf4(q).float().T)
+
+
+def test_widths_must_fit():
+    q = quantize_nf4(torch.randn(32, 64))
+    with pytest.raises(ValueError, match="width 32 does not fit"):
+        linear_nf4(torch.randn(2, 32), q)
