@@ -41,18 +41,6 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_adapter(base: Path, folder: Path, seed: int, **options) -> Path:
-    """A PEFT adapter of `base` whose two factors are both random."""
-    torch.manual_seed(seed)
-    settings = {"r": 4, "lora_alpha": 12, "target_modules": ["gate_proj", "up_proj", "down_proj"], **options}
-    model = get_peft_model(MistralForCausalLM.from_pretrained(base), LoraConfig(**settings))
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    model.save_pretrained(str(folder))
-    return folder
-
-
 @pytest.fixture(scope="session")
 def base(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "base"
@@ -63,8 +51,25 @@ def base(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def adapters(base) -> list[Path]:
-    return [make_adapter(base, base.parent / f"expert-{index}", seed=index + 1) for index in range(3)]
+def make_adapter(base) -> Callable[..., Path]:
+    """Writes a PEFT adapter of `base`, both of whose factors are random, into a folder, and returns the folder."""
+
+    def make(folder: Path, seed: int = 1, **options) -> Path:
+        torch.manual_seed(seed)
+        settings = {"r": 4, "lora_alpha": 12, "target_modules": ["gate_proj", "up_proj", "down_proj"], **options}
+        model = get_peft_model(MistralForCausalLM.from_pretrained(base), LoraConfig(**settings))
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        model.save_pretrained(str(folder))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def adapters(base, make_adapter) -> list[Path]:
+    return [make_adapter(base.parent / f"expert-{index}", seed=index + 1) for index in range(3)]
 
 
 @pytest.fixture(scope="session")
@@ -77,13 +82,10 @@ def mixtral(tmp_path_factory) -> Path:
 
 
 def write_recipe(folder: Path, base: Path, sources: list[object], **changes) -> Path:
+    """A mergekit-moe file with two positive prompts of different lengths and a negative one for each source."""
     experts = [
-        {
-            "source_model": str(source),
-            "positive_prompts": [f"{index} is good", f"so is {index}+{index}"],
-            "negative_prompts": [f"bad {index}"],
-        }
-        for index, source in enumerate(sources)
+        {"source_model": str(source), "positive_prompts": [f"{n} is good", f"so is {n}+{n}"], "negative_prompts": [f"bad {n}"]}
+        for n, source in enumerate(sources)
     ]
     path = folder / "recipe.yml"
     path.write_text(yaml.safe_dump({"base_model": str(base), "gate_mode": "hidden", "experts": experts, **changes}))

@@ -34,7 +34,7 @@ def test_one_shard_has_no_index(tmp_path):
 def test_an_index_may_only_name_shards_beside_it(sharded, name):
     folder, _ = sharded
     (folder / INDEX).write_text(json.dumps({"weight_map": {"layer.0": name}}))
-    with pytest.raises(ValueError, match="a shard is a .safetensors file in the same folder"):
+    with pytest.raises(ValueError, match=r"a shard is a \.safetensors file in the same folder"):
         Checkpoint(folder)
 
 
@@ -49,7 +49,7 @@ def test_a_truncated_file_is_named(sharded):
     folder, _ = sharded
     path = folder / "model-00001-of-00003.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(ValueError, match="model-00001-of-00003.safetensors is not a whole safetensors file"):
+    with pytest.raises(ValueError, match=r"model-00001-of-00003\.safetensors is not a whole safetensors file"):
         Checkpoint(folder)
 
 

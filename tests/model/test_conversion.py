@@ -72,10 +72,10 @@ def without(name):
         (without(EXPERT), r"missing model\.layers\.1\.mlp\.experts\.gate_up_proj of expert 2"),
         (lambda state: {**state, "model.extra": torch.ones(1)}, r"unexpected model\.extra"),
         (lambda state: {**state, EXPERT.replace("s.2.", "s.4."): state[EXPERT].clone()}, r"unexpected .*experts\.4\.w3\.weight"),
-        (lambda state: {**state, EXPERT: state[EXPERT][:-1]}, r"misshaped .*experts\.2\.w3\.weight \[127, 64\] instead of \[128, 64\]"),
+        (lambda state: {**state, EXPERT: state[EXPERT][:-1]}, r"misshaped .*experts\.2\.w3\.weight \[127, 64\] instead of"),
         (
             lambda state: {**state, "lm_head.weight": state["lm_head.weight"][1:]},
-            r"misshaped lm_head\.weight \[63, 64\] instead of \[64, 64\]",
+            r"misshaped lm_head\.weight \[63, 64\]",
         ),
         (lambda state: {**fused(state), EXPERT: state[EXPERT]}, r"unexpected .*experts\.2\.w3\.weight"),
     ],

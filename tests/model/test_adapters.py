@@ -1,0 +1,96 @@
+import json
+import shutil
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import MistralForCausalLM
+
+from model.adapters import Adapter, base_fingerprint
+from model.checkpoint import Checkpoint
+
+OPTIONS = [
+    {},
+    {"use_rslora": True},
+    {"rank_pattern": {"up_proj": 2}, "alpha_pattern": {"layers.1.mlp.down_proj": 7}},
+    {"target_modules": ["down_proj"]},
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_merging_is_pefts(base, make_adapter, tmp_path, options, dtype):
+    folder = make_adapter(tmp_path / "adapter", seed=9, **options)
+    adapter, weights = Adapter(folder), Checkpoint(base)
+    merged = PeftModel.from_pretrained(MistralForCausalLM.from_pretrained(base, dtype=dtype), str(folder)).merge_and_unload()
+    for module in (f"model.layers.{layer}.mlp.{name}_proj" for layer in (0, 1) for name in ("gate", "up", "down")):
+        ours = adapter.apply(module, weights.tensor(f"{module}.weight").to(dtype))
+        assert torch.equal(ours, merged.get_submodule(module).weight), module
+
+
+def test_name_is_the_language_else_the_folder(base, make_adapter, tmp_path):
+    folder = make_adapter(tmp_path / "some-expert")
+    assert Adapter(folder).name == "some-expert"
+    (folder / "run.json").write_text(json.dumps({"lang": "cpp"}))
+    assert Adapter(folder).name == "cpp"
+
+
+def test_attention_targets_are_refused_with_the_flag(base, make_adapter, tmp_path):
+    adapter = Adapter(make_adapter(tmp_path / "all", target_modules=["q_proj", "down_proj"]))
+    with pytest.raises(ValueError, match=r"also changes q_proj.*without `--target all`"):
+        adapter.check_ffn_only()
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}])
+def test_only_plain_lora_is_read(base, make_adapter, tmp_path, options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} = .* only plain LoRA is read"):
+        Adapter(make_adapter(tmp_path / "adapter", **options))
+
+
+def change_weights(folder, change):
+    path = folder / "adapter_model.safetensors"
+    save_file(change(load_file(path)), path)
+
+
+KEY = "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: {**state, "base_model.model.model.norm.bias": torch.ones(1)}, r"model\.norm\.bias is not a LoRA factor"),
+        (lambda state: {key: value for key, value in state.items() if key != KEY}, r"layers\.0\.mlp\.up_proj has only one of its two"),
+    ],
+)
+def test_odd_weights_are_named(base, make_adapter, tmp_path, change, message):
+    folder = make_adapter(tmp_path / "adapter")
+    change_weights(folder, change)
+    with pytest.raises(ValueError, match=message):
+        Adapter(folder)
+
+
+def test_another_base_is_refused_by_name(adapters, base, tmp_path):
+    shutil.copytree(base, tmp_path / "other")
+    with pytest.raises(ValueError, match="was trained on the base 'base', not 'other'"):
+        Adapter(adapters[0]).check_base(tmp_path / "other", Checkpoint(tmp_path / "other"))
+
+
+def test_another_base_is_refused_by_shape(base, make_adapter, tmp_path):
+    folder = make_adapter(tmp_path / "adapter")
+    change_weights(folder, lambda state: {**state, KEY: state[KEY][:, 1:].clone()})
+    with pytest.raises(ValueError, match=r"up_proj as a matrix of \[128, 63\], but in .* it is \[128, 64\]"):
+        Adapter(folder).check_base(base, Checkpoint(base))
+
+
+def test_a_fingerprint_decides_whatever_the_name(base, make_adapter, tmp_path):
+    folder = make_adapter(tmp_path / "adapter")
+    (folder / "run.json").write_text(json.dumps({"base_fingerprint": base_fingerprint(base)}))
+    copy = tmp_path / "moved"
+    shutil.copytree(base, copy)
+    Adapter(folder).check_base(copy, Checkpoint(copy))
+    state = load_file(copy / "model.safetensors")
+    state["model.layers.1.self_attn.q_proj.weight"][0, 3] += 1
+    save_file(state, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="the weights' fingerprints differ"):
+        Adapter(folder).check_base(copy, Checkpoint(copy))

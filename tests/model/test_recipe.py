@@ -1,0 +1,56 @@
+import pytest
+import yaml
+
+from model.recipe import read_recipe
+
+FIRST = {"source_model": "a", "positive_prompts": ["x"]}
+SECOND = {"source_model": "b", "positive_prompts": ["y"], "negative_prompts": ["x"]}
+GOOD = {"base_model": "base", "experts": [FIRST, SECOND]}
+
+
+def write(tmp_path, value):
+    path = tmp_path / "recipe.yml"
+    path.write_text(value if isinstance(value, str) else yaml.safe_dump(value))
+    return path
+
+
+def test_defaults_are_mergekits(tmp_path):
+    recipe = read_recipe(write(tmp_path, GOOD))
+    assert (recipe.gate_mode, recipe.dtype, recipe.experts_per_token) == ("hidden", None, 2)
+    assert recipe.experts[1].prompts.positive == ("y",) and recipe.experts[1].prompts.negative == ("x",)
+
+
+def test_uniform_random_needs_no_prompts(tmp_path):
+    read_recipe(write(tmp_path, {**GOOD, "gate_mode": "uniform_random", "experts": [{"source_model": "a"}, {"source_model": "b"}]}))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({**GOOD, "gatemode": "hidden"}, "unknown key 'gatemode'; did you mean 'gate_mode'"),
+        (
+            {**GOOD, "experts": [{**FIRST, "nagative_prompts": []}]},
+            "expert 0: unknown key 'nagative_prompts'; did you mean",
+        ),
+        ({**GOOD, "wholly": 1}, "unknown key 'wholly'; allowed: base_model, gate_mode"),
+        ({**GOOD, "gate_mode": "hiden"}, "gate_mode is 'hiden'; allowed: hidden, cheap_embed, random, uniform_random"),
+        ({**GOOD, "experts_per_token": 3}, "experts_per_token is 3; it must be from 1 to the 2 experts"),
+        ({**GOOD, "experts_per_token": "two"}, "experts_per_token is 'two'"),
+        ({**GOOD, "architecture": "qwen"}, "architecture is 'qwen'; only mixtral"),
+        ({**GOOD, "experts": []}, "experts must be a list of at least one"),
+        ({**GOOD, "base_model": None}, "base_model must be a text, not None"),
+        ({**GOOD, "experts": [{"source_model": "a"}, FIRST, SECOND]}, "expert 0 has no positive_prompts"),
+        ({**GOOD, "experts": [FIRST] * 2}, "all experts have the same prompts"),
+        ({**GOOD, "experts": [{"source_model": "a", "positive_prompts": "x"}]}, "positive_prompts must be a list of texts"),
+        ("- a\n- b", "must be a mapping with the keys base_model"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_a_mistake_is_named_with_what_is_allowed(tmp_path, value, message):
+    with pytest.raises(ValueError, match=message):
+        read_recipe(write(tmp_path, value))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.yml is missing"):
+        read_recipe(tmp_path / "none.yml")
