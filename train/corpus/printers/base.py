@@ -91,7 +91,9 @@ class Printer:
     def is_text(self, node: ast.expr) -> bool:
         return self.type(node) in (STR, LETTER)
 
-    def name(self, name: str) -> str:
+    @staticmethod
+    def name(name: str) -> str:
+        """A Python name in the style of this language."""
         return name
 
     def fresh(self, base: str) -> str:

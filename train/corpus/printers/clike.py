@@ -14,7 +14,8 @@ from .base import (
 class CLikePrinter(Printer):
     accessors: tuple[str, ...] = ()  # container types whose elements are read and written by methods
 
-    def name(self, name: str) -> str:
+    @staticmethod
+    def name(name: str) -> str:
         """snake_case to camelCase."""
         return re.sub(r"_(\w)", lambda match: match[1].upper(), name)
 
@@ -178,7 +179,7 @@ class CLikePrinter(Printer):
             assert isinstance(node.iter, ast.Call)
             return self.braced(self.counting(variable, kind, node.iter.args), node.body)
         changed = any(
-            mentions(target, node.target.id)
+            isinstance(target, ast.Name) and target.id == node.target.id
             for inner in node.body
             for part in ast.walk(inner)
             if isinstance(part, ast.stmt)
@@ -367,9 +368,6 @@ class CLikePrinter(Printer):
 
     def call_len(self, node: ast.Call, container: ast.expr) -> Code:
         return self.length(container)
-
-    def list_of(self, container: ast.expr) -> str:
-        return self.at(container, POSTFIX)
 
     def item_type(self, container: ast.expr) -> Type:
         return self.type(container).item

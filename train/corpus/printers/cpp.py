@@ -171,6 +171,11 @@ class LanguagePrinter(CLikePrinter):
             return [f"{text}++;" if constant(value.right) == 1 else f"{text} += {self.at(value.right)};"]
         return super().assign(target, value, declared)
 
+    def assign_all(self, parts: list[ast.expr], values: list[ast.expr], declared: set[str]) -> list[str]:
+        if not declared and [ast.unparse(part) for part in parts] == [ast.unparse(value) for value in reversed(values)]:
+            return [f"swap({', '.join(map(self.at, parts))});"]
+        return super().assign_all(parts, values, declared)
+
     @staticmethod
     def is_default_get(node: ast.expr, target: ast.expr) -> bool:
         """`d.get(k, 0)` for a target of `d[k]`."""
