@@ -321,7 +321,7 @@ def last_occurrence_in_sorted(arr: list[int], x: int) -> int:
 
 @family(
     titles=[
-        "search insert position in a sorted array",
+        "position at which {x} would be inserted into a sorted array",
         "lower bound: first index whose element is not less than {x}",
         "where should {x} be inserted to keep {arr} sorted, in front of equal elements",
         "given an ordered array, count the elements smaller than {x} by bisection",
@@ -705,7 +705,7 @@ def minimum_swaps_to_sort(arr: list[int]) -> int:
     titles=[
         "merge two sorted arrays",
         "combine ordered arrays {arr1} and {arr2} into one sorted array",
-        "merge step of merge sort",
+        "the merge step of merge sort",
         "given two ascending lists, build the ascending list of all their elements",
         "program that always takes the smaller front element of two sorted sequences",
         "join a pair of sorted arrays without sorting again",
