@@ -341,7 +341,7 @@ def sum_of_multiples_in_array(arr: list[int]) -> int:
         "program to compare elements from both ends and decide if the array is symmetric",
         "given an array, tell if it is palindromic",
         "return true when the i-th element from the front always matches the i-th from the back",
-        "mirror symmetry of an integer array",
+        "symmetry of an integer array about its middle",
     ],
     cases=[(([1, 2, 3, 2, 1],), True), (([1, 2, 3],), False), (([],), True), (([4, 4],), True), (([1, 0],), False)],
 )
