@@ -435,7 +435,7 @@ def tribonacci_modulo(n: int) -> int:
 @family(
     titles=[
         "number of ways to decode the digits of {s} into letters",
-        "decode ways: A is 1, Z is 26, count the possible messages",
+        "the decode ways problem: A is 1, Z is 26, how many messages are possible",
         "in how many ways can a string of digits be read as letters",
         "count the decodings of a message in which letters were replaced by 1 to 26",
         "given a digit string, how many letter texts may it stand for",

@@ -321,8 +321,10 @@ def spiral_order(matrix: list[list[int]]) -> Vec[int]:
             for i in range(bottom - 1, top, -1):
                 result.append(matrix[i][left])
         # move on to the inner ring | shrink the borders | make all borders one step tighter
-        top, bottom = top + 1, bottom - 1
-        left, right = left + 1, right - 1
+        top += 1
+        bottom -= 1
+        left += 1
+        right -= 1
     return result
 
 

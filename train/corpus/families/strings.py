@@ -552,7 +552,7 @@ def longest_common_prefix(words: list[str]) -> str:
         "check whether {t} is a rotation of {s}",
         "can {s} be turned into {t} by moving letters from the front to the back",
         "are two strings cyclic shifts of each other",
-        "rotate string: return true if some rotation of {s} gives {t}",
+        "return true if some rotation of {s} gives {t}",
         "decide if one word is another word rotated by any amount",
         "test all rotations of a string for equality with a second string",
         "given two non empty words, tell if the second is a circular shift of the first",
