@@ -30,9 +30,7 @@ from .score import PARTS, score_set
 
 
 def main(args: Namespace) -> None:
-    check_absent(args.out)
-    if args.max_new_tokens < 1 or args.batch_size < 1:
-        raise ValueError(f"--max-new-tokens and --batch-size must be at least 1, not {args.max_new_tokens} and {args.batch_size}")
+    check_flags(args, "limit", "batch_size", "max_new_tokens")
     points, sources = load_points(args)
     model, tokenizer = load_model(args.model, adapter=args.adapter, device=args.device)
     role = role_of(model, args)
@@ -54,6 +52,14 @@ def main(args: Namespace) -> None:
         write_run(folder, seed=args.seed, figures=figures, program=CODEBLEU, name=args.name or role, role=role, data=sources, **facts)
     print(table(figures, args.name or role))
     print(f"written to {args.out}")
+
+
+def check_flags(args: Namespace, *counts: str) -> None:
+    """Before anything is loaded: the output must not exist, and the flags named in `counts` must be positive."""
+    check_absent(args.out)
+    for name in counts:
+        if (value := getattr(args, name)) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
 
 
 def load_points(args: Namespace) -> tuple[dict[str, dict[str, list[Pair]]], dict[str, Any]]:

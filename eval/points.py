@@ -13,8 +13,6 @@ def pick_points(rows: Iterable[Pair], split: str, limit: int, seed: int) -> dict
     The order is that of SHA-256(seed, id): it depends on the points alone, not on the model, the other languages or the file's order, and a
     smaller limit takes a prefix of what a larger one takes.
     """
-    if limit < 1:
-        raise ValueError(f"--limit must be at least 1, not {limit}")
     kinds: dict[str, list[Pair]] = defaultdict(list)
     for row in rows:
         kinds[row.kind or split].append(row)

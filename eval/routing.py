@@ -16,19 +16,17 @@ from tqdm import tqdm
 from model.cli import make_parser, run_command
 from model.languages import LANGUAGES
 from model.load import load_model
-from model.output import check_absent, output_folder, write_json, write_run
+from model.output import output_folder, write_json, write_run
 from model.routers import MoERouter
 from train.data.pairs import Pair
 from train.data.prompts import IGNORED, collate, encode_pair
 
-from .codebleu import add_point_flags, load_points
+from .codebleu import add_point_flags, check_flags, load_points
 from .runs import ARRAYS, ROUTING
 
 
 def main(args: Namespace) -> None:
-    check_absent(args.out)
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, not {args.batch_size}")
+    check_flags(args, "limit", "batch_size")
     points, sources = load_points(args)
     model, tokenizer = load_model(args.model, device=args.device)
     names = expert_names(model, args)

@@ -1,4 +1,4 @@
-"""Small programs in four languages, and evaluation runs made of hand-written samples."""
+"""Small programs in four languages, a base and a mixture that know nothing, and evaluation runs made of hand-written samples."""
 
 import json
 from collections.abc import Callable
@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import MistralConfig, MistralForCausalLM
 
 from eval.runs import CODEBLEU
+from model import MoEForCausalLM
+from model.configuration_moe import MoEConfig
 from model.output import output_folder, write_run
+from train.base import train_tokenizer
 
 PROGRAMS = {
     "python": "def total(values):\n    result = 0\n    for value in values:\n        result += value\n    return result\n",
@@ -20,6 +25,7 @@ PROGRAMS = {
     "    return result;\n}\n",
 }
 
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1}
 WriteRun = Callable[..., Path]
 
 
@@ -28,21 +34,71 @@ def programs() -> dict[str, str]:
     return PROGRAMS
 
 
-@pytest.fixture
-def write_codebleu_run(tmp_path: Path) -> WriteRun:
-    """write(name, role, {lang: {kind: [score of each point]}}, **facts) -> RUN; every second point is of the same problem."""
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Test rows in all languages: 6 of known problems, 4 of new ones, no two programs alike."""
+    folder = tmp_path_factory.mktemp("data")
+    for lang, program in PROGRAMS.items():
+        rows = [
+            {
+                "id": f"{lang}-{i}",
+                "text": f"add up values and take {i}",
+                "code": program.replace("total", f"total{i}"),
+                "family": f"f{i // 2}",
+                "kind": "wording" if i < 6 else "family",
+            }
+            for i in range(10)
+        ]
+        (folder / f"{lang}.test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
 
-    def write(name: str, role: str, scores: dict[str, dict[str, list[float]]], **facts: Any) -> Path:
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    return train_tokenizer([*PROGRAMS.values(), "### Python\nadd up values and take 0123456789\n### Code\n"])
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    MistralForCausalLM(MistralConfig(**_shape(tokenizer), sliding_window=None)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mixture_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    folder = tmp_path_factory.mktemp("mixture")
+    torch.manual_seed(1)
+    model = MoEForCausalLM(MoEConfig(**_shape(tokenizer), num_local_experts=4, num_experts_per_tok=2, expert_names=list(PROGRAMS)))
+    for layer in model.model.layers:
+        torch.nn.init.normal_(layer.mlp.gate.weight)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _shape(tokenizer: Any) -> dict[str, Any]:
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return {**SHAPE, **ids, "vocab_size": len(tokenizer), "max_position_embeddings": 512, "tie_word_embeddings": False}
+
+
+@pytest.fixture(scope="session")
+def write_codebleu_run() -> WriteRun:
+    """write(folder, name, role, {lang: {kind: [score of each point]}}, **facts) -> RUN; every second point is of the same problem."""
+
+    def write(target: Path, name: str, role: str, scores: dict[str, dict[str, list[float]]], **facts: Any) -> Path:
         samples, figures = [], {}
         for lang, kinds in scores.items():
             figures[lang] = {kind: {**_figures(values)} for kind, values in kinds.items()}
             for kind, values in kinds.items():
                 samples += [_sample(lang, kind, index, score, name) for index, score in enumerate(values)]
         settings = {"split": "test", "limit": 50, "max_new_tokens": 100, "model": "a", "adapter": None, "data": {}, **facts}
-        with output_folder(tmp_path / name) as folder:
+        with output_folder(target / name) as folder:
             (folder / "samples.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples))
             write_run(folder, seed=0, figures=figures, program=CODEBLEU, name=name, role=role, **settings)
-        return tmp_path / name
+        return target / name
 
     return write
 

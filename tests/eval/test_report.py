@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +22,38 @@ EXPERTS = {"cpp": {"wording": [0.6, 0.8, 0.5, 0.5], "family": [0.2, 0.4, 0.3, 0.
 MIXTURE = {"cpp": {"wording": [0.6, 0.6, 0.5, 0.5], "family": [0.1, 0.3, 0.2, 0.2]}, "java": {"wording": [0.8, 0.8, 0.7, 0.9]}}
 
 
-@pytest.fixture
-def inputs(tmp_path: Path, write_codebleu_run: WriteRun) -> list[str]:
-    runs = [write_codebleu_run("base", "base", BASE), write_codebleu_run("mixture", "mixture", MIXTURE)]
-    runs += [write_codebleu_run(f"expert-{lang}", "expert", {lang: EXPERTS[lang]}) for lang in EXPERTS]
-    rows = {
-        lang: _routing([[0.7, 0.3], [0.9, 0.1]] if lang == "cpp" else [[0.2, 0.8], [0.4, 0.6]], own) for own, lang in enumerate(EXPERTS)
-    }
-    with output_folder(tmp_path / "routing") as folder:
-        write_json(folder / ARRAYS, {"experts": list(EXPERTS), "languages": rows})
-        write_run(folder, seed=0, figures={"cpp": {"own_top1": 0.8}}, program=ROUTING)
-    log = tmp_path / "expert-cpp.training"
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory, write_codebleu_run: WriteRun) -> list[str]:
+    folder = tmp_path_factory.mktemp("runs")
+    runs = [write_codebleu_run(folder, "base", "base", BASE), write_codebleu_run(folder, "mixture", "mixture", MIXTURE)]
+    runs += [write_codebleu_run(folder, f"expert-{lang}", "expert", {lang: EXPERTS[lang]}) for lang in EXPERTS]
+    layers = {"cpp": [[0.7, 0.3], [0.9, 0.1]], "java": [[0.2, 0.8], [0.4, 0.6]]}
+    rows = {lang: _routing(layers[lang], own) for own, lang in enumerate(EXPERTS)}
+    with output_folder(folder / "routing") as routing:
+        write_json(routing / ARRAYS, {"experts": list(EXPERTS), "languages": rows})
+        write_run(routing, seed=0, figures={"cpp": {"own_top1": 0.8}}, program=ROUTING)
+    log = folder / "expert-cpp.training"
     log.mkdir()
     (log / "log.jsonl").write_text('{"step": 10, "loss": 2.5, "seconds": 4}\n{"step": 20, "loss": 1.5}\n{"step": 20, "eval_loss": 1.75}\n')
-    return [*map(str, runs), str(tmp_path / "routing"), "--training", str(log)]
+    return [*map(str, runs), str(folder / "routing"), "--training", str(log)]
+
+
+@pytest.fixture(scope="module")
+def made(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The report's folder, and what the command printed."""
+    out = tmp_path_factory.mktemp("report") / "out"
+    with redirect_stdout(StringIO()) as printed:
+        assert run_command(main, parse(), [*inputs, "--title", "A < B & C", "--out", str(out)]) == 0
+    return out, printed.getvalue()
 
 
 def _routing(top1: list[list[float]], own: int) -> dict[str, Any]:
     return {"n": 4, "tokens": 100, "top1": top1, "own_top1": [layer[own] for layer in top1], "own_topk": [1.0, 1.0]}
 
 
-def test_the_numbers_are_those_worked_out_by_hand(inputs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(main, parse(), [*inputs, "--out", str(tmp_path / "out")]) == 0
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
+def test_the_numbers_are_those_worked_out_by_hand(made: tuple[Path, str]) -> None:
+    out, printed = made
+    report = json.loads((out / "report.json").read_text())
     one, two = report["tables"]["table1"], report["tables"]["table2"]
 
     row = one["wording"]["cpp"]
@@ -67,10 +78,9 @@ def test_the_numbers_are_those_worked_out_by_hand(inputs: list[str], tmp_path: P
         "expert-cpp.training": {"steps": 20, "first_loss": 2.5, "last_loss": 1.5, "best_eval_loss": 1.75, "seconds": 4}
     }
     assert report["generations"]["cpp"]["id"] == "cpp/wording/3"  # expert scores 0.6 0.8 0.5 0.5: the lower median is the second 0.5
-    printed = capsys.readouterr().out
     assert "Table 1" in printed
     assert "Table 2" in printed
-    assert str(tmp_path / "out" / "report.html") in printed
+    assert str(out / "report.html") in printed
     assert "60.0 [50.0, 70.0]" in printed
 
 
@@ -97,25 +107,25 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_the_page_is_whole_and_fetches_nothing(inputs: list[str], tmp_path: Path) -> None:
-    assert run_command(main, parse(), [*inputs, "--title", "A < B & C", "--out", str(tmp_path / "out")]) == 0
-    text = (tmp_path / "out" / "report.html").read_text()
+def test_the_page_is_whole_and_fetches_nothing(made: tuple[Path, str]) -> None:
+    out, _ = made
+    text = (out / "report.html").read_text()
     page = Page(text)
     assert "://" not in text.split("</style>")[0]
     assert len(page.sources) == 8  # four figures, light and dark
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in page.sources)
     for shown in ("A < B & C", "<mixture> & 3", "Unseen problem families", "60.0", "96.4 %", "n = 4 a language"):
         assert shown in page.text
-    check_manifest(tmp_path / "out")
+    check_manifest(out)
     names = ("means", "distributions", "gates", "training")
-    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {f"{name}{ending}.png" for name in names for ending in ("", "-dark")}
-    markdown = (tmp_path / "out" / "report.md").read_text()
+    assert {path.name for path in out.glob("*.png")} == {f"{name}{ending}.png" for name in names for ending in ("", "-dark")}
+    markdown = (out / "report.md").read_text()
     assert "| C++ | 4 | 25.0 [20.0, 30.0] | 60.0 [50.0, 70.0] |" in markdown
     assert all(f"({name}.png)" in markdown for name in names)
 
 
 def test_a_report_of_the_base_alone_has_no_tables(tmp_path: Path, write_codebleu_run: WriteRun) -> None:
-    base = write_codebleu_run("base", "base", {"cpp": {"test": [0.0, 0.0]}})
+    base = write_codebleu_run(tmp_path, "base", "base", {"cpp": {"test": [0.0, 0.0]}})
     assert run_command(main, parse(), [str(base), "--out", str(tmp_path / "out")]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["tables"] == {"table1": {}, "table2": {}}

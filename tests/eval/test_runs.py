@@ -11,41 +11,41 @@ from eval.runs import read_run, read_runs, read_training
 WriteRun = Callable[..., Path]
 
 
-def test_roles_come_from_the_name_or_else_from_what_was_found(write_codebleu_run: WriteRun) -> None:
+def test_roles_come_from_the_name_or_else_from_what_was_found(tmp_path: Path, write_codebleu_run: WriteRun) -> None:
     scores = {"cpp": {"test": [0.5, 0.6]}}
-    base = write_codebleu_run("base", "base", scores)
-    named = write_codebleu_run("expert-cpp", "base", scores)  # a merged expert is a plain checkpoint
-    found = write_codebleu_run("my-4x7b", "mixture", scores)
+    base = write_codebleu_run(tmp_path, "base", "base", scores)
+    named = write_codebleu_run(tmp_path, "expert-cpp", "base", scores)  # a merged expert is a plain checkpoint
+    found = write_codebleu_run(tmp_path, "my-4x7b", "mixture", scores)
     systems, routing = read_runs([found, named, base])
     assert {role: run.path for role, run in systems.of("cpp").items()} == {"base": base, "expert": named, "mixture": found}
     assert routing is None
 
 
-def test_different_points_are_refused_and_named(write_codebleu_run: WriteRun) -> None:
-    base = write_codebleu_run("base", "base", {"cpp": {"test": [0.5, 0.6]}})
-    expert = write_codebleu_run("expert", "expert", {"cpp": {"test": [0.5, 0.6, 0.7]}})
+def test_different_points_are_refused_and_named(tmp_path: Path, write_codebleu_run: WriteRun) -> None:
+    base = write_codebleu_run(tmp_path, "base", "base", {"cpp": {"test": [0.5, 0.6]}})
+    expert = write_codebleu_run(tmp_path, "expert", "expert", {"cpp": {"test": [0.5, 0.6, 0.7]}})
     with pytest.raises(ValueError, match=r"base and .*expert scored different cpp points, such as 'cpp/test/2' \(test\)"):
         read_runs([base, expert])
 
 
-def test_different_lengths_are_refused(write_codebleu_run: WriteRun) -> None:
-    base = write_codebleu_run("base", "base", {"cpp": {"test": [0.5]}})
-    mixture = write_codebleu_run("mixture", "mixture", {"cpp": {"test": [0.5]}}, max_new_tokens=650)
+def test_different_lengths_are_refused(tmp_path: Path, write_codebleu_run: WriteRun) -> None:
+    base = write_codebleu_run(tmp_path, "base", "base", {"cpp": {"test": [0.5]}})
+    mixture = write_codebleu_run(tmp_path, "mixture", "mixture", {"cpp": {"test": [0.5]}}, max_new_tokens=650)
     with pytest.raises(ValueError, match="cannot be compared: max_new_tokens is 100 and 650"):
         read_runs([base, mixture])
 
 
-def test_two_runs_for_one_role_are_refused(write_codebleu_run: WriteRun) -> None:
-    runs = [write_codebleu_run(name, "expert", {"cpp": {"test": [0.5]}}) for name in ("expert-a", "expert-b")]
-    with pytest.raises(ValueError, match="expert-a and .*expert-b are both expert runs on cpp"):
+def test_two_runs_for_one_role_are_refused(tmp_path: Path, write_codebleu_run: WriteRun) -> None:
+    runs = [write_codebleu_run(tmp_path, name, "expert", {"cpp": {"test": [0.5]}}) for name in ("expert-a", "expert-b")]
+    with pytest.raises(ValueError, match=r"expert-a and .*expert-b are both expert runs on cpp"):
         read_runs(runs)
-    runs = [write_codebleu_run(name, "base", {"cpp": {"test": [0.5]}}) for name in ("base-a", "base-b")]
-    with pytest.raises(ValueError, match="base-a and .*base-b are all base runs"):
+    runs = [write_codebleu_run(tmp_path, name, "base", {"cpp": {"test": [0.5]}}) for name in ("base-a", "base-b")]
+    with pytest.raises(ValueError, match=r"base-a and .*base-b are all base runs"):
         read_runs(runs)
 
 
 def test_wrong_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="there is no run .*absent"):
+    with pytest.raises(FileNotFoundError, match=r"there is no run .*absent"):
         read_run(tmp_path / "absent")
     with pytest.raises(ValueError, match=r"has no run\.json"):
         read_run(tmp_path)

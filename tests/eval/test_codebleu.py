@@ -1,0 +1,113 @@
+"""The command: same points and prompts for every model, figures that follow from the samples, and whole outputs or none."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import eval.codebleu as command
+from eval.runs import read_run, read_runs
+from model.cli import run_command
+from model.output import check_manifest
+from model.prompt import format_prompt
+
+
+def run(*arguments: str) -> int:
+    return run_command(command.main, command.parse(), arguments)
+
+
+@pytest.fixture
+def answer(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """{prompt: completion} of a model that is not there; a prompt it lacks is completed with nothing."""
+    answers: dict[str, str] = {}
+    monkeypatch.setattr(command, "load_model", lambda *_, **__: (SimpleNamespace(config=SimpleNamespace()), None))
+    monkeypatch.setattr(command, "model_folder", Path)
+
+    def complete(model: Any, tokenizer: Any, prompts: list[str], **options: Any) -> list[str]:
+        assert options == {"max_new_tokens": 7, "batch_size": 3}
+        return [answers.get(prompt, "") for prompt in prompts]
+
+    monkeypatch.setattr(command, "complete", complete)
+    return answers
+
+
+def flags(data: Path, out: Path) -> list[str]:
+    return ["--model", "m", "--data", str(data), "--max-new-tokens", "7", "--batch-size", "3", "--limit", "5", "--out", str(out)]
+
+
+def test_figures_follow_from_the_samples(
+    answer: dict[str, str], data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.loads(line) for line in (data_folder / "cpp.test.jsonl").read_text().splitlines()]
+    answer.update({format_prompt(row["text"], "cpp"): row["code"] for row in rows if row["kind"] == "family"})
+    assert run(*flags(data_folder, tmp_path / "run"), "--lang", "cpp", "--name", "base") == 0
+    check_manifest(tmp_path / "run")
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    figures = facts["figures"]["cpp"]
+    assert {kind: (row["n"], row["empty"], row["codebleu"]) for kind, row in figures.items()} == {
+        "wording": (5, 5, 0.0),
+        "family": (4, 0, 1.0),
+    }
+    assert figures["wording"]["codebleu_library"] == pytest.approx(0.25)
+    assert (facts["name"], facts["role"], facts["max_new_tokens"]) == ("base", "base", 7)
+    assert facts["data"]["cpp"]["rows"] == 10
+    samples = read_run(tmp_path / "run").samples["cpp"]
+    assert {row["id"] for row in samples["family"]} == {row["id"] for row in rows if row["kind"] == "family"}
+    assert all(row["prediction"] == row["reference"] and row["codebleu"] == 1.0 and row["group"] for row in samples["family"])
+    assert "C++, family" in capsys.readouterr().out
+
+
+def test_two_models_get_the_same_points(answer: dict[str, str], data_folder: Path, tmp_path: Path) -> None:
+    for name in ("base", "mixture"):
+        assert run(*flags(data_folder, tmp_path / name), "--name", name) == 0
+    systems, _ = read_runs([tmp_path / "base", tmp_path / "mixture"])
+    assert systems.base is not None
+    assert systems.mixture is not None
+    assert systems.base.samples == systems.mixture.samples
+    assert list(systems.base.samples) == ["python", "java", "javascript", "cpp"]
+    assert run(*flags(data_folder, tmp_path / "cpp"), "--lang", "cpp", "--name", "expert-cpp") == 0
+    read_runs([tmp_path / "base", tmp_path / "cpp"])  # a single language draws the same points
+
+
+def test_a_failure_leaves_nothing(answer: dict[str, str], data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> list[str]:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(command, "complete", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(*flags(data_folder, tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        (["--limit", "0"], "--limit must be at least 1, not 0"),
+        (["--max-new-tokens", "0"], "--max-new-tokens and --batch-size must be at least 1, not 0 and 3"),
+        (["--data", "absent"], "absent"),
+        (["--split", "valid"], "valid"),
+    ],
+)
+def test_mistakes(changed: list[str], sentence: str, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*flags(data_folder, tmp_path / "run"), *changed) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_that_exists_is_kept(data_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
+    assert run(*flags(data_folder, tmp_path)) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("role", ["base", "mixture"])
+def test_a_real_model(role: str, base_folder: Path, mixture_folder: Path, data_folder: Path, tmp_path: Path) -> None:
+    model = str(base_folder if role == "base" else mixture_folder)
+    assert run(*flags(data_folder, tmp_path / "run"), "--model", model, "--lang", "java", "--limit", "2") == 0
+    result = read_run(tmp_path / "run")
+    assert result.role == role
+    assert all(0 <= row["codebleu"] < 0.5 for rows in result.samples["java"].values() for row in rows)
