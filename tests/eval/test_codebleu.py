@@ -46,10 +46,8 @@ def test_figures_follow_from_the_samples(
     check_manifest(tmp_path / "run")
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     figures = facts["figures"]["cpp"]
-    assert {kind: (row["n"], row["empty"], row["codebleu"]) for kind, row in figures.items()} == {
-        "wording": (5, 5, 0.0),
-        "family": (4, 0, 1.0),
-    }
+    summary = {kind: (row["n"], row["empty"], row["codebleu"]) for kind, row in figures.items()}
+    assert summary == {"wording": (5, 5, 0.0), "family": (4, 0, 1.0)}
     assert figures["wording"]["codebleu_library"] == pytest.approx(0.25)
     assert (facts["name"], facts["role"], facts["max_new_tokens"]) == ("base", "base", 7)
     assert facts["data"]["cpp"]["rows"] == 10
@@ -85,7 +83,7 @@ def test_a_failure_leaves_nothing(answer: dict[str, str], data_folder: Path, tmp
     ("changed", "sentence"),
     [
         (["--limit", "0"], "--limit must be at least 1, not 0"),
-        (["--max-new-tokens", "0"], "--max-new-tokens and --batch-size must be at least 1, not 0 and 3"),
+        (["--max-new-tokens", "0"], "--max-new-tokens must be at least 1, not 0"),
         (["--data", "absent"], "absent"),
         (["--split", "valid"], "valid"),
     ],

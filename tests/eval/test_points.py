@@ -1,7 +1,5 @@
 """The points depend on their ids and the seed, on nothing else."""
 
-import pytest
-
 from eval.points import pick_points
 from train.data.pairs import Pair
 
@@ -30,8 +28,3 @@ def test_kinds_are_drawn_apart_and_a_short_kind_is_taken_whole() -> None:
     assert {kind: len(rows) for kind, rows in picked.items()} == {"wording": 50, "family": 7}
     assert all(row.kind == kind for kind, rows in picked.items() for row in rows)
     assert list(picked) == ["wording", "family"]
-
-
-def test_the_limit_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="--limit must be at least 1, not 0"):
-        pick_points(pairs(3), "test", 0, 0)
