@@ -110,8 +110,12 @@ def _share(members: list[Family], count: int, titles: Callable[[Family], range],
     for place, family in enumerate(order):
         wanted = count // len(order) + (place < count % len(order))
         random = Random(f"{seed}/{split}/{kind}/{family.name}")
-        drawn = {draw(family, titles(family), random): None for _ in range(TRIES * wanted)}
-        for number, wording in enumerate(list(drawn)[:wanted]):
+        drawn: dict[Wording, None] = {}
+        for _ in range(TRIES * wanted):
+            if len(drawn) == wanted:
+                break
+            drawn[draw(family, titles(family), random)] = None
+        for number, wording in enumerate(drawn):
             rows.append(Row(f"{family.name}-{split}-{number}", family.name, kind, wording))
     return rows
 
@@ -159,7 +163,7 @@ def _task(row: Row, lang: str, families: Mapping[str, Family], programs: Program
         "entry_point": printed.entry_point,
         "text": write_text(families[row.family], row.wording, lang),
         "code": printed.code,
-        "cases": programs.cases(variant.holes, variant.family),
+        "cases": programs.cases(variant),
         "test": programs.driver(variant, lang),
     }
 

@@ -29,7 +29,7 @@ class SubsetError(ValueError):
         super().__init__(f"{path.parent.name}/{path.name}:{line}: {rule}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
     """One problem: `functions` are its helpers, then the function itself; `holes` name the constants that vary."""
 

@@ -9,9 +9,9 @@ from itertools import product
 from typing import Any
 
 from .definition import Case, Family
-from .inference import infer
-from .printers import Printed, print_program, printer_class
-from .printers.base import Printer
+from .inference import Function, infer
+from .printers import Printed, printer_class
+from .scopes import Scopes, find_scopes
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "arr": ("nums", "values"),
@@ -49,6 +49,7 @@ class Variant:
         return ".".join(parts)
 
 
+@cache
 def variants(family: Family) -> list[Variant]:
     """All programs of `family`, the default one first."""
     choices = [[(name, value) for value in values] for name, values in family.holes.items()]
@@ -88,30 +89,33 @@ def specialise(family: Family, variant: Variant) -> list[ast.FunctionDef]:
 
 
 class Programs:
-    """Prints each program once."""
+    """Types each program of `families` once, and prints it once in each language."""
 
     def __init__(self, families: Mapping[str, Family]) -> None:
         self.families = families
         self.printed = cache(self._printed)
         self.cases = cache(self._cases)
+        self._typed = cache(self._infer)
+
+    def _infer(self, variant: Variant) -> tuple[list[Function], dict[str, Scopes]]:
+        family = self.families[variant.family]
+        functions = infer(specialise(family, variant), family.path)
+        return functions, find_scopes(functions)
 
     def _printed(self, variant: Variant, lang: str) -> Printed:
-        family = self.families[variant.family]
-        return print_program(specialise(family, variant), family.path, lang)
+        return printer_class(lang)(*self._typed(variant)).program()
 
-    def _cases(self, holes: tuple[tuple[str, int | str], ...], name: str) -> tuple[Case, ...]:
+    def _cases(self, variant: Variant) -> tuple[Case, ...]:
         """The family's cases; for holes other than the default the results are those of the Python program."""
-        family = self.families[name]
-        if dict(holes) == family.default_holes:
+        family = self.families[variant.family]
+        if dict(variant.holes) == family.default_holes:
             return family.cases
-        printed = self.printed(Variant(name, holes), "python")
+        printed = self.printed(variant, "python")
         scope: dict[str, Any] = {}
-        exec(compile(printed.code, name, "exec"), scope)
+        exec(compile(printed.code, variant.key, "exec"), scope)
         return tuple((arguments, scope[printed.entry_point](*copy.deepcopy(arguments))) for arguments, _ in family.cases)
 
     def driver(self, variant: Variant, lang: str) -> str:
         """The source that runs the variant's cases, to go below its program."""
-        family = self.families[variant.family]
-        function = infer(specialise(family, variant), family.path)[-1]
-        printer: Printer = printer_class(lang)([function], {})
-        return printer.driver(function, self.cases(variant.holes, variant.family))
+        typed = self._typed(variant)
+        return printer_class(lang)(*typed).driver(typed[0][-1], self.cases(variant))
