@@ -1,8 +1,8 @@
 """A tiny Mistral base with its tokenizer, adapters trained on nothing, and mixtures made of them."""
 
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,25 +81,31 @@ def mixtral(tmp_path_factory) -> Path:
     return folder
 
 
-def write_recipe(folder: Path, base: Path, sources: list[object], **changes) -> Path:
-    """A mergekit-moe file with two positive prompts of different lengths and a negative one for each source."""
-    experts = [
-        {"source_model": str(source), "positive_prompts": [f"{n} is good", f"so is {n}+{n}"], "negative_prompts": [f"bad {n}"]}
-        for n, source in enumerate(sources)
-    ]
-    path = folder / "recipe.yml"
-    path.write_text(yaml.safe_dump({"base_model": str(base), "gate_mode": "hidden", "experts": experts, **changes}))
-    return path
+@pytest.fixture
+def make_recipe(tmp_path, base) -> Callable[..., Path]:
+    """Writes a mergekit-moe file with two positive prompts of different lengths and a negative one for each source."""
+    default = base
+
+    def make(sources: list[object], base: Path = default, **changes) -> Path:
+        experts = [
+            {"source_model": str(source), "positive_prompts": [f"{n} is good", f"so is {n}+{n}"], "negative_prompts": [f"bad {n}"]}
+            for n, source in enumerate(sources)
+        ]
+        path = tmp_path / "recipe.yml"
+        path.write_text(yaml.safe_dump({"base_model": str(base), "gate_mode": "hidden", "experts": experts, **changes}))
+        return path
+
+    return make
 
 
 @pytest.fixture
-def run_compose(tmp_path, base) -> Callable[..., Path]:
+def run_compose(tmp_path, make_recipe) -> Callable[..., Path]:
     """Composes `sources` on the base and returns the mixture's folder."""
 
     def run(sources: list[object], *, layout: str | None = None, quantize: str = "none", out: str = "mixture", **changes) -> Path:
-        recipe = write_recipe(tmp_path, base, sources, **changes)
-        compose(SimpleNamespace(config=str(recipe), out=str(tmp_path / out), layout=layout, quantize=quantize, seed=0))
-        return tmp_path / out
+        recipe, target = make_recipe(sources, **changes), tmp_path / out
+        compose(Namespace(config=str(recipe), out=str(target), layout=layout, quantize=quantize, seed=0))
+        return target
 
     return run
 

@@ -1,20 +1,145 @@
+import json
+import shutil
+
 import pytest
 import torch
+import yaml
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoTokenizer, MistralForCausalLM
 
 from model import MoEForCausalLM
+from model.checkpoint import Checkpoint
+from model.compose import is_quantized, main
+from model.output import check_manifest
 
 
-def logits_of_adapter(base, adapter, ids):
-    with torch.no_grad():
-        return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter)).eval()(ids).logits
+@pytest.fixture(scope="session")
+def full_models(base, adapters):
+    """The adapters merged into full checkpoints."""
+    folders = []
+    for adapter in adapters:
+        merged = PeftModel.from_pretrained(MistralForCausalLM.from_pretrained(base), str(adapter)).merge_and_unload()
+        folders.append(adapter.with_name(f"full-{adapter.name}"))
+        merged.save_pretrained(folders[-1])
+    return folders
+
+
+def load(folder, **options) -> MoEForCausalLM:
+    return MoEForCausalLM.from_pretrained(folder, **options)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"target_modules": ["down_proj"]}])
+@pytest.mark.parametrize("layout", ["lora", "dense"])
+def test_mixture_of_one_adapter_is_that_adapter(base, make_adapter, run_compose, ids, layout, options, tmp_path):
+    adapter = make_adapter(tmp_path / "expert", **options)
+    mixture = load(run_compose([adapter] * 2, layout=layout))
+    expected = PeftModel.from_pretrained(MistralForCausalLM.from_pretrained(base), str(adapter)).eval()(ids).logits
+    torch.testing.assert_close(mixture(ids).logits, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_layouts_are_one_function(make_adapter, adapters, run_compose, ids, tmp_path):
+    sources = [*adapters, make_adapter(tmp_path / "of-another-rank", seed=8, r=6)]
+    lora, dense = load(run_compose(sources, out="lora")), load(run_compose(sources, out="dense", layout="dense"))
+    assert (lora.config.expert_layout, lora.config.lora_rank, dense.config.expert_layout) == ("lora", 6, "dense")
+    torch.testing.assert_close(lora(ids).logits, dense(ids).logits, atol=1e-5, rtol=0)
+
+
+def test_every_spelling_of_a_source_is_one_expert(base, adapters, full_models, run_compose, ids):
+    spellings = [[adapters[0], adapters[1]], [f"{base}+{adapters[0]}", f"{base}+{adapters[1]}"], full_models[:2]]
+    states = [load(run_compose(sources, layout="dense", out=str(n))).state_dict() for n, sources in enumerate(spellings)]
+    assert all(torch.equal(states[0][name], state[name]) for state in states[1:] for name in states[0])
+
+
+def test_everything_but_the_ffn_is_the_bases(base, adapters, run_compose):
+    composed, weights = Checkpoint(run_compose(adapters, layout="dense", dtype="bfloat16")), Checkpoint(base)
+    others = [name for name in weights if ".mlp." not in name]
+    assert len(others) == 2 * 6 + 3
+    assert all(torch.equal(composed.tensor(name), weights.tensor(name).bfloat16()) for name in others)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("layout", ["lora", "dense"])
-def test_mixture_of_one_adapter_is_that_adapter(base, adapters, run_compose, ids, layout):
-    mixture = MoEForCausalLM.from_pretrained(run_compose([adapters[0]] * 2, layout=layout))
-    expected = logits_of_adapter(base, adapters[0], ids)
-    torch.testing.assert_close(mixture(ids).logits, expected, atol=1e-5, rtol=0)
-    assert mixture.config.expert_layout == layout
+def test_nf4_is_what_loading_quantises(adapters, run_compose, ids, layout):
+    whole = run_compose(adapters, layout=layout, out="whole")
+    quantized = load(run_compose(adapters, layout=layout, out="nf4", quantize="nf4"))
+    assert quantized.config.quantization == "nf4"
+    expected = load(whole, quantization="nf4")
+    assert expected.state_dict().keys() == quantized.state_dict().keys()
+    assert torch.equal(quantized(ids).logits, expected(ids).logits)
+    named = {f"{prefix}.{name}" for prefix, module in expected.named_modules() for name in getattr(module, "_formats", ())}
+    assert {name for name in load(whole).state_dict() if is_quantized(name)} == named
+
+
+def test_output_is_whole_and_says_what_it_is(base, adapters, run_compose):
+    (adapters[1] / "run.json").write_text(json.dumps({"lang": "cpp"}))
+    folder = run_compose(adapters)
+    (adapters[1] / "run.json").unlink()
+    check_manifest(folder)
+    assert load(folder).config.expert_names == ["expert-0", "cpp", "expert-2"]
+    assert AutoTokenizer.from_pretrained(folder).get_vocab() == AutoTokenizer.from_pretrained(base).get_vocab()
+    assert yaml.safe_load((folder / "mergekit_moe_config.yml").read_text())["gate_mode"] == "hidden"
+    run = json.loads((folder / "run.json").read_text())
+    assert len(run["figures"]["gate_condition_numbers"]) == 2 and run["layout"] == "lora"
+
+
+@pytest.mark.parametrize("mode", ["hidden", "cheap_embed", "random", "uniform_random"])
+def test_every_tensor_is_mergekits(adapters, full_models, run_compose, make_recipe, tmp_path, mode):
+    """In bf16, from full checkpoints and from an adapter, equal bits in every tensor of mergekit 0.1.5, which takes only checkpoints."""
+    pytest.importorskip("mergekit")
+    from mergekit.moe.config import MoEMergeConfig
+    from mergekit.options import MergeOptions
+    from mergekit.scripts.moe import build
+
+    recipe = {"dtype": "bfloat16", "gate_mode": mode}
+    ours = run_compose([full_models[0], adapters[1]], **recipe)
+    theirs = tmp_path / "mergekit"
+    config = MoEMergeConfig.model_validate(yaml.safe_load(make_recipe(full_models[:2], **recipe).read_text()))
+    torch.manual_seed(0)
+    build(config, str(theirs), MergeOptions())
+    found, expected = Checkpoint(ours), Checkpoint(theirs)
+    assert {name for name in found if "noise_weight" not in name} == set(expected)
+    for name in expected:
+        assert torch.equal(found.tensor(name), expected.tensor(name)), name
+
+
+def run_main(monkeypatch, *arguments) -> int:
+    monkeypatch.setattr("sys.argv", ["compose", *map(str, arguments)])
+    return main()
+
+
+def test_command_ends_with_status_2_and_leaves_nothing(base, adapters, make_recipe, tmp_path, monkeypatch, capsys):
+    broken = tmp_path / "other" / "broken"
+    shutil.copytree(adapters[0], broken)
+    (broken / "adapter_model.safetensors").write_bytes(b"no")
+    cases = [
+        ([adapters[0], tmp_path / "none"], [], "none is neither a folder nor a model in the local hub cache"),
+        ([adapters[0], broken], [], "is not a whole safetensors file"),
+        ([adapters[0], base], ["--layout", "lora"], "needs every expert to be an adapter of the base"),
+    ]
+    for sources, flags, message in cases:
+        assert run_main(monkeypatch, make_recipe(sources), tmp_path / "out", *flags) == 2
+        assert message in capsys.readouterr().err
+        assert {path.name for path in tmp_path.iterdir()} == {"other", "recipe.yml"}
+
+
+@pytest.mark.parametrize("change", [{"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, {"hidden_act": "gelu"}])
+def test_an_expert_of_another_kind_is_refused(full_models, run_compose, tmp_path, change):
+    odd = tmp_path / "odd"
+    shutil.copytree(full_models[0], odd)
+    config = json.loads((odd / "config.json").read_text())
+    (odd / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ValueError, match=f"odd has {next(iter(change))} = .*but the base"):
+        run_compose([full_models[0], odd])
+
+
+def test_a_base_of_another_family_is_refused(mixtral, run_compose):
+    with pytest.raises(ValueError, match="is a 'mixtral' model; the base must be one of mistral, llama"):
+        run_compose([mixtral, mixtral], base=mixtral)
+
+
+def test_prompts_that_say_the_same_are_reported(adapters, run_compose, capsys):
+    experts = [{"source_model": str(adapter), "positive_prompts": [f"{n} ends with x"]} for n, adapter in enumerate(adapters[:2])]
+    run_compose(adapters[:2], experts=experts)
+    assert "hardly tells the experts apart in layers [0" in capsys.readouterr().out
