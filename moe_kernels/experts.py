@@ -55,16 +55,16 @@ def moe_dense(
     order_N, inverse_N, offsets = grouping.order_N, grouping.inverse_N, grouping.offsets_E1.tolist()
     x_ND = _Dispatch.apply(x_TD, order_N, inverse_N, top_k)
     weights_N1 = _Dispatch.apply(routing.weights_TK.reshape(-1, 1), order_N, inverse_N, 1)
-    member_NE = _members(routing.experts_TK.reshape(-1)[order_N], num_experts)
+    absent_NE1 = _absent(routing.experts_TK.reshape(-1)[order_N], num_experts)
 
     gate_NF, up_NF = _grouped_linear(x_ND, w_gate_up, offsets).chunk(2, dim=1)
     if lora is not None:
-        gate_NF = gate_NF + _expand(_shrink(x_ND, lora.w1, member_NE), lora.w1)
-        up_NF = up_NF + _expand(_shrink(x_ND, lora.w3, member_NE), lora.w3)
+        gate_NF = gate_NF + _expand(_shrink(x_ND, lora.w1, absent_NE1), lora.w1)
+        up_NF = up_NF + _expand(_shrink(x_ND, lora.w3, absent_NE1), lora.w3)
     h_NF = (silu(gate_NF) * up_NF * weights_N1).to(x_TD.dtype)
     y_ND = _grouped_linear(h_NF, w_down, offsets)
     if lora is not None:
-        y_ND = y_ND + _expand(_shrink(h_NF, lora.w2, member_NE), lora.w2)
+        y_ND = y_ND + _expand(_shrink(h_NF, lora.w2, absent_NE1), lora.w2)
     y_TD: Tensor = _Combine.apply(y_ND, order_N, inverse_N, top_k)
     return y_TD
 
@@ -76,24 +76,23 @@ def moe_lora(
 
     Differentiable in x, the routing's weights, dense matrices and LoRA factors; an expert without tokens gets zero gradients.
     """
-    member_TKE = _members(routing.experts_TK, lora.w1.a.shape[0])
+    absent_TKE1 = _absent(routing.experts_TK, lora.w1.a.shape[0])
     x_T1D = x_TD[:, None]
-    gate_TKF = linear_any(x_T1D, w1) + _expand(_shrink(x_T1D, lora.w1, member_TKE), lora.w1)
-    up_TKF = linear_any(x_T1D, w3) + _expand(_shrink(x_T1D, lora.w3, member_TKE), lora.w3)
+    gate_TKF = linear_any(x_T1D, w1) + _expand(_shrink(x_T1D, lora.w1, absent_TKE1), lora.w1)
+    up_TKF = linear_any(x_T1D, w3) + _expand(_shrink(x_T1D, lora.w3, absent_TKE1), lora.w3)
     h_TKF = (silu(gate_TKF) * up_TKF * routing.weights_TK[..., None]).to(x_TD.dtype)
-    return linear_any(h_TKF.sum(1), w2) + _expand(_shrink(h_TKF, lora.w2, member_TKE).sum(1), lora.w2)
+    return linear_any(h_TKF.sum(1), w2) + _expand(_shrink(h_TKF, lora.w2, absent_TKE1).sum(1), lora.w2)
 
 
-def _members(experts: Tensor, num_experts: int) -> Tensor:
-    """Whether each of `experts` [...] is expert e, bool [..., E]."""
-    return experts[..., None] == torch.arange(num_experts, device=experts.device)
+def _absent(experts: Tensor, num_experts: int) -> Tensor:
+    """Whether each of `experts` [...] is not expert e, bool [..., E, 1]."""
+    return experts[..., None, None] != torch.arange(num_experts, device=experts.device)[:, None]
 
 
-def _shrink(x: Tensor, lora: LoRA, member: Tensor) -> Tensor:
-    """A_e x for the expert of each row and zeros for the others, [..., E*R]: one product for all experts, no loop over them."""
-    num_experts, rank, _ = lora.a.shape
-    z = linear(x, lora.a.flatten(0, 1).to(x.dtype)) * lora.scaling
-    return z.unflatten(-1, (num_experts, rank)).where(member[..., None], 0).flatten(-2)
+def _shrink(x: Tensor, lora: LoRA, absent: Tensor) -> Tensor:
+    """s·A_e x for the expert of each row and zeros for the others, [..., E*R]: one product for all experts, no loop over them."""
+    z = linear(x, lora.a.flatten(0, 1).to(x.dtype)).unflatten(-1, lora.a.shape[:2])
+    return (z * lora.scaling).masked_fill(absent, 0).flatten(-2)
 
 
 def _expand(z: Tensor, lora: LoRA) -> Tensor:
