@@ -60,22 +60,20 @@ def route(
         raise ValueError(f"unknown router kind {kind!r}; known: {', '.join(KINDS)}")
     if not 1 <= top_k <= num_experts:
         raise ValueError(f"top_k must lie in 1..{num_experts} (the number of experts), not {top_k}")
-    dtype = torch.promote_types(x_TD.dtype, torch.float32)
-    x_TD = x_TD.to(dtype)
-    logits_TE = linear(x_TD, w_gate_ED.to(dtype))
+    logits_TE = _project(x_TD, w_gate_ED)
     if kind in ("noisy_topk", "topk"):
         noisy_TE, noise_std_TE = logits_TE, None
         if kind == "noisy_topk" and noise_seed is not None:
             if w_noise_ED is None:
                 raise ValueError("noisy_topk with a noise_seed needs the noise weights w_noise_ED")
-            noise_std_TE = softplus(linear(x_TD, w_noise_ED.to(dtype)))
+            noise_std_TE = softplus(_project(x_TD, w_noise_ED))
             noise_TE = standard_normal(noise_seed, len(x_TD), num_experts, x_TD.device)
             noisy_TE = logits_TE + noise_TE * noise_std_TE
         weights_TK, experts_TK, load_TE = _noisy_topk(logits_TE, noisy_TE, noise_std_TE, top_k)
     else:
         choice_TE = _mean_over_sequences(logits_TE, sequence_ids_T, mask_T) if kind == "sequence" else logits_TE
         weights_TK, experts_TK = _softmax_first(choice_TE, kind)
-        load_TE = _chosen(experts_TK, num_experts).to(dtype)
+        load_TE = _chosen(experts_TK, num_experts).to(logits_TE.dtype)
     weights_TE = torch.zeros_like(logits_TE).scatter(1, experts_TK, weights_TK)
     if mask_T is not None:
         weights_TE, load_TE = weights_TE.where(mask_T[:, None], 0), load_TE.where(mask_T[:, None], 0)
@@ -95,6 +93,13 @@ def load_loss(load_E: Tensor) -> Tensor:
 def _squared_variation(values_E: Tensor) -> Tensor:
     """Variance over squared mean (of the population, as the authors' code has it); 0 of nothing at all."""
     return values_E.var(correction=0) / (values_E.mean().square() + 1e-10)
+
+
+def _project(x_TD: Tensor, w_ED: Tensor) -> Tensor:
+    """x·w in fp32 or wider, in autocast too."""
+    dtype = torch.promote_types(x_TD.dtype, torch.float32)
+    with torch.autocast(x_TD.device.type, enabled=False):
+        return linear(x_TD.to(dtype), w_ED.to(dtype))
 
 
 def _noisy_topk(clean_TE: Tensor, noisy_TE: Tensor, noise_std_TE: Tensor | None, top_k: int) -> tuple[Tensor, Tensor, Tensor]:

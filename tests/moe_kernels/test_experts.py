@@ -151,3 +151,17 @@ def test_output_dtype_zero_tokens_and_equal_bits_in_a_repeat(run, dtype):
         assert torch.equal(grad, repeats[0][1])
     empty = torch.zeros(0, D, dtype=dtype)
     assert run(empty, make_routing(empty), *bases, lora).shape == (0, D)
+
+
+@pytest.mark.parametrize("run", [moe_dense, moe_lora])
+def test_autocast_runs_forward_and_backward(run):
+    lora, bases = make_lora(dtype=torch.float32), make_bases(run, torch.float32)
+    results = []
+    for enabled in (False, True):
+        x = randn(T, D, dtype=torch.float32).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            y = run(x, make_routing(x), *bases, lora)
+        y.float().sum().backward()
+        results.append((y.detach().float(), x.grad))
+    for exact, rounded in zip(*results, strict=True):
+        assert (exact - rounded).norm() < 0.03 * exact.norm()

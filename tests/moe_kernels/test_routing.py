@@ -198,6 +198,15 @@ def test_replay_gives_the_same_bits_and_bf16_computes_in_fp32():
     assert not torch.equal(first.weights_TK, other.weights_TK)
 
 
+def test_autocast_does_not_coarsen_the_logits():
+    x, w_gate, w_noise = problem(dtype=torch.float32)
+    expected = route(x, w_gate, w_noise, kind="noisy_topk", top_k=2, noise_seed=8)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = route(x, w_gate, w_noise, kind="noisy_topk", top_k=2, noise_seed=8)
+    for field in Routing.__dataclass_fields__:
+        assert torch.equal(getattr(actual, field), getattr(expected, field))
+
+
 def test_zero_tokens():
     for kind in KINDS:
         arguments = {"kind": kind, "top_k": 2, "noise_seed": 1, "sequence_ids_T": torch.zeros(0, dtype=torch.long)}
