@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
 from model import MoEForCausalLM
@@ -28,7 +28,7 @@ SHAPE = {
     "pad_token_id": 0,
     "tie_word_embeddings": False,
 }
-LETTERS = " abcdefghijklmnopqrstuvwxyz0123456789.,:;#+-*/=<>(){}\n"
+LETTERS = " abcdefghijklmnopqrstuvwxyz0123456789ABCDEF.,:;#+-*/=<>(){}\n"
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -36,6 +36,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", *LETTERS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>", model_max_length=256
     )

@@ -1,0 +1,93 @@
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from model.generate import main
+from model.generation import complete, encode_prompts
+from model.load import load_model
+
+PROMPTS = ["x = 1", "sum of all the numbers in a list", "", "for i in (1, 2)"]
+
+
+@pytest.fixture
+def loaded(base):
+    return load_model(base)
+
+
+@torch.no_grad()
+def greedy(model, tokenizer, prompt, count):
+    """Token by token, alone, without cache or padding."""
+    ids = [tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)]
+    start = len(ids)
+    while len(ids) - start < count:
+        token = int(model(torch.tensor([ids])).logits[0, -1].argmax())
+        if token == tokenizer.eos_token_id:
+            break
+        ids.append(token)
+    return tokenizer.decode(ids[start:], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_batches_complete_as_single_prompts_do(loaded, batch_size):
+    expected = [greedy(*loaded, prompt, 20) for prompt in PROMPTS]
+    assert complete(*loaded, PROMPTS, max_new_tokens=20, batch_size=batch_size, progress=False) == expected
+
+
+def test_mixtures_complete_as_single_prompts_do(adapters, run_compose):
+    loaded = load_model(run_compose(adapters, quantize="nf4"))
+    expected = [greedy(*loaded, prompt, 12) for prompt in PROMPTS]
+    assert complete(*loaded, PROMPTS, max_new_tokens=12, batch_size=4, progress=False) == expected
+
+
+def test_completion_ends_at_eos(loaded):
+    model, tokenizer = loaded
+    text = complete(model, tokenizer, PROMPTS[:1], max_new_tokens=20, batch_size=1, progress=False)[0]
+    assert len(text) > 3 and text[2] not in text[:2]
+    tokenizer.eos_token = text[2]
+    assert complete(model, tokenizer, PROMPTS[:1], max_new_tokens=20, batch_size=1, progress=False)[0].rstrip(text[2]) == text[:2]
+
+
+def test_prompts_are_encoded_as_in_training(base):
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    assert encode_prompts(tokenizer, ["ab"]) == [[1, *tokenizer.convert_tokens_to_ids(["a", "b"])]]
+
+
+def test_the_context_is_the_limit(loaded):
+    model, tokenizer = loaded
+    long = complete(model, tokenizer, ["a" * 250], max_new_tokens=100, batch_size=1, progress=False)[0]
+    assert len(tokenizer.encode(long, add_special_tokens=False)) <= 256 - 251
+    with pytest.raises(ValueError, match="a prompt of 301 tokens leaves no room in a context of 256"):
+        complete(model, tokenizer, ["a" * 300], max_new_tokens=1, batch_size=1, progress=False)
+
+
+def run_main(monkeypatch, *arguments) -> int:
+    monkeypatch.setattr("sys.argv", ["generate", *map(str, arguments)])
+    return main()
+
+
+def test_command_streams_the_completion(base, adapters, monkeypatch, capsys):
+    from model.prompt import format_prompt
+
+    model, tokenizer = load_model(base, adapters[0])
+    expected = complete(model, tokenizer, [format_prompt("sum of numbers", "cpp")], max_new_tokens=9, batch_size=1, progress=False)[0]
+    flags = ["--model", base, "--adapter", adapters[0], "--lang", "cpp", "--max-new-tokens", 9]
+    assert run_main(monkeypatch, "sum of numbers", *flags) == 0
+    assert capsys.readouterr().out.strip() == expected.strip()
+    sampled = []
+    for seed in (1, 1, 2):
+        assert run_main(monkeypatch, "sum of numbers", *flags, "--temperature", 2, "--seed", seed) == 0
+        sampled.append(capsys.readouterr().out)
+    assert sampled[0] == sampled[1] != sampled[2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--lang", "cobol"], "unknown language 'cobol'; known: python, java, javascript, cpp"),
+        (["--lang", "cpp", "--top-p", "0"], "--top-p in (0, 1]"),
+        (["--lang", "cpp", "--adapter", "nowhere"], "nowhere is neither a folder nor a model"),
+    ],
+)
+def test_mistakes_end_with_status_2(base, monkeypatch, capsys, flags, message):
+    assert run_main(monkeypatch, "text", "--model", base, *flags) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,85 @@
+import json
+import shutil
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import MistralForCausalLM
+
+from model import MoEForCausalLM
+from model.load import load_model, model_folder
+
+
+@torch.no_grad()
+def test_base_adapter_and_mixture_load_alike(base, adapters, run_compose, ids):
+    plain, tokenizer = load_model(base)
+    assert torch.equal(plain(ids).logits, MistralForCausalLM.from_pretrained(base)(ids).logits)
+    assert tokenizer.padding_side == "left" and tokenizer.pad_token_id == 0
+    expected = PeftModel.from_pretrained(MistralForCausalLM.from_pretrained(base), str(adapters[0])).eval()(ids).logits
+    for arguments in ((base, adapters[0]), (adapters[0],)):
+        adapted, _ = load_model(*arguments)
+        torch.testing.assert_close(adapted(ids).logits, expected, atol=1e-5, rtol=0)
+    mixture, _ = load_model(run_compose(adapters, quantize="nf4"))
+    assert isinstance(mixture, MoEForCausalLM) and not any(module.training for module in (mixture, plain, adapted))
+
+
+@torch.no_grad()
+def test_in_bf16_the_adapter_is_not_rounded_into_the_base(base, adapters, ids):
+    loaded, _ = load_model(base, adapters[0], dtype="bfloat16")
+    expected = PeftModel.from_pretrained(MistralForCausalLM.from_pretrained(base, dtype=torch.bfloat16), str(adapters[0])).eval()
+    assert isinstance(loaded, PeftModel) and torch.equal(loaded(ids).logits, expected(ids).logits)
+
+
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_what_cannot_be_loaded_is_named(base, adapters, run_compose, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    mixture = run_compose(adapters)
+    cases = [
+        ((tmp_path / "none",), FileNotFoundError, "none is neither a folder nor a model in the local hub cache"),
+        ((tmp_path,), FileNotFoundError, r"config\.json is missing"),
+        ((other, adapters[0]), ValueError, "was trained on the base 'base', not 'other'"),
+        ((mixture, adapters[0]), ValueError, "is a mixture; the adapter .* belongs on its base"),
+        ((adapters[0], adapters[1]), ValueError, "is an adapter, so it cannot carry the adapter"),
+        ((base, base), FileNotFoundError, r"adapter_config\.json is missing"),
+    ]
+    for arguments, error, message in cases:
+        with pytest.raises(error, match=message):
+            load_model(*arguments)
+    with pytest.raises(ValueError, match="dtype is 'int8'; allowed: float32, bfloat16, float16"):
+        load_model(base, dtype="int8")
+
+
+def test_other_architectures_are_refused(base, tmp_path):
+    shutil.copytree(base, tmp_path / "bert")
+    edit_config(tmp_path / "bert", model_type="bert")
+    with pytest.raises(ValueError, match="bert is a 'bert' model; known: mistral, llama, moe_experts, mixtral"):
+        load_model(tmp_path / "bert")
+
+
+def test_a_base_that_lacks_a_tensor_is_refused(base, tmp_path):
+    shutil.copytree(base, tmp_path / "base")
+    state = load_file(tmp_path / "base" / "model.safetensors")
+    del state["model.norm.weight"]
+    save_file(state, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"has missing keys: model\.norm\.weight"):
+        load_model(tmp_path / "base")
+
+
+@pytest.mark.parametrize("kind", ["base", "mixture"])
+def test_a_checkpoints_code_is_never_run(base, adapters, run_compose, tmp_path, kind):
+    folder = tmp_path / "hostile"
+    shutil.copytree(base if kind == "base" else run_compose(adapters), folder)
+    edit_config(folder, auto_map={"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"})
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    load_model(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_relative_name_is_looked_for_beside_the_recipe(base):
+    assert model_folder("base", base.parent) == base.parent / "base"
