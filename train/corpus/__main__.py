@@ -22,8 +22,10 @@ def _command(args: argparse.Namespace) -> None:
     print(folder)
     for lang in LANGUAGES:
         counts = count_rows(folder, lang)
-        held_out = ", ".join(f"{split} {rows['wording']} unseen wordings + {rows['family']} of unseen families" for split, rows in list(counts.items())[1:])
-        print(f"  {lang}: train {counts['train'].total()}, {held_out}")
+        print(f"{lang:10}  train {counts['train'].total()}", end="")
+        for split in ("valid", "test"):
+            print(f"  {split} {counts[split]['wording']} of unseen wordings + {counts[split]['family']} of unseen families", end="")
+        print()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the others the last title is kept for test and the one before it for validation 
 
 import gzip
 import hashlib
-import io
 import json
 import os
 from collections import Counter
@@ -171,9 +170,8 @@ def _task(row: Row, lang: str, families: Mapping[str, Family], programs: Program
 def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """JSON lines, compressed without a time stamp: the same rows give the same bytes."""
     with path.open("wb") as file, gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed:
-        with io.TextIOWrapper(packed, encoding="utf-8") as text:
-            for row in rows:
-                text.write(json.dumps(row, ensure_ascii=False) + "\n")
+        for row in rows:
+            packed.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
 
 def count_rows(folder: Path, lang: str) -> dict[str, Counter[str]]:

@@ -129,7 +129,7 @@ def _attach(functions: list[ast.FunctionDef], remarks: Mapping[int, str], path: 
     for function in functions:
         statements = [node for node in ast.walk(function) if isinstance(node, ast.stmt) and node is not function]
         for statement in sorted(statements, key=lambda node: node.lineno):
-            lines = []
+            lines: list[int] = []
             while (line := statement.lineno - 1 - len(lines)) in remarks:
                 lines.append(line)
             if lines:

@@ -7,6 +7,7 @@ point. An empty container is annotated. A container of str that only ever holds 
 import ast
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
@@ -316,7 +317,7 @@ class _Inference:
         if len(node.ops) > 2:
             self.fail(node, "comparisons chain only as a <= x <= b")
         kinds = [self.expr(part) for part in (node.left, *node.comparators)]
-        for a, b in zip(kinds, kinds[1:], strict=False):
+        for a, b in pairwise(kinds):
             joined = join(a, b)
             if joined is None or joined.args:
                 self.fail(node, f"{a.kind} and {b.kind} do not compare")

@@ -11,11 +11,12 @@ from .printers import printer_class
 from .variants import Variant, variants
 
 _MARK = re.compile(r"{(\w+)}")
-_VERBS = frozenset(
-    "add arrange build calculate check combine compare compute convert count cut decide decode delete detect determine divide encode "
-    "evaluate exchange extract find flip generate get identify insert keep locate make mark measure merge mirror move multiply pick put "
-    "remove replace return reverse rotate search shift sort split subtract swap take tally tell test toggle turn verify".split()
-)
+_VERBS = """
+    add arrange build calculate check combine compare compute convert count cut decide decode delete detect determine divide
+    encode evaluate exchange extract find flip generate get identify insert keep locate make mark measure merge mirror move
+    multiply pick put remove replace return reverse rotate search shift sort split subtract swap take tally tell test toggle turn
+    verify
+"""
 # Prefixes by how a title starts; every title may also stand alone.
 _FOR_VERB = ("", "", "Program to ", "{language} program to ", "Write a function to ")
 _FOR_PROGRAM = ("", "", "{language} ", "Write a ")
@@ -34,7 +35,7 @@ class Wording:
 
 def prefixes(title: str) -> tuple[str, ...]:
     first = title.split()[0]
-    return _FOR_VERB if first in _VERBS else _FOR_PROGRAM if first == "program" else _FOR_OTHERS
+    return _FOR_VERB if first in _VERBS.split() else _FOR_PROGRAM if first == "program" else _FOR_OTHERS
 
 
 def draw(family: Family, titles: range, random: Random) -> Wording:

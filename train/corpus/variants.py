@@ -15,16 +15,16 @@ from .scopes import Scopes, find_scopes
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "arr": ("nums", "values"),
-    "n": ("num", "limit"),
+    "n": ("num", "number"),
     "s": ("text", "word"),
     "text": ("s", "sentence"),
     "grid": ("matrix", "table"),
     "matrix": ("mat", "grid"),
     "mat": ("matrix", "grid"),
     "nums": ("arr", "numbers"),
-    "a": ("first_number", "p"),
-    "x": ("number", "value"),
-    "k": ("times", "step_size"),
+    "a": ("x", "first"),
+    "x": ("value", "item"),
+    "k": ("m", "amount"),
     "target": ("wanted", "goal"),
     "words": ("tokens", "parts"),
 }

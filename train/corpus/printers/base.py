@@ -209,7 +209,8 @@ def is_call(node: ast.expr, name: str) -> bool:
 def constant(node: ast.expr) -> Any:
     """The value of a literal (a negative number included), None for anything else."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
-        return -node.operand.value
+        value: Any = node.operand.value
+        return -value
     return node.value if isinstance(node, ast.Constant) else None
 
 

@@ -7,7 +7,21 @@ from collections.abc import Sequence
 from ..inference import BOOL, CHAR, INT, LISTS, LONG, STR, Type, join
 from ..scopes import mentions, targets
 from .base import (
-    ADD, AND, ATOM, EQUALITY, MULTIPLY, OR, POSTFIX, RELATION, TERNARY, UNARY, Code, Printer, constant, is_call, is_elif,
+    ADD,
+    AND,
+    ATOM,
+    EQUALITY,
+    MULTIPLY,
+    OR,
+    POSTFIX,
+    RELATION,
+    TERNARY,
+    UNARY,
+    Code,
+    Printer,
+    constant,
+    is_call,
+    is_elif,
 )  # fmt: skip
 
 

@@ -56,16 +56,17 @@ _CASE = """\
             return 1;
         }}
     }}"""
+_RESERVED = """
+    alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl const constexpr const_cast continue
+    decltype default delete do double dynamic_cast else enum explicit export extern false float for friend goto if inline int long
+    mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected public register reinterpret_cast return
+    short signed sizeof static static_assert static_cast struct switch template this thread_local throw true try typedef typeid
+    typename union unsigned using virtual void volatile wchar_t while xor xor_eq string vector
+"""
 
 
 class LanguagePrinter(CLikePrinter):
-    reserved = frozenset(
-        "alignas alignof and and_eq asm auto bitand bitor bool break case catch char class compl const constexpr const_cast continue "
-        "decltype default delete do double dynamic_cast else enum explicit export extern false float for friend goto if inline int long "
-        "mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected public register reinterpret_cast return "
-        "short signed sizeof static static_assert static_cast struct switch template this thread_local throw true try typedef typeid "
-        "typename union unsigned using virtual void volatile wchar_t while xor xor_eq string vector".split()
-    )
+    reserved = frozenset(_RESERVED.split())
 
     def frame(self, functions: list[str]) -> str:
         body = "\n\n".join(functions)
@@ -102,7 +103,7 @@ class LanguagePrinter(CLikePrinter):
     def converted(self, node: ast.expr, want: Type) -> Code:
         have = self.type(node)
         if want == CHAR and isinstance(node, ast.Constant):
-            return Code(self.quoted(node.value, "'"))
+            return Code(self.quoted(constant(node), "'"))
         if want == STR and have == CHAR:
             return Code(f"string(1, {self.at(node)})", POSTFIX)
         return self.code(node)
@@ -258,7 +259,7 @@ class LanguagePrinter(CLikePrinter):
         """A size compared to a literal needs no conversion."""
         symbol, level = self.relation[type(op)]
         if is_call(left, "len") and isinstance(right, ast.Constant):
-            return Code(f"{self.size(left.args[0])} {symbol} {right.value}", level)  # type: ignore[attr-defined]
+            return Code(f"{self.size(left.args[0])} {symbol} {self.at(right)}", level)  # type: ignore[attr-defined]
         return super().comparison(left, op, right)
 
     def concatenation(self, node: ast.BinOp) -> Code:

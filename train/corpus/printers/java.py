@@ -7,7 +7,7 @@ from typing import Any
 
 from ..definition import Case
 from ..inference import CHAR, FLOAT, INT, LONG, STR, Function, Type
-from .base import ADD, ATOM, EQUALITY, POSTFIX, RELATION, UNARY, Code, is_call
+from .base import ADD, ATOM, EQUALITY, POSTFIX, RELATION, UNARY, Code, constant, is_call
 from .clike import CLikePrinter
 
 _PRIMITIVES = {"int": "int", "long": "long", "bool": "boolean", "float": "double", "char": "char", "str": "String", "none": "void"}
@@ -27,15 +27,16 @@ class Main {{
     }}
 }}
 """
+_RESERVED = """
+    abstract assert boolean break byte case catch char class const continue default do double else enum extends final finally
+    float for goto if implements import instanceof int interface long native new package private protected public return short
+    static strictfp super switch synchronized this throw throws transient try void volatile while true false null var
+"""
 
 
 class LanguagePrinter(CLikePrinter):
     accessors = ("vec", "dict", "str")
-    reserved = frozenset(
-        "abstract assert boolean break byte case catch char class const continue default do double else enum extends final finally float "
-        "for goto if implements import instanceof int interface long native new package private protected public return short static "
-        "strictfp super switch synchronized this throw throws transient try void volatile while true false null var".split()
-    )
+    reserved = frozenset(_RESERVED.split())
 
     def frame(self, functions: list[str]) -> str:
         body = "\n\n".join("\n".join(self.indent(text.split("\n"))) for text in functions)
@@ -66,14 +67,15 @@ class LanguagePrinter(CLikePrinter):
 
     def converted(self, node: ast.expr, want: Type) -> Code:
         have = self.type(node)
-        if want == CHAR and isinstance(node, ast.Constant):
-            return Code(self.quoted(node.value, "'"))
+        value = constant(node)
+        if want == CHAR and value is not None:
+            return Code(self.quoted(value, "'"))
         if want == STR and have == CHAR:
             return Code(f"String.valueOf({self.at(node)})", POSTFIX)
         if want == INT and (have == LONG or is_call(node, "ord")) and have != want:
             return Code(f"(int) {self.at(node, UNARY)}", UNARY)
-        if want == LONG and isinstance(node, ast.Constant):
-            return Code(self.number(node.value, LONG), UNARY if node.value < 0 else ATOM)
+        if want == LONG and value is not None:
+            return Code(self.number(value, LONG), UNARY if value < 0 else ATOM)
         return self.code(node)
 
     def boxed(self, node: ast.expr, want: Type) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ..definition import Case
 from ..inference import LISTS, STR, Function, Type
-from .base import ADD, EQUALITY, MULTIPLY, POSTFIX, RELATION, TERNARY, UNARY, Code, constant
+from .base import EQUALITY, MULTIPLY, POSTFIX, RELATION, TERNARY, UNARY, Code, constant
 from .clike import CLikePrinter
 
 _DRIVER = """\
@@ -15,19 +15,21 @@ _DRIVER = """\
     }}
 }});
 """
+_RESERVED = """
+    arguments await break case catch class const continue debugger default delete do else enum eval export extends false finally
+    for function if implements import in instanceof interface let new null package private protected public return static super
+    switch this throw true try typeof var void while with yield
+"""
+_RELATION = {
+    ast.Eq: ("===", EQUALITY), ast.NotEq: ("!==", EQUALITY),
+    ast.Lt: ("<", RELATION), ast.LtE: ("<=", RELATION), ast.Gt: (">", RELATION), ast.GtE: (">=", RELATION),
+}  # fmt: skip
 
 
 class LanguagePrinter(CLikePrinter):
     accessors = ("dict",)
-    relation = {
-        ast.Eq: ("===", EQUALITY), ast.NotEq: ("!==", EQUALITY),
-        ast.Lt: ("<", RELATION), ast.LtE: ("<=", RELATION), ast.Gt: (">", RELATION), ast.GtE: (">=", RELATION),
-    }  # fmt: skip
-    reserved = frozenset(
-        "arguments await break case catch class const continue debugger default delete do else enum eval export extends false finally for "
-        "function if implements import in instanceof interface let new null package private protected public return static super switch "
-        "this throw true try typeof var void while with yield".split()
-    )
+    relation = _RELATION
+    reserved = frozenset(_RESERVED.split())
 
     def frame(self, functions: list[str]) -> str:
         return "\n\n".join(functions) + "\n"

@@ -10,18 +10,20 @@ from ..inference import Function, Type
 from .base import ATOM, POSTFIX, TERNARY, UNARY, Code, Printer, is_elif
 
 OR, AND, NOT, COMPARE, BIT_OR, BIT_XOR, BIT_AND, SHIFT, ADD, MULTIPLY = range(TERNARY + 1, UNARY)
+_BINARY = {
+    ast.Add: ("+", ADD), ast.Sub: ("-", ADD), ast.Mult: ("*", MULTIPLY), ast.Div: ("/", MULTIPLY), ast.Mod: ("%", MULTIPLY),
+    ast.FloorDiv: ("//", MULTIPLY), ast.BitAnd: ("&", BIT_AND), ast.BitOr: ("|", BIT_OR), ast.BitXor: ("^", BIT_XOR),
+    ast.LShift: ("<<", SHIFT), ast.RShift: (">>", SHIFT),
+}  # fmt: skip
+_RELATION = {
+    ast.Eq: ("==", COMPARE), ast.NotEq: ("!=", COMPARE), ast.Lt: ("<", COMPARE), ast.LtE: ("<=", COMPARE),
+    ast.Gt: (">", COMPARE), ast.GtE: (">=", COMPARE), ast.In: ("in", COMPARE), ast.NotIn: ("not in", COMPARE),
+}  # fmt: skip
 
 
 class LanguagePrinter(Printer):
-    binary = {
-        ast.Add: ("+", ADD), ast.Sub: ("-", ADD), ast.Mult: ("*", MULTIPLY), ast.Div: ("/", MULTIPLY), ast.Mod: ("%", MULTIPLY),
-        ast.FloorDiv: ("//", MULTIPLY), ast.BitAnd: ("&", BIT_AND), ast.BitOr: ("|", BIT_OR), ast.BitXor: ("^", BIT_XOR),
-        ast.LShift: ("<<", SHIFT), ast.RShift: (">>", SHIFT),
-    }  # fmt: skip
-    relation = {
-        ast.Eq: ("==", COMPARE), ast.NotEq: ("!=", COMPARE), ast.Lt: ("<", COMPARE), ast.LtE: ("<=", COMPARE),
-        ast.Gt: (">", COMPARE), ast.GtE: (">=", COMPARE), ast.In: ("in", COMPARE), ast.NotIn: ("not in", COMPARE),
-    }  # fmt: skip
+    binary = _BINARY
+    relation = _RELATION
     conjunction = ("and", AND)
     disjunction = ("or", OR)
     reserved = frozenset(keyword.kwlist)
