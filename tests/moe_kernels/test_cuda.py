@@ -40,7 +40,8 @@ def test_a_layer_equals_that_of_the_cpu(run, kind):
     results = []
     for device in ("cpu", "cuda"):
         x_there = x.to(device, copy=True).requires_grad_()
-            routing = route(x_there, w_gate.to(device), w_noise.to(device), kind=kind, top_k=2, noise_seed=3, **sequences)
+        gates = w_gate.to(device), w_noise.to(device)
+        routing = route(x_there, *gates, kind=kind, top_k=2, noise_seed=3, sequence_ids_T=ids.to(device))
         lora = ExpertLoRA(*(LoRA(a.to(device), b.to(device), 0.5) for a, b in factors))
         y = run(x_there, routing, *(q.to(device) for q in weights), lora)
         y.sum().backward()
