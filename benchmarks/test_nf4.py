@@ -32,8 +32,8 @@ def test_dequantize(benchmark, name, shape, dtype):
     if name == "bitsandbytes":
         benchmark(bnb.dequantize_4bit, packed, state)
         return
-    if name == "cpp" and not backend.extension_loaded():
-        pytest.skip("the C++ extension is not built")
+    if name == "cpp" and backend.extension_problem():
+        pytest.skip(backend.extension_problem())
     with backend.use(name):
         assert torch.equal(dequantize_nf4(q), bnb.dequantize_4bit(packed, state))
         benchmark(dequantize_nf4, q)

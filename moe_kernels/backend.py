@@ -19,9 +19,10 @@ def active() -> str:
     """The implementation in force."""
     global _chosen
     if _chosen is None:
-        _chosen = "cpp" if extension_loaded() else "reference"
-        if _chosen == "reference":
-            logging.getLogger("moe_kernels").warning("moe_kernels: the C++ extension is not built; the reference operators run")
+        problem = extension_problem()
+        _chosen = "reference" if problem else "cpp"
+        if problem:
+            logging.getLogger("moe_kernels").warning("moe_kernels: %s; the reference operators run", problem)
     return _chosen
 
 
@@ -31,8 +32,8 @@ def use(name: str) -> Iterator[None]:
     global _chosen
     if name not in NAMES:
         raise ValueError(f"unknown implementation {name!r}; known: {', '.join(NAMES)}")
-    if name == "cpp" and not extension_loaded():
-        raise ValueError("the C++ extension is not built")
+    if name == "cpp" and (problem := extension_problem()):
+        raise ValueError(problem)
     before, _chosen = _chosen, name
     try:
         yield
@@ -41,14 +42,17 @@ def use(name: str) -> Iterator[None]:
 
 
 @lru_cache
-def extension_loaded() -> bool:
-    """Loads the extension's operators into `torch.ops.moe_kernels`; False if it was not built."""
+def extension_problem() -> str:
+    """Loads the extension's operators into `torch.ops.moe_kernels`; returns why that fails, or the empty string."""
     spec = importlib.util.find_spec("moe_kernels._C")
     if spec is None or spec.origin is None:
-        return False
-    torch.ops.load_library(spec.origin)
+        return "the C++ extension is not built"
+    try:
+        torch.ops.load_library(spec.origin)
+    except OSError as error:  # as after another torch was installed
+        return f"the C++ extension does not load and needs a rebuild ({error})"
     torch.library.register_fake("moe_kernels::dequantize_nf4", _dequantize_nf4_fake)
-    return True
+    return ""
 
 
 def _dequantize_nf4_fake(packed, absmax, nested_absmax, dynamic_map, nested_offset, shape, dtype, first_block):

@@ -1,6 +1,7 @@
 """Which implementation runs, and the C++ operator as PyTorch wants its operators."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ def undecided(monkeypatch):
 
 
 def test_without_the_extension_one_line_is_said_once(undecided, monkeypatch, caplog):
-    monkeypatch.setattr(backend, "extension_loaded", lambda: False)
+    monkeypatch.setattr(backend, "extension_problem", lambda: "the C++ extension is not built")
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             dequantize_nf4(quantize_nf4(torch.randn(64)))
@@ -27,7 +28,7 @@ def test_without_the_extension_one_line_is_said_once(undecided, monkeypatch, cap
 
 
 def test_the_extension_is_preferred(undecided, monkeypatch):
-    monkeypatch.setattr(backend, "extension_loaded", lambda: True)
+    monkeypatch.setattr(backend, "extension_problem", lambda: "")
     assert backend.active() == "cpp"
     with backend.use("reference"):
         assert backend.active() == "reference"
@@ -39,7 +40,7 @@ def test_an_unknown_name_is_refused():
         pass
 
 
-needs_extension = pytest.mark.skipif(not backend.extension_loaded(), reason="the C++ extension is not built")
+needs_extension = pytest.mark.skipif(bool(backend.extension_problem()), reason=backend.extension_problem() or "built")
 
 
 def arguments_of(q, dtype):
@@ -77,3 +78,14 @@ def test_threads_change_nothing():
     torch.set_num_threads(threads)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+def test_a_file_that_does_not_load_is_a_reason_and_no_crash(monkeypatch, tmp_path):
+    broken = tmp_path / "_C.so"
+    broken.write_bytes(b"built for another torch")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: SimpleNamespace(origin=str(broken)))
+    backend.extension_problem.cache_clear()
+    try:
+        assert "needs a rebuild" in backend.extension_problem()
+    finally:
+        backend.extension_problem.cache_clear()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from bitsandbytes import functional as bnb
+
 from moe_kernels.experts import ExpertLoRA, LoRA, moe_dense, moe_lora
 from moe_kernels.nf4 import dequantize_nf4, quantize_nf4
 from moe_kernels.noise import standard_normal

@@ -17,8 +17,8 @@ SHAPES = [(64, 128), (4, 96, 64), (3, 128, 192), (5, 7), (1,), (63,), (64,), (65
 
 @pytest.fixture(params=backend.NAMES)
 def implementation(request):
-    if request.param == "cpp" and not backend.extension_loaded():
-        pytest.skip("the C++ extension is not built")
+    if request.param == "cpp" and backend.extension_problem():
+        pytest.skip(backend.extension_problem())
     with backend.use(request.param):
         yield request.param
 
