@@ -33,7 +33,7 @@ class Estimate:
 def bootstrap(scores: Mapping[str, Sequence[float]], groups: Sequence[str], stratum: str) -> dict[str, Estimate]:
     """The mean of each system's scores (N each, the same N points in the same order), `groups` naming each point's problem.
 
-    `stratum` (such as "cpp/wording") seeds the resampling. A single group gives no interval.
+    `stratum` (such as "0/cpp/wording") seeds the resampling. A single group gives no interval.
     """
     names, member = np.unique(np.asarray(groups), return_inverse=True)
     sizes = np.bincount(member)

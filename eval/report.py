@@ -28,7 +28,7 @@ def main(args: Namespace) -> None:
     check_absent(args.out)
     systems, routing = read_runs(args.runs)
     logs = [read_training(path) for path in args.training]
-    report = build(systems, routing, logs, args.title)
+    report = build(systems, routing, logs, args.title, args.seed)
     arrays = json.loads((routing.path / ARRAYS).read_text(encoding="utf-8")) if routing else None
     with output_folder(args.out) as folder:
         figures, captions = draw(folder, systems, report, arrays, logs)
@@ -43,9 +43,9 @@ def main(args: Namespace) -> None:
     print(f"the report: {args.out / 'report.html'}")
 
 
-def build(systems: Systems, routing: Run | None, logs: list[tuple[str, list[dict[str, Any]]]], title: str) -> dict[str, Any]:
+def build(systems: Systems, routing: Run | None, logs: list[tuple[str, list[dict[str, Any]]]], title: str, seed: int) -> dict[str, Any]:
     """`report.json`: tables, headlines, texts, details, routing, training, generations and the runs' conditions."""
-    means, counts = estimate(systems)
+    means, counts = estimate(systems, seed)
     tables = {"table1": compare(means, counts, "expert"), "table2": compare(means, counts, "mixture")}
     every = [run for run in (systems.base, *systems.experts.values(), systems.mixture, routing) if run]
     unique = {run.path: run for run in every}

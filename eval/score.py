@@ -26,6 +26,7 @@ from codebleu.codebleu import PACKAGE_DIR
 from codebleu.dataflow_match import dfg_function, get_data_flow, normalize_dataflow
 from codebleu.parser import remove_comments_and_docstrings
 from codebleu.weighted_ngram_match import corpus_bleu as corpus_weighted_recall
+from tqdm import tqdm
 
 from model.languages import get_language
 
@@ -55,13 +56,14 @@ def score_row(reference: str, prediction: str, lang: str) -> Score:
 def score_set(references: Sequence[str], predictions: Sequence[str], lang: str) -> tuple[list[Score], dict[str, Any]]:
     """Scores of the rows, and the set's figures: `codebleu` (mean of rows), `codebleu_corpus`, both library figures, each part likewise.
 
-    About 8 ms a row, so a set of some hundreds needs no second process.
+    About 10 ms a row, so a set of some hundreds needs no second process.
     """
     if len(references) != len(predictions):
         raise ValueError(f"{len(references)} references but {len(predictions)} predictions")
     if not references:
         raise ValueError(f"there are no {lang} rows to score")
-    evidence = [_evidence(reference, prediction, lang) for reference, prediction in zip(references, predictions, strict=True)]
+    pairs = tqdm(list(zip(references, predictions, strict=True)), desc=f"score {lang}", unit="program")
+    evidence = [_evidence(reference, prediction, lang) for reference, prediction in pairs]
     rows, corpus = [_combine([row], lang) for row in evidence], _combine(evidence, lang)
     figures = {
         "n": len(rows),

@@ -35,7 +35,7 @@ def kinds_of(systems: Systems) -> list[str]:
     return sorted({kind for lang in languages_of(systems) for run in systems.of(lang).values() for kind in run.samples[lang]}, reverse=True)
 
 
-def estimate(systems: Systems) -> tuple[Means, dict[str, dict[str, dict[str, int]]]]:
+def estimate(systems: Systems, seed: int) -> tuple[Means, dict[str, dict[str, dict[str, int]]]]:
     """The means of every role, and {kind: {lang: {"n", "groups"}}}. A role's "all" is there if it has every language of the kind."""
     means: Means = {}
     counts: dict[str, dict[str, dict[str, int]]] = {}
@@ -47,7 +47,7 @@ def estimate(systems: Systems) -> tuple[Means, dict[str, dict[str, dict[str, int
                 continue
             groups = [row["group"] for row in next(iter(rows.values()))]
             scores = {role: [row[SCORE] for row in rows[role]] for role in rows}
-            means[kind][lang] = bootstrap(scores, groups, f"{lang}/{kind}")
+            means[kind][lang] = bootstrap(scores, groups, f"{seed}/{lang}/{kind}")
             counts[kind][lang] = {"n": len(groups), "groups": len(set(groups))}
         shared = set.intersection(*(set(row) for row in means[kind].values()))
         langs = list(means[kind])

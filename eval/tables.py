@@ -40,10 +40,12 @@ def cell(name: str, figure: dict[str, Any] | None) -> Cell:
         return "–", ""
     scale, digits = SCALE.get(name, 100.0), 2 if name in SCALE else 1
     sign = "+" if name == "difference" else ""
-    shown = f"{scale * figure['value']:{sign}.{digits}f}{SUFFIX.get(name, '')}"
-    if figure["low"] is None:
-        return shown, ""
-    return shown, f"[{scale * figure['low']:{sign}.{digits}f}, {scale * figure['high']:{sign}.{digits}f}]"
+
+    def shown(value: float) -> str:
+        return f"{round(scale * value, digits) + 0.0:{sign}.{digits}f}"  # adding 0.0 turns -0.0 into 0.0
+
+    interval = "" if figure["low"] is None else f"[{shown(figure['low'])}, {shown(figure['high'])}]"
+    return shown(figure["value"]) + SUFFIX.get(name, ""), interval
 
 
 def text_table(title: str, table: Table) -> str:

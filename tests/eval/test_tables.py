@@ -1,0 +1,37 @@
+"""The cells that the terminal, Markdown and HTML share."""
+
+from eval.tables import cell, grid, kind_title, lang_title, markdown_table, text_table
+
+ROWS = {
+    "cpp": {
+        "n": 50,
+        "groups": 9,
+        "base": {"value": 0.25, "low": 0.204, "high": 0.3},
+        "expert": {"value": 0.6, "low": None, "high": None},
+        "difference": {"value": -0.0002, "low": -0.05, "high": 0.35},
+        "ratio": {"value": 2.4, "low": 2.25, "high": 2.499},
+    }
+}
+
+
+def test_cells_are_scaled_signed_and_rounded() -> None:
+    head, rows = grid(ROWS)
+    assert head == ["Language", "n", "Base", "Expert", "Difference", "Times base"]
+    assert rows == [
+        [("C++", ""), ("50", ""), ("25.0", "[20.4, 30.0]"), ("60.0", ""), ("+0.0", "[-5.0, +35.0]"), ("2.40×", "[2.25, 2.50]")],
+    ]
+    assert cell("kept", {"value": 0.956, "low": 0.9, "high": 1.01}) == ("95.6 %", "[90.0, 101.0]")
+    assert cell("ratio", {"value": None, "low": None, "high": None}) == cell("ratio", None) == ("–", "")
+
+
+def test_text_and_markdown_print_the_same_cells() -> None:
+    for text in (text_table("Title", {"wording": ROWS}), markdown_table(ROWS)):
+        assert all(shown in text for shown in ("C++", "25.0 [20.4, 30.0]", "2.40× [2.25, 2.50]"))
+    widths = {len(line) for line in text_table("Title", {"wording": ROWS}).splitlines()[2:]}
+    assert len(widths) == 1
+
+
+def test_titles() -> None:
+    assert [lang_title(name) for name in ("cpp", "all", "maths")] == ["C++", "All languages", "maths"]
+    assert kind_title("family") == "Unseen problem families"
+    assert kind_title("odd") == "Odd"
