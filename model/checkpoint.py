@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,6 +18,17 @@ from torch import Tensor
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
+
+
+def model_folder(name: str | Path, beside: Path = Path()) -> Path:
+    """The local folder of a model: `name` itself, `name` beside a file, or its snapshot in the hub's cache; nothing is downloaded."""
+    for folder in (Path(name), beside / name):
+        if folder.is_dir():
+            return folder
+    try:
+        return Path(snapshot_download(str(name), local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        raise FileNotFoundError(f"{name} is neither a folder nor a model in the local hub cache") from None
 
 
 class Checkpoint:

@@ -8,6 +8,8 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+from safetensors import SafetensorError
+
 MISTAKES = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 NO_SPACE = 28  # errno.ENOSPC
 
@@ -31,12 +33,17 @@ def run_command(command: Callable[[argparse.Namespace], object], parser: argpars
     except MISTAKES as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
-        if error.errno != NO_SPACE:
+    except (OSError, SafetensorError) as error:
+        if not _disk_is_full(error):
             raise
-        print(f"{parser.prog}: no space left on the disk: {error.filename or error}", file=sys.stderr)
+        print(f"{parser.prog}: no space left on the disk: {getattr(error, 'filename', None) or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """safetensors passes the system's error on as text only."""
+    return getattr(error, "errno", None) == NO_SPACE or f"os error {NO_SPACE})" in str(error)

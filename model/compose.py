@@ -17,17 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from moe_kernels.nf4 import quantize_nf4
 
 from .adapters import Adapter, base_fingerprint, is_adapter
-from .checkpoint import CONFIG, Checkpoint, CheckpointWriter, parse_dtype, read_json
+from .checkpoint import CONFIG, Checkpoint, CheckpointWriter, model_folder, parse_dtype, read_json
 from .cli import make_parser, run_command
 from .configuration_moe import EXPERT_LAYOUTS, MoEConfig
 from .experts import PROJECTIONS
 from .gates import DEGENERATE, PROMPT_MODES, condition_numbers, embedding_gates, hidden_gates, random_gates
-from .load import model_folder
 from .modeling_moe import MoEForCausalLM
 from .output import check_absent, output_folder, write_run
 from .recipe import Recipe, read_recipe
@@ -36,7 +35,7 @@ RECIPE_COPY = "mergekit_moe_config.yml"  # as mergekit calls it
 _FAMILIES = ("mistral", "llama")
 _SHARED = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
-    *("vocab_size", "hidden_act", "rope_parameters", "rope_theta", "rope_scaling"),
+    *("vocab_size", "hidden_act", "rope_parameters"),
 )
 _QUANTIZED = re.compile(r"\.self_attn\.[qkvo]_proj\.weight$|\.experts\.(gate|up|gate_up|down)_proj$")
 _GENERATION = "generation_config.json"
@@ -87,20 +86,26 @@ def _split_source(text: str, beside: Path) -> tuple[Path, Path | None]:
 
 
 def _check_same_shape(folder: Path, base: Path) -> None:
-    ours, theirs = read_json(base / CONFIG), read_json(folder / CONFIG)
+    ours, theirs = _read_config(base), _read_config(folder)
     for field in _SHARED:
         if ours.get(field) != theirs.get(field):
             raise ValueError(f"{folder} has {field} = {theirs.get(field)!r}, but the base {base} has {ours.get(field)!r}")
 
 
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The configuration with its family's defaults filled in; ValueError if it is not of the Mistral family."""
+    kind = read_json(folder / CONFIG).get("model_type")
+    if kind not in _FAMILIES:
+        raise ValueError(f"{folder} is a {kind!r} model; base and experts must be one of {', '.join(_FAMILIES)}")
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to_dict()
+
+
 def make_config(base: Path, recipe: Recipe, sources: list[Source], layout: str, quantization: str | None) -> MoEConfig:
-    """The mixture's configuration from the base's; ValueError if the base is not of the Mistral family."""
-    settings = read_json(base / CONFIG)
-    if settings.get("model_type") not in _FAMILIES:
-        raise ValueError(f"{base} is a {settings.get('model_type')!r} model; the base must be one of {', '.join(_FAMILIES)}")
+    """The mixture's configuration from the base's; ValueError if the base is not of the Mistral family, or has biases."""
+    settings = _read_config(base)
     if settings.get("attention_bias") or settings.get("mlp_bias"):
         raise ValueError(f"{base} has biases in its linear layers; Mixtral has none")
-    dtype = recipe.dtype or settings.get("dtype") or settings.get("torch_dtype") or "bfloat16"
+    dtype = recipe.dtype or settings.get("dtype") or "bfloat16"
     parse_dtype(dtype)
     ours = {
         "model_type": MoEConfig.model_type,

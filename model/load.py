@@ -4,29 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .adapters import Adapter, is_adapter
-from .checkpoint import CONFIG, Checkpoint, parse_dtype, read_json
+from .checkpoint import CONFIG, Checkpoint, model_folder, parse_dtype, read_json
 from .configuration_moe import MoEConfig
 from .modeling_moe import MoEForCausalLM
 
 _DENSE = ("mistral", "llama")
 _MIXTURES = (MoEConfig.model_type, "mixtral")
-
-
-def model_folder(name: str | Path, beside: Path = Path()) -> Path:
-    """The local folder of a model: `name` itself, `name` beside a file, or its snapshot in the hub's cache; nothing is downloaded."""
-    for folder in (Path(name), beside / name):
-        if folder.is_dir():
-            return folder
-    try:
-        return Path(snapshot_download(str(name), local_files_only=True))
-    except (HFValidationError, LocalEntryNotFoundError):
-        raise FileNotFoundError(f"{name} is neither a folder nor a model in the local hub cache") from None
 
 
 def load_model(

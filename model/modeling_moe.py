@@ -27,7 +27,7 @@ from transformers.models.mixtral.modeling_mixtral import (
 from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder
 
-from .checkpoint import CONFIG, Checkpoint, parse_dtype, read_json
+from .checkpoint import CONFIG, Checkpoint, model_folder, parse_dtype, read_json
 from .configuration_moe import MoEConfig
 from .conversion import load_weights
 from .experts import DenseExperts, LoraExperts
@@ -112,7 +112,9 @@ class MoEModel(MoEPreTrainedModel, MixtralModel):
 
 
 class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
-    """A causal language model whose FFNs are mixtures of experts; see DESIGN §4 for the formulas and `MoEConfig` for the choices.
+    """A causal language model whose FFNs are mixtures of experts; `MoEConfig` has the choices.
+
+    The gate is computed in fp32 whatever the dtype, so in bf16 a token whose experts nearly tie may go elsewhere than in Mixtral.
 
     A quantised model has its NF4 matrices only after loading: `from_pretrained` or `load_state_dict`.
     """
@@ -197,18 +199,18 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         attn_implementation: str | None = None,
         **kwargs: Any,
     ) -> "MoEForCausalLM":
-        """Loads a folder: any Mixtral checkpoint, or one of ours.
+        """Loads a folder, or a model in the hub's local cache: any Mixtral checkpoint, or one of ours.
 
         `dtype` "auto" is the config's. Other keyword arguments override fields of the config, e.g. `router_type="noisy_topk"` (Wnoise is
         zero where the checkpoint has none) or `quantization="nf4"` (quantised while loading). ValueError names the tensors that do not fit.
         """
-        folder = Path(pretrained_model_name_or_path)
+        folder = model_folder(pretrained_model_name_or_path)
         settings = read_json(folder / CONFIG) if config is None else config.to_dict()
-        is_mixtral = settings["model_type"] == "mixtral"
+        is_mixtral = settings.get("model_type") == "mixtral"
         if is_mixtral:
             settings = {**settings, "model_type": MoEConfig.model_type, "router_type": "topk"}
-        if settings["model_type"] != MoEConfig.model_type:
-            raise ValueError(f"{folder} is a {settings['model_type']!r} model; expected {MoEConfig.model_type!r} or 'mixtral'")
+        if settings.get("model_type") != MoEConfig.model_type:
+            raise ValueError(f"{folder} is a {settings.get('model_type')!r} model; expected {MoEConfig.model_type!r} or 'mixtral'")
         fields = {name: kwargs.pop(name) for name in list(kwargs) if hasattr(MoEConfig, name)}
         if unknown := [name for name, value in kwargs.items() if name not in _HUB_ARGUMENTS and value]:
             raise TypeError(f"from_pretrained got unknown arguments: {', '.join(unknown)}")

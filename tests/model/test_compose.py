@@ -39,6 +39,22 @@ def test_mixture_of_one_adapter_is_that_adapter(base, make_adapter, run_compose,
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("rope", [{"rope_theta": 500.0}, {}])
+def test_a_config_of_transformers_4_keeps_its_rope(base, make_adapter, run_compose, make_recipe, ids, tmp_path, rope):
+    """`rope_theta` at the top level, or Mistral's default of 1e4 where Mixtral's is 1e6."""
+    old = tmp_path / "base"
+    shutil.copytree(base, old)
+    config = json.loads((old / "config.json").read_text())
+    config = {key: value for key, value in config.items() if key not in ("rope_parameters", "dtype", "head_dim")}
+    (old / "config.json").write_text(json.dumps({**config, "torch_dtype": "float32", **rope}))
+    adapter = make_adapter(tmp_path / "expert")
+    mixture = load(run_compose([adapter] * 2, base=old))
+    expected = PeftModel.from_pretrained(MistralForCausalLM.from_pretrained(old), str(adapter)).eval()(ids).logits
+    torch.testing.assert_close(mixture(ids).logits, expected, atol=1e-5, rtol=0)
+    assert mixture.config.rope_parameters["rope_theta"] == rope.get("rope_theta", 10000.0)
+
+
+@torch.no_grad()
 def test_layouts_are_one_function(make_adapter, adapters, run_compose, ids, tmp_path):
     sources = [*adapters, make_adapter(tmp_path / "of-another-rank", seed=8, r=6)]
     lora, dense = load(run_compose(sources, out="lora")), load(run_compose(sources, out="dense", layout="dense"))
@@ -135,7 +151,7 @@ def test_an_expert_of_another_kind_is_refused(full_models, run_compose, tmp_path
 
 
 def test_a_base_of_another_family_is_refused(mixtral, run_compose):
-    with pytest.raises(ValueError, match="is a 'mixtral' model; the base must be one of mistral, llama"):
+    with pytest.raises(ValueError, match="is a 'mixtral' model; base and experts must be one of mistral, llama"):
         run_compose([mixtral, mixtral], base=mixtral)
 
 

@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -140,6 +141,21 @@ def test_tied_embeddings(mixtral, rewrite, ids):
     reference = MixtralForCausalLM.from_pretrained(folder, tie_word_embeddings=True)
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, reference(ids).logits, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_config_of_transformers_4(mixtral, tmp_path, ids):
+    shutil.copytree(mixtral, tmp_path / "old")
+    path = tmp_path / "old" / "config.json"
+    config = json.loads(path.read_text())
+    del config["rope_parameters"], config["dtype"]
+    path.write_text(json.dumps({**config, "rope_theta": 777.0, "rope_scaling": None, "torch_dtype": "bfloat16"}))
+    model = MoEForCausalLM.from_pretrained(path.parent)
+    assert model.dtype == torch.bfloat16 and model.config.rope_parameters["rope_theta"] == 777.0
+    reference = MixtralForCausalLM.from_pretrained(path.parent, dtype=torch.float32)
+    torch.testing.assert_close(
+        MoEForCausalLM.from_pretrained(path.parent, dtype="float32")(ids).logits, reference(ids).logits, atol=1e-5, rtol=0
+    )
 
 
 def test_arguments_that_mean_nothing_are_refused(mixtral):
