@@ -84,11 +84,12 @@ def check_programs(programs: Programs, chosen: Sequence[Variant], lang: str) -> 
     keys = list(sources)
     size = CHUNK.get(lang, len(keys)) or 1
     for start in tqdm(range(0, len(keys), size), desc=lang, leave=False, disable=None):
-        _run_batch(lang, {key: sources[key] for key in keys[start : start + size]}, outcome)
+        run_batch(lang, {key: sources[key] for key in keys[start : start + size]}, outcome)
     return outcome
 
 
-def _run_batch(lang: str, sources: dict[str, tuple[str, str]], outcome: Outcome) -> None:
+def run_batch(lang: str, sources: dict[str, tuple[str, str]], outcome: Outcome) -> None:
+    """Judges `sources`, (program, driver) by name; one that breaks its batch is found by halving what is left."""
     with tempfile.TemporaryDirectory() as folder:
         ok, output = _RUNNERS[lang](Path(folder), list(sources.values()))
     keys = list(sources)
@@ -102,10 +103,10 @@ def _run_batch(lang: str, sources: dict[str, tuple[str, str]], outcome: Outcome)
             else:
                 outcome.failed[key] = match[3]
     left = [key for key in keys if key not in done]
-    if left and len(keys) > 1:  # a compile error, a crash or an endless loop: find out whose
+    if left and len(keys) > 1:
         for half in (left[: (len(left) + 1) // 2], left[(len(left) + 1) // 2 :]):
             if half:
-                _run_batch(lang, {key: sources[key] for key in half}, outcome)
+                run_batch(lang, {key: sources[key] for key in half}, outcome)
     elif left:
         outcome.failed[left[0]] = "\n    ".join(output.strip().splitlines()[:8]) or ("no result" if ok else "it was stopped")
 

@@ -154,8 +154,11 @@ class Printer:
     def negation(self, node: ast.expr) -> Code:
         raise NotImplementedError
 
+    def connective(self, node: ast.BoolOp) -> tuple[str, int]:
+        return self.conjunction if isinstance(node.op, ast.And) else self.disjunction
+
     def on_BoolOp(self, node: ast.BoolOp) -> Code:
-        symbol, level = self.conjunction if isinstance(node.op, ast.And) else self.disjunction
+        symbol, level = self.connective(node)
         return Code(f" {symbol} ".join(self.condition(value, level + 1) for value in node.values), level)
 
     def condition(self, node: ast.expr, level: int = 0) -> str:

@@ -22,7 +22,7 @@ from .base import (
     constant,
     is_call,
     is_elif,
-)  # fmt: skip
+)
 
 
 class CLikePrinter(Printer):
@@ -237,8 +237,10 @@ class CLikePrinter(Printer):
         if self.expansion(node):
             return self.code(node)
         if isinstance(node, ast.IfExp):
+            test, ahead = self.condition(node.test, OR), len(self.before)
             sides = f"{self.at(node.body, OR, want)} : {self.at(node.orelse, TERNARY, want)}"
-            return Code(f"{self.condition(node.test, OR)} ? {sides}", TERNARY)
+            self.check_unconditional(node, ahead)
+            return Code(f"{test} ? {sides}", TERNARY)
         if isinstance(node, ast.List | ast.Dict) or is_call(node, "set"):
             return self.collection(node, want)
         if isinstance(node, ast.ListComp):
@@ -248,6 +250,18 @@ class CLikePrinter(Printer):
         if isinstance(node, ast.BinOp) and isinstance(node.left, ast.List):
             return self.allocation(node.right, node.left.elts[0], want)
         return self.converted(node, want)
+
+    def on_BoolOp(self, node: ast.BoolOp) -> Code:
+        symbol, level = self.connective(node)
+        first, ahead = self.condition(node.values[0], level + 1), len(self.before)
+        rest = [self.condition(value, level + 1) for value in node.values[1:]]
+        self.check_unconditional(node, ahead)
+        return Code(f" {symbol} ".join([first, *rest]), level)
+
+    def check_unconditional(self, node: ast.expr, ahead: int) -> None:
+        """A part that is evaluated only at times cannot have needed a statement ahead of the whole."""
+        if len(self.before) > ahead:
+            self.fail(node, "this part needs a statement of its own in some language: compute it before, or nest two ifs")
 
     def converted(self, node: ast.expr, want: Type) -> Code:
         """`node`, which is no collection, as a `want`."""

@@ -251,6 +251,9 @@ class LanguagePrinter(CLikePrinter):
             return self.position(text, upper)
         if isinstance(upper, ast.BinOp) and isinstance(upper.op, ast.Add) and ast.dump(upper.left) == ast.dump(lower):
             return self.at(upper.right)
+        bounds = constant(lower), constant(upper)
+        if all(isinstance(bound, int) and bound >= 0 for bound in bounds):
+            return str(bounds[1] - bounds[0])
         return f"{self.position(text, upper)} - {self.at(lower, ADD + 1)}"
 
     # expressions

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ..definition import Case
 from ..inference import LISTS, STR, Function, Type
-from .base import EQUALITY, MULTIPLY, POSTFIX, RELATION, TERNARY, UNARY, Code, constant
+from .base import AND, EQUALITY, MULTIPLY, OR, POSTFIX, RELATION, TERNARY, UNARY, Code, constant
 from .clike import CLikePrinter
 
 _DRIVER = """\
@@ -187,15 +187,15 @@ class LanguagePrinter(CLikePrinter):
             return super().on_Call(node)
         name, text = node.func.attr, self.at(node.func.value, POSTFIX)
         if name == "get":
-            return Code(f"({text}.get({self.at(node.args[0])}) ?? {self.at(node.args[1], TERNARY + 1)})")
+            return Code(f"{text}.get({self.at(node.args[0])}) ?? {self.at(node.args[1], EQUALITY)}", TERNARY)
         bounds = {"isdigit": "09", "isupper": "AZ", "islower": "az"}.get(name)
         if bounds:
-            return Code(f'({text} >= "{bounds[0]}" && {text} <= "{bounds[1]}")')
+            return Code(f'{text} >= "{bounds[0]}" && {text} <= "{bounds[1]}"', AND)
         letter = f"{text}.toLowerCase() !== {text}.toUpperCase()"
         if name == "isalpha":
-            return Code(f"({letter})")
+            return Code(letter, EQUALITY)
         if name == "isalnum":
-            return Code(f'({letter} || ({text} >= "0" && {text} <= "9"))')
+            return Code(f'{letter} || ({text} >= "0" && {text} <= "9")', OR)
         return super().on_Call(node)
 
     # the driver
