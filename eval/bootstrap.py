@@ -1,7 +1,7 @@
 """Confidence intervals of means, paired differences and ratios (Efron and Tibshirani 1993, percentile method).
 
-Resampled are problem groups, not rows: two wordings of one problem are not two independent observations. All systems are resampled
-together, so a difference or ratio is paired.
+Resampled are problems, not rows: two wordings of one problem, or its versions in two languages, are not independent observations. All
+systems are resampled together, so a difference or ratio is paired. R resamples, G problems.
 """
 
 import hashlib
@@ -13,6 +13,8 @@ import numpy as np
 
 RESAMPLES = 10_000
 LEVEL = 95  # per cent
+
+Stratum = tuple[Sequence[str], Mapping[str, Sequence[float]]]  # the problem of each of N points, {system: N scores}
 
 
 @dataclass(frozen=True)
@@ -26,29 +28,34 @@ class Estimate:
         """{"value", "low", "high"}; low and high are None without an interval."""
         if self.draws is None:
             return {"value": self.value, "low": None, "high": None}
-        low, high = np.percentile(self.draws, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
+        low, high = np.nanpercentile(self.draws, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
         return {"value": self.value, "low": float(low), "high": float(high)}
 
 
-def bootstrap(scores: Mapping[str, Sequence[float]], groups: Sequence[str], stratum: str) -> dict[str, Estimate]:
-    """The mean of each system's scores (N each, the same N points in the same order), `groups` naming each point's problem.
+def bootstrap(strata: Mapping[str, Stratum], seed: str) -> dict[str, dict[str, Estimate]]:
+    """{stratum: {system: mean}} with draws; the strata are languages, and a problem is drawn in all of them at once.
 
-    `stratum` (such as "0/cpp/wording") seeds the resampling. A single group gives no interval.
+    `seed` is any text. A stratum of a single problem gets no interval; a draw that holds none of a stratum's problems is NaN there.
     """
-    names, member = np.unique(np.asarray(groups), return_inverse=True)
-    sizes = np.bincount(member)
-    seed = int.from_bytes(hashlib.sha256(stratum.encode()).digest()[:8], "big")
-    drawn = np.random.default_rng(seed).integers(len(names), size=(RESAMPLES, len(names)))
-    estimates = {}
-    for system, values in scores.items():
-        sums = np.bincount(member, weights=np.asarray(values, dtype=float))
-        draws = sums[drawn].sum(1) / sizes[drawn].sum(1) if len(names) > 1 else None
-        estimates[system] = Estimate(float(np.mean(values)), draws)
+    names = sorted({group for groups, _ in strata.values() for group in groups})
+    place = {name: index for index, name in enumerate(names)}
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big"))
+    times_RG = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES).astype(float)
+    estimates: dict[str, dict[str, Estimate]] = {}
+    for stratum, (groups, scores) in strata.items():
+        member = np.array([place[group] for group in groups])
+        rows_R = times_RG @ np.bincount(member, minlength=len(names))
+        rows_R[rows_R == 0] = np.nan
+        estimates[stratum] = {}
+        for system, values in scores.items():
+            sums_G = np.bincount(member, weights=np.asarray(values, dtype=float), minlength=len(names))
+            draws = times_RG @ sums_G / rows_R if len(set(groups)) > 1 else None
+            estimates[stratum][system] = Estimate(float(np.mean(values)), draws)
     return estimates
 
 
 def average(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean of independent strata (the languages), each with equal weight."""
+    """The mean of the strata (the languages), each with equal weight."""
     values, draws = [e.value for e in estimates if e.value is not None], [e.draws for e in estimates if e.draws is not None]
     complete = len(draws) == len(estimates)
     return Estimate(float(np.mean(values)), np.mean(draws, axis=0) if complete else None)
@@ -64,5 +71,5 @@ def difference(of: Estimate, minus: Estimate) -> Estimate:
 def ratio(of: Estimate, to: Estimate) -> Estimate:
     """Paired ratio of two means; no value where the lower is 0, no interval where it is 0 in any draw."""
     assert of.value is not None and to.value is not None
-    draws = of.draws / to.draws if of.draws is not None and to.draws is not None and to.draws.min() > 0 else None
+    draws = of.draws / to.draws if of.draws is not None and to.draws is not None and np.nanmin(to.draws) > 0 else None
     return Estimate(of.value / to.value if to.value > 0 else None, draws)

@@ -82,7 +82,7 @@ def means_figure(tables: Sequence[Table], colours: Theme) -> Figure:
 
 def _grouped_bars(axis: Axes, rows: dict[str, dict[str, Any]], colours: Theme) -> None:
     roles = [role for role in ROLE_COLOURS if any(role in row for row in rows.values())]
-    width = 0.8 / len(roles)
+    width, highest = 0.8 / len(roles), 0.0
     for offset, role in enumerate(roles):
         places = [i + (offset - (len(roles) - 1) / 2) * width for i, row in enumerate(rows.values()) if role in row]
         figures = [row[role] for row in rows.values() if role in row]
@@ -92,9 +92,10 @@ def _grouped_bars(axis: Axes, rows: dict[str, dict[str, Any]], colours: Theme) -
             if figure["low"] is not None:
                 axis.plot([place, place], [100 * figure["low"], 100 * figure["high"]], color=colours["ink"], linewidth=1.2, alpha=0.75)
             top = value if figure["high"] is None else 100 * figure["high"]
-            axis.annotate(f"{value:.0f}", (place, top), (0, 3), textcoords="offset points", ha="center", fontsize=8, color=colours["faint"])
+            highest, shown = max(highest, top), f"{value:.0f}" if value >= 9.5 else f"{value:.1f}"
+            axis.annotate(shown, (place, top), (0, 3), textcoords="offset points", ha="center", fontsize=8, color=colours["faint"])
     axis.set_xticks(range(len(rows)), [lang_title(lang).replace(" ", "\n") for lang in rows])
-    axis.set_ylim(0, None)
+    axis.set_ylim(0, max(1.1 * highest, axis.get_ylim()[1]))  # panels share the scale
     axis.grid(axis="x", visible=False)
     if ALL in rows and len(rows) > 1:
         axis.axvline(list(rows).index(ALL) - 0.5, color=colours["grid"], linewidth=1.2)

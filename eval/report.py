@@ -110,7 +110,7 @@ def draw(
     """Writes the figures; ({name: {theme: path}}, {name: caption})."""
     figures, captions = {}, {}
     scores = {kind: {lang: plots.row_scores(aligned(systems, lang, kind)) for lang in languages_of(systems)} for kind in kinds_of(systems)}
-    sizes = "; ".join(f"{kind_title(kind).lower()}: n = {_sizes(langs)}" for kind, langs in scores.items())
+    sizes = ". ".join(f"{kind_title(kind)}: n = {_sizes(langs)}" for kind, langs in scores.items())
     tables = [table for table in report["tables"].values() if table]
     if tables:
         figures["means"] = plots.save(folder, "means", lambda colours: plots.means_figure(tables, colours))

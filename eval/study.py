@@ -8,8 +8,8 @@ from typing import Any
 
 from model.languages import LANGUAGES
 
-from .bootstrap import Estimate, average, bootstrap, difference, ratio
-from .runs import Run, Sample, Systems
+from .bootstrap import Estimate, Stratum, average, bootstrap, difference, ratio
+from .runs import ROLES, Run, Sample, Systems
 
 ALL = "all"
 SCORE = "codebleu"
@@ -40,19 +40,18 @@ def estimate(systems: Systems, seed: int) -> tuple[Means, dict[str, dict[str, di
     means: Means = {}
     counts: dict[str, dict[str, dict[str, int]]] = {}
     for kind in kinds_of(systems):
-        means[kind], counts[kind] = {}, {}
+        strata: dict[str, Stratum] = {}
         for lang in languages_of(systems):
-            rows = {role: rows for role, rows in aligned(systems, lang, kind).items() if rows}
-            if not rows:
-                continue
-            groups = [row["group"] for row in next(iter(rows.values()))]
-            scores = {role: [row[SCORE] for row in rows[role]] for role in rows}
-            means[kind][lang] = bootstrap(scores, groups, f"{seed}/{lang}/{kind}")
-            counts[kind][lang] = {"n": len(groups), "groups": len(set(groups))}
-        shared = set.intersection(*(set(row) for row in means[kind].values()))
-        langs = list(means[kind])
-        means[kind][ALL] = {role: average([means[kind][lang][role] for lang in langs]) for role in shared}
-        counts[kind][ALL] = {key: sum(counts[kind][lang][key] for lang in langs) for key in ("n", "groups")}
+            found = {role: rows for role, rows in aligned(systems, lang, kind).items() if rows}
+            if found:
+                groups = [row["group"] for row in next(iter(found.values()))]
+                strata[lang] = groups, {role: [row[SCORE] for row in rows] for role, rows in found.items()}
+        by_lang = bootstrap(strata, f"{seed}/{kind}")
+        shared = [role for role in ROLES if all(role in row for row in by_lang.values())]
+        means[kind] = {**by_lang, ALL: {role: average([row[role] for row in by_lang.values()]) for role in shared}}
+        problems = {lang: groups for lang, (groups, _) in strata.items()}
+        problems[ALL] = [group for groups in problems.values() for group in groups]
+        counts[kind] = {lang: {"n": len(groups), "groups": len(set(groups))} for lang, groups in problems.items()}
     return means, counts
 
 

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from eval.bootstrap import Estimate, average, bootstrap, difference, ratio
+from eval.bootstrap import Estimate, average, difference, ratio
+from eval.bootstrap import bootstrap as bootstrap_strata
+
+
+def bootstrap(scores: dict[str, list[float]], groups: list[str], seed: str) -> dict[str, Estimate]:
+    """Of a single stratum."""
+    return bootstrap_strata({"cpp": (groups, scores)}, seed)["cpp"]
 
 
 def test_the_interval_meets_normal_theory() -> None:
@@ -49,10 +55,25 @@ def test_no_interval_where_none_makes_sense() -> None:
     assert ratio(single, single).as_dict() == {"value": 1.0, "low": None, "high": None}
 
 
-def test_the_draws_depend_on_the_stratum_alone() -> None:
+def test_the_draws_depend_on_the_seed_alone() -> None:
     values, groups = [0.1, 0.2, 0.9], list("abc")
     assert bootstrap({"a": values}, groups, "x")["a"].as_dict() == bootstrap({"b": values}, groups, "x")["b"].as_dict()
-    first, second = (bootstrap({"a": values}, groups, stratum)["a"].draws for stratum in ("x", "y"))
+    first, second = (bootstrap({"a": values}, groups, seed)["a"].draws for seed in ("x", "y"))
     assert first is not None
     assert second is not None
     assert (first != second).any()
+
+
+def test_a_problem_is_drawn_in_all_languages_at_once() -> None:
+    values, groups = [0.1, 0.2, 0.6, 0.9], list("abcd")
+    same = bootstrap_strata({"cpp": (groups, {"s": values}), "java": (groups, {"s": values})}, "x")
+    one, both = same["cpp"]["s"].as_dict(), average([same["cpp"]["s"], same["java"]["s"]]).as_dict()
+    assert both == pytest.approx(one)  # two versions of the same four problems tell no more than one
+
+
+def test_draws_without_a_language_s_problems_are_left_out() -> None:
+    strata = {"cpp": (list("abcdefgh"), {"s": [0.5] * 8}), "java": (list("ab"), {"s": [0.25, 0.25]})}
+    estimates = bootstrap_strata(strata, "x")
+    assert np.isnan(estimates["java"]["s"].draws).any()
+    assert estimates["java"]["s"].as_dict() == pytest.approx({"value": 0.25, "low": 0.25, "high": 0.25})
+    assert ratio(estimates["java"]["s"], estimates["cpp"]["s"]).as_dict() == pytest.approx({"value": 0.5, "low": 0.5, "high": 0.5})

@@ -65,7 +65,7 @@ def test_the_numbers_are_those_worked_out_by_hand(made: tuple[Path, str]) -> Non
     assert (row["ratio"]["low"], row["ratio"]["high"]) == pytest.approx((0.7 / 0.3, 2.5))
 
     row = two["wording"]["all"]  # languages count alike: base (0.25 + 0.5) / 2, experts (0.6 + 0.8) / 2, mixture (0.55 + 0.8) / 2
-    assert row["n"] == 8
+    assert (row["n"], row["groups"]) == (8, 2)
     assert [row[key]["value"] for key in ("base", "mixture", "ratio", "kept")] == pytest.approx([0.375, 0.675, 1.8, 0.675 / 0.7])
     assert set(one["family"]) == {"cpp", "all"}
     assert two["family"]["cpp"]["kept"]["value"] == pytest.approx(0.2 / 0.3)
