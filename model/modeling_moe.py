@@ -205,16 +205,13 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         zero where the checkpoint has none) or `quantization="nf4"` (quantised while loading). ValueError names the tensors that do not fit.
         """
         folder = model_folder(pretrained_model_name_or_path)
-        settings = read_json(folder / CONFIG) if config is None else config.to_dict()
-        is_mixtral = settings.get("model_type") == "mixtral"
-        if is_mixtral:
-            settings = {**settings, "model_type": MoEConfig.model_type, "router_type": "topk"}
-        if settings.get("model_type") != MoEConfig.model_type:
-            raise ValueError(f"{folder} is a {settings.get('model_type')!r} model; expected {MoEConfig.model_type!r} or 'mixtral'")
-        fields = {name: kwargs.pop(name) for name in list(kwargs) if hasattr(MoEConfig, name)}
+        is_mixtral = read_json(folder / CONFIG).get("model_type") == "mixtral"
+        fields = {name: kwargs.pop(name) for name in list(kwargs) if name in MoEConfig.__dataclass_fields__}
         if unknown := [name for name, value in kwargs.items() if name not in _HUB_ARGUMENTS and value]:
             raise TypeError(f"from_pretrained got unknown arguments: {', '.join(unknown)}")
-        config = MoEConfig.from_dict({**settings, **fields})
+        if config is not None:
+            attn_implementation = attn_implementation or config._attn_implementation  # a config's dict does not hold it
+        config = _resolve_config(folder, config, fields)
         if dtype == "auto":
             dtype = config.dtype or torch.float32
         dtype = parse_dtype(dtype) if isinstance(dtype, str) else dtype
@@ -232,6 +229,17 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
 # what AutoModelForCausalLM hands on; everything here is local, so none of it has an effect
 _HUB_ARGUMENTS = {"_from_auto", "_commit_hash", "adapter_kwargs", "trust_remote_code", "cache_dir", "force_download", "local_files_only"}
 _HUB_ARGUMENTS |= {"proxies", "revision", "subfolder", "token", "use_safetensors", "code_revision", "low_cpu_mem_usage", "_from_pipeline"}
+
+
+def _resolve_config(folder: Path, given: MoEConfig | None, changes: dict[str, Any]) -> MoEConfig:
+    """The given configuration or the folder's, with some fields changed; Mixtral's becomes ours, without noise."""
+    settings = read_json(folder / CONFIG) if given is None else given.to_dict()
+    kind = settings.get("model_type")
+    if kind == "mixtral":
+        settings |= {"model_type": MoEConfig.model_type, "router_type": "topk"}
+    elif kind != MoEConfig.model_type:
+        raise ValueError(f"{folder} is a {kind!r} model; expected {MoEConfig.model_type!r} or 'mixtral'")
+    return MoEConfig.from_dict({**settings, **changes})
 
 
 def _new_tokens(attention_mask: Tensor | None, tokens: Any) -> Tensor | None:

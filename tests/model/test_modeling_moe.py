@@ -6,6 +6,16 @@ from transformers import AutoModelForCausalLM, MixtralForCausalLM
 from model import MoEConfig, MoEForCausalLM
 
 
+@torch.no_grad()
+def test_auto_class_arguments_reach_the_model(noisy, ids, tmp_path):
+    noisy.save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path, attn_implementation="eager", dtype="bfloat16", device_map="cpu", local_files_only=True
+    )
+    assert (model.config._attn_implementation, model.dtype) == ("eager", torch.bfloat16)
+    assert len(model(ids, output_attentions=True).attentions) == 2
+
+
 def noise_seeds(monkeypatch) -> list[int]:
     """Collects the noise seeds that the routers ask for from here on."""
     from model import routers
