@@ -91,8 +91,14 @@ class _Layout:
         self._put(token, left=self.operand, right=True)
 
     def _close_bracket(self, position: int, token: str) -> None:
-        inside = self.open and self.open[-1][0] in "(["
-        self._put(token, left=True, operand=not inside or self._pop() != "(control")
+        kind = self._pop() if self.open and self.open[-1][0] in "([" else token
+        self._put(token, left=True, operand=kind != "(control" and not self._is_cast(position))
+
+    def _is_cast(self, position: int) -> bool:
+        """Whether the bracket that closes at `position` holds a built-in type alone and is no call or parameter list."""
+        opened, held = self.tokens[max(0, position - 2) : position] if position > 1 else ("", "")
+        before = self.tokens[position - 3][-1] if position > 2 else ""
+        return opened == "(" and held in _TYPES and self.lang != "javascript" and not (before.isalnum() or before in "_])>")
 
     def _open_brace(self, position: int, token: str) -> None:
         follower = self.tokens[position + 1 : position + 2]

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from model.languages import get_language
 
 from .filters import CODE_RULES, near_duplicates, parses, repeated, squeeze
-from .reading import Row
+from .reading import COLUMNS, Row
 from .sources import LEVELS, SPLITS, find_source, group_of, read_split
 from .xlcost import decode, is_token_form
 
@@ -60,8 +60,9 @@ def load_pairs(
     token_form: whether the code is in XLCoST's token form; by default decided for the whole split by `is_token_form`.
     max_bad: see `reading.read_rows`.
 
-    Rows with a `family` column are paraphrases: many texts of one program. Among them near duplicates are kept, and a row
-    stands in two splits if its text does. Elsewhere it does if its code stands in an earlier split, in the order above.
+    Rows with a `family` column are paraphrases: many texts of one program. Among them near duplicates are kept.
+    A row stands in two splits if its code stands in an earlier one too (in the order above); a paraphrase, if its text does;
+    a snippet, if both do: "return count;" belongs to many programs.
     """
     get_language(lang)
     for name, value, known in (("split", split, SPLITS), ("level", level, LEVELS)):
@@ -71,9 +72,10 @@ def load_pairs(
         raise ValueError(f"the limit must be at least 1 row, not {limit}")
     path, note = find_source(source, lang, level)
     rows, bad = read_split(path, lang, split, level, max_bad)
-    key = "text" if (paraphrased := any("family" in row for row in rows)) else "code"
-    earlier = {squeeze(row[key]) for name in SPLITS[: SPLITS.index(split)] for row in _read_if_there(path, lang, name, level, max_bad)}
-    in_two = [squeeze(row[key]) in earlier for row in rows]
+    paraphrased = any("family" in row for row in rows)
+    identity = COLUMNS if level == "snippet" else ("text",) if paraphrased else ("code",)
+    earlier = {_key(row, identity) for name in SPLITS[: SPLITS.index(split)] for row in _read_if_there(path, lang, name, level, max_bad)}
+    in_two = [_key(row, identity) in earlier for row in rows]
     pairs = _pairs(rows, lang, token_form)
 
     dropped = {MALFORMED: bad}
@@ -99,6 +101,10 @@ def format_table(dropped: dict[str, int]) -> str:
     """Two columns: rule, and how many rows it dropped."""
     width = max(map(len, dropped))
     return "\n".join([f"{'rule':<{width}}  rows dropped", *(f"{rule:<{width}}  {count:12,}" for rule, count in dropped.items())])
+
+
+def _key(row: Row, columns: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(squeeze(row[column]) for column in columns)
 
 
 def _read_if_there(path: Path, lang: str, split: str, level: str, max_bad: int | None) -> list[Row]:

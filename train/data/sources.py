@@ -28,8 +28,6 @@ def find_source(source: str | Path, lang: str, level: str) -> tuple[Path, str]:
     if source == "corpus":
         from ..corpus import build
 
-        if level != "program":
-            raise ValueError(f"the embedded corpus has whole programs only, no {level}s")
         return build(), "corpus"
     if source == "xlcost":
         return _download(lang, level), XLCOST

@@ -113,6 +113,13 @@ def test_snippets_need_not_parse(tmp_path: Path) -> None:
     assert load_pairs(tmp_path, "cpp", "train", level="snippet").rows[0].code == "for (int i = 0; i < n; i++) {\n"
 
 
+def test_snippet_stands_in_two_splits_if_text_and_code_do(tmp_path: Path) -> None:
+    write(tmp_path, "snippet.train", [{"text": "the end", "code": "return count ;"}])
+    write(tmp_path, "snippet.test", [{"text": text, "code": "return count ;"} for text in ("the end", "give back the number")])
+    loaded = load_pairs(tmp_path, "cpp", "test", level="snippet")
+    assert [pair.text for pair in loaded.rows] == ["give back the number"] and loaded.dropped["also in an earlier split"] == 1
+
+
 def test_limit_draws_by_seed_and_nests(tmp_path: Path) -> None:
     write(tmp_path, "train", [{"text": f"program {number}", "code": function(number)} for number in range(30)])
 

@@ -13,6 +13,7 @@ import pytest
 import tree_sitter
 
 from model.languages import get_language
+from train.corpus.encode import encode
 from train.data.filters import _parser, parses
 from train.data.xlcost import decode, is_token_form
 
@@ -67,6 +68,7 @@ DIRECTIVES = {"preproc_include", "preproc_def", "preproc_function_def", "preproc
             "switch ( x ) { case 1 : return y ? 1 : - 1 ; default : f ( ) ; }",
             "switch (x) {\n    case 1:\n        return y ? 1 : -1;\n    default:\n        f();\n}\n",
         ),
+        ("java", "c = ( char ) ( ( int ) - x + f ( int ) ) ;", "c = (char) ((int) -x + f(int));\n"),
         (
             "cpp",
             "# include <bits/stdc++.h> NEW_LINE #define N  255 NEW_LINE using namespace std ; int main ( ) { return - N ; }",
@@ -165,6 +167,21 @@ def test_round_trip_of_real_programs_by_pythons_tokenize(shared_data: Path) -> N
         assert _python_tokens(decode(code, "python")) == tokens
         checked += 1
     assert checked >= 250
+
+
+@pytest.mark.parametrize(
+    ("lang", "source"),
+    [
+        ("python", 'def f(a, b=2):\n    if not a[:-1]:\n        print("a b", end="\\t\\n")\n    return {1: b}\n'),
+        ("java", "class A {\n    static char f(int a) {\n        return a > 0 ? ' ' : \"a  b\\n\".charAt(a);\n    }\n}\n"),
+        ("javascript", "function f(a) {\n    const o = { k: 'a b' };\n    return a.map((x) => x % 2 === 1 || !o[x]);\n}\n"),
+        ("cpp", "#include <map>\nusing namespace std;\nint f(map<int, vector<int>>& m) {\n    return m[0][1]-- >> 1;\n}\n"),
+    ],
+)
+def test_decode_undoes_the_embedded_corpus_encoder(lang: str, source: str) -> None:
+    tokens = encode(source, lang)
+    assert "\n" not in tokens and decode(tokens, lang) == source
+    assert is_token_form([tokens]) and not is_token_form([source])
 
 
 def test_source_text_is_not_token_form(shared_data: Path) -> None:
