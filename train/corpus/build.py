@@ -169,9 +169,8 @@ def _task(row: Row, lang: str, families: Mapping[str, Family], programs: Program
 
 def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """JSON lines, compressed without a time stamp: the same rows give the same bytes."""
-    with path.open("wb") as file, gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed:
-        for row in rows:
-            packed.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode(), compresslevel=6, mtime=0))
 
 
 def count_rows(folder: Path, lang: str) -> dict[str, Counter[str]]:

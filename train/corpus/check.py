@@ -210,7 +210,7 @@ def _run_cpp(folder: Path, sources: list[tuple[str, str]]) -> tuple[bool, str]:
         body = "\n".join(line for line in lines if not line.startswith("#include"))
         bodies.append(f"namespace p{number} {{\n{body.replace('int main()', 'int run()')}\n}}")
         calls.append(f"    judge({number}, p{number}::run);")
-    program = [*sorted({*headers, "#include <sstream>"}), *bodies, _CPP, "int main() {", *calls, "}"]
+    program = [*sorted({*headers, "#include <iostream>", "#include <sstream>"}), *bodies, _CPP, "int main() {", *calls, "}"]
     (folder / "all.cpp").write_text("\n".join(program) + "\n")
     ok, output = _run(["g++", "-std=c++17", "-O0", "-w", "-o", "all", "all.cpp"], folder)
     return _run(["./all"], folder) if ok else (ok, output)

@@ -1,6 +1,7 @@
 """The data set: deterministic, aligned, large enough, and without leaks between its splits."""
 
 import gzip
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,10 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(folder: Path
 
 def test_the_cached_corpus_is_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("train.corpus.build._write", lambda target, seed: (target.mkdir(parents=True), (target / "manifest.json").touch()))
+    module = importlib.import_module("train.corpus.build")
+    monkeypatch.setattr(module, "_write", lambda target, seed: (target.mkdir(parents=True), (target / "manifest.json").touch()))
     first = build()
-    monkeypatch.setattr("train.corpus.build._write", lambda target, seed: pytest.fail("built twice"))
+    monkeypatch.setattr(module, "_write", lambda target, seed: pytest.fail("built twice"))
     assert build() == first
     assert first.parent == tmp_path / "moe-kernels"
 
