@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 from ..definition import COMMENT, Case
-from ..inference import BOOL, INT, LETTER, LISTS, LONG, STR, Function, Type, join
+from ..inference import Function
+from ..kinds import BOOL, INT, LETTER, LISTS, LONG, STR, Type, join
 from ..scopes import Scopes
 
 # How tightly an expression binds, in the C-like languages; Python's table differs in its own printer.

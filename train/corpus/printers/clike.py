@@ -4,7 +4,7 @@ import ast
 import re
 from collections.abc import Sequence
 
-from ..inference import BOOL, CHAR, INT, LISTS, LONG, STR, Type, join
+from ..kinds import BOOL, CHAR, INT, LISTS, LONG, STR, Type, join
 from ..scopes import mentions, targets
 from .base import (
     ADD,

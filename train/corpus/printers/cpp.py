@@ -5,7 +5,8 @@ import re
 from collections.abc import Sequence
 
 from ..definition import Case
-from ..inference import CHAR, INT, LETTER, LISTS, LONG, STR, Function, Type
+from ..inference import Function
+from ..kinds import CHAR, INT, LETTER, LISTS, LONG, STR, Type
 from .base import ADD, EQUALITY, POSTFIX, TERNARY, UNARY, Code, constant, is_call
 from .clike import CLikePrinter
 

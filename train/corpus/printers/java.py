@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..definition import Case
-from ..inference import CHAR, FLOAT, INT, LONG, STR, Function, Type
+from ..inference import Function
+from ..kinds import CHAR, FLOAT, INT, LONG, STR, Type
 from .base import ADD, ATOM, EQUALITY, POSTFIX, RELATION, UNARY, Code, constant, is_call
 from .clike import CLikePrinter
 

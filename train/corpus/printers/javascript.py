@@ -4,7 +4,8 @@ import ast
 from collections.abc import Sequence
 
 from ..definition import Case
-from ..inference import LISTS, STR, Function, Type
+from ..inference import Function
+from ..kinds import LISTS, STR, Type
 from .base import AND, EQUALITY, MULTIPLY, OR, POSTFIX, RELATION, TERNARY, UNARY, Code, constant
 from .clike import CLikePrinter
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..definition import Case
-from ..inference import Function, Type
+from ..inference import Function
+from ..kinds import Type
 from .base import ATOM, POSTFIX, TERNARY, UNARY, Code, Printer, is_elif
 
 OR, AND, NOT, COMPARE, BIT_OR, BIT_XOR, BIT_AND, SHIFT, ADD, MULTIPLY = range(TERNARY + 1, UNARY)
