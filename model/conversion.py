@@ -96,7 +96,7 @@ def load_weights(model: PreTrainedModel, checkpoint: Checkpoint, device: torch.d
             raise ValueError(f"{checkpoint.path} does not fit the model: misshaped {name} {list(value.shape)} instead of {list(shape)}")
         if name in quantized:
             module, short, _ = quantized[name]
-            weight = value if isinstance(value, NF4Weight) else quantize_nf4(value.to(device))
+            weight = value if isinstance(value, NF4Weight) else quantize_nf4(value.to(device=device, dtype=model.dtype))
             module.set_nf4(short, weight)
         else:
             old = parameters[name]

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .adapters import Adapter, is_adapter
@@ -71,6 +70,8 @@ def _load_dense(folder: Path, device: torch.device, dtype: torch.dtype | None) -
 
 
 def _add_adapter(model: PreTrainedModel, base: Path, folder: Path) -> Any:
+    from peft import PeftModel  # it imports bitsandbytes: seconds that only adapters are worth
+
     Adapter(folder).check_base(base, Checkpoint(base))
     adapted = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
     return adapted.merge_and_unload() if model.dtype == torch.float32 else adapted
