@@ -147,4 +147,4 @@ def test_the_plan_of_mistral_7b_on_two_cards(tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, *flags, "--gpu", "a10g") == 0
     assert "quantised weights     3.600 GB" in capsys.readouterr().out
     assert run(monkeypatch, *flags, "--gpu", "t4", "--batch-size", 64) == 2
-    assert "the largest part is logits" in capsys.readouterr().err
+    assert "the largest part is activations" in capsys.readouterr().err
