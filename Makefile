@@ -24,7 +24,7 @@ demo: $(READY)
 
 test: lint
 	@echo "== tests"
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
 
 test-all: lint
 	$(BIN)/python -m pytest -m "not gpu"

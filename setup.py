@@ -23,7 +23,7 @@ INSTALL_REQUIRES = [
     "tree-sitter-cpp==0.22.3",
     "pyyaml>=6",
     "tqdm>=4.66",
-    "matplotlib>=3.8",
+    "matplotlib>=3.10",
     "tensorboard>=2.16",
 ]
 TEST_REQUIRES = ["pytest>=8", "pytest-xdist>=3.6", "pytest-benchmark>=5"]
@@ -67,6 +67,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=[pattern for room in ROOMS for pattern in (room, f"{room}.*")]),
+    package_data={"eval": ["style.css"]},
     install_requires=INSTALL_REQUIRES,
     extras_require={"test": TEST_REQUIRES, "dev": TEST_REQUIRES + DEV_REQUIRES},
     **optional_extension(),

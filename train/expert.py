@@ -16,6 +16,8 @@ from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, set_seed
 
+from model.adapters import base_fingerprint
+from model.checkpoint import model_folder
 from model.cli import make_parser, run_command
 from model.languages import LANGUAGES
 from model.output import check_absent, output_folder, write_run
@@ -99,7 +101,15 @@ def train_expert(args: argparse.Namespace) -> None:
     train_rows, loaded = load_rows(args, tokenizer, "train", args.limit)
     eval_rows, _ = load_rows(args, tokenizer, "valid", args.eval_limit)
     settings = {key: value for key, value in vars(args).items() if key not in ("resume", "plan", "out")}
-    facts = {"lang": args.lang, "base": base, "data": loaded.source, "data_sha256": loaded.sha256, "settings": settings}
+    fingerprint = base_fingerprint(model_folder(base))
+    facts = {
+        "lang": args.lang,
+        "base": base,
+        "base_fingerprint": fingerprint,
+        "data": loaded.source,
+        "data_sha256": loaded.sha256,
+        "settings": settings,
+    }
     with workspace(out, facts, resume=args.resume) as folder:
         trainer = train_pairs(expert, tokenizer, train_rows, eval_rows, args, folder)
         with output_folder(out) as temporary:

@@ -23,7 +23,7 @@ from model.output import check_absent, output_folder, write_run
 
 from .data import load_pairs
 from .data.prompts import Example, encode_pairs
-from .routing import format_choices, own_expert_choices
+from .routing import format_choices, measure_routing, own_expert
 from .settings import add_training_flags, check_flags
 from .trainer import PairTrainer, train_pairs, write_logs
 from .workspace import workspace
@@ -38,7 +38,8 @@ class GateTrainer(PairTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         accumulation = self.args.gradient_accumulation_steps
-        self.model.set_router_step(self.state.global_step * accumulation + self._micro_step)
+        mixture: Any = self.model
+        mixture.set_router_step(self.state.global_step * accumulation + self._micro_step)
         self._micro_step = (self._micro_step + 1) % accumulation
         return super().training_step(*args, **kwargs)
 
@@ -65,6 +66,12 @@ def load_rows(args: argparse.Namespace, tokenizer: Any, split: str, limit: int |
     return {lang: of_lang[:least] for lang, of_lang in rows.items()}, hashes
 
 
+def measure(model: MoEForCausalLM, rows: dict[str, list[Example]], batch_size: int) -> dict[str, Any]:
+    """`measure_routing` of each language's rows."""
+    names = model.config.expert_names or []
+    return {lang: measure_routing(model, of_lang, own_expert(names, lang), batch_size) for lang, of_lang in rows.items()}
+
+
 def train_gate(args: argparse.Namespace) -> None:
     """The command: loads the mixture, trains its gate in a workspace, writes the whole model to `--out`."""
     check_flags(args)
@@ -81,20 +88,20 @@ def train_gate(args: argparse.Namespace) -> None:
     eval_rows, _ = load_rows(args, tokenizer, "valid", args.eval_limit)
     settings = {key: value for key, value in vars(args).items() if key not in ("resume", "out")}
     facts = {"model": args.model, "data_sha256": hashes, "settings": settings}
-    before = own_expert_choices(model, eval_rows, args.batch_size)
+    before = measure(model, eval_rows, args.batch_size)
     with workspace(out, facts, resume=args.resume) as folder:
         mixed = {
             "train": [row for rows in train_rows.values() for row in rows],
             "valid": [row for rows in eval_rows.values() for row in rows],
         }
         trainer = train_pairs(model, tokenizer, mixed["train"], mixed["valid"], args, folder, GateTrainer)
-        after = own_expert_choices(model, eval_rows, args.batch_size)
+        after = measure(model, eval_rows, args.batch_size)
         print(format_choices(before, after))
         with output_folder(out) as temporary:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
             write_logs(temporary, trainer, folder)
-            figures = {**trainer.figures(), "own_expert_before": before, "own_expert_after": after}
+            figures = {**trainer.figures(), "routing_before": before, "routing_after": after}
             write_run(temporary, seed=args.seed, figures=figures, **facts)
     print(f"mixture: {out}")
 

@@ -1,52 +1,83 @@
-"""How often the gate picks a language's own expert.
+"""What a mixture's gates choose: shares of experts by layer, teacher-forced.
 
 Shapes: T tokens, K experts per token, E experts, L layers.
 """
 
-from functools import partial
+import re
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from tqdm import tqdm
 
-from model import MoEForCausalLM
+from model.routers import MoERouter
 
 from .data.prompts import IGNORED, Example, collate
 
-Choices = dict[str, dict[str, float]]  # language: {"top1": share, "among_top_k": share}
+
+def own_expert(names: list[str], lang: str) -> int | None:
+    """The expert that has `lang` as a word of its name ("expert-cpp"); None if there is none."""
+    return next((index for index, name in enumerate(names) if lang in re.split(r"[^a-z]+", name.lower())), None)
 
 
-@torch.no_grad()
-def own_expert_choices(model: MoEForCausalLM, rows: dict[str, list[Example]], batch_size: int) -> Choices:
-    """Per language the share, over all layers and completion tokens, whose first expert (and whose K) is the language's own.
+@torch.inference_mode()
+def measure_routing(model: nn.Module, examples: list[Example], own: int | None, batch_size: int) -> dict[str, Any]:
+    """Arrays over layers of what the completions' tokens chose, noise off; `own` is the index of the language's own expert.
 
-    `rows`: encoded rows of each language. An expert is a language's own if `config.expert_names` calls it so; languages
-    without one are left out. Noise is off.
+    `top1`, `load` [L][E]: shares of tokens (first choice) and of all K choices; `weight` [L][E]: mean gate weight; `entropy_bits` [L]: of a
+    token's gate weights; `own_top1`, `own_topk` [L]: shares of tokens whose first choice, or any of whose K choices, is `own`.
     """
-    names = model.config.expert_names or []
+    device = next(model.parameters()).device
     model.eval()
-    pad = partial(collate, pad_token_id=model.config.pad_token_id or 0)
-    choices: Choices = {}
-    for lang, of_lang in rows.items():
-        if lang not in names:
-            continue
-        own, counts = names.index(lang), torch.zeros(3)
-        for start in range(0, len(of_lang), batch_size):
-            batch = {key: value.to(model.device) for key, value in pad(of_lang[start : start + batch_size]).items()}
-            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-            written = (batch["labels"] != IGNORED).reshape(-1)
-            for layer in model.model.layers:
-                is_own_TK = layer.mlp.gate.last_routing.experts_TK[written] == own
-                counts += torch.tensor([is_own_TK[:, 0].sum(), is_own_TK.sum(), len(is_own_TK)])
-        first, among, total = counts.tolist()
-        choices[lang] = {"top1": first / total, "among_top_k": among / total}
-    return choices
+    routers = [module for module in model.modules() if isinstance(module, MoERouter)]
+    totals: dict[str, Any] = {}
+    tokens = 0
+    for start in tqdm(range(0, len(examples), batch_size), desc="routing", unit="batch"):
+        batch = collate(examples[start : start + batch_size], pad_token_id=0)
+        counted = batch.pop("labels").flatten() != IGNORED
+        model(**{name: tensor.to(device) for name, tensor in batch.items()}, use_cache=False)
+        tokens += int(counted.sum())
+        for name, value in _sums(routers, counted.to(device)).items():
+            totals[name] = totals.get(name, 0) + value
+    shares = {name: value / tokens for name, value in totals.items()}
+    chosen = shares.pop("chosen")
+    return {
+        "tokens": tokens,
+        **{name: value.tolist() for name, value in shares.items()},
+        "load": (chosen / chosen.sum(-1, keepdim=True)).tolist(),
+        "own_top1": None if own is None else shares["top1"][:, own].tolist(),
+        "own_topk": None if own is None else chosen[:, own].tolist(),
+    }
 
 
-def format_choices(before: Choices, after: Choices) -> str:
-    """A table: language, share of tokens whose first expert is its own, share with it among the K, before and after."""
+def _sums(routers: list[MoERouter], counted_T: Tensor) -> dict[str, Tensor]:
+    """Sums over the counted tokens of the last forward: `top1`, `chosen`, `weight` [L, E] and `entropy_bits` [L]; fp64 on the CPU."""
+    layers: dict[str, list[Tensor]] = {"top1": [], "chosen": [], "weight": [], "entropy_bits": []}
+    for router in routers:
+        routing = router.last_routing
+        assert routing is not None
+        experts_TK, weights_TK = routing.experts_TK[counted_T], routing.weights_TK[counted_T].double()
+        zeros_TE = torch.zeros(len(experts_TK), router.weight.shape[0], dtype=torch.float64, device=weights_TK.device)
+        first_T1 = experts_TK.gather(1, weights_TK.argmax(1, keepdim=True))
+        layers["top1"].append(zeros_TE.scatter(1, first_T1, 1.0).sum(0))
+        layers["chosen"].append(zeros_TE.scatter(1, experts_TK, 1.0).sum(0))
+        layers["weight"].append(zeros_TE.scatter(1, experts_TK, weights_TK).sum(0))
+        layers["entropy_bits"].append(torch.special.entr(weights_TK).sum() / torch.log(torch.tensor(2.0)))
+    return {name: torch.stack(values).cpu() for name, values in layers.items()}
 
-    def cells(choices: dict[str, float]) -> str:
-        return f"{choices['top1']:10.1%} {choices['among_top_k']:10.1%}"
 
-    header = f"{'language':<12} {'first':>10} {'in K':>10}   {'first':>10} {'in K':>10}"
-    rows = [f"{lang:<12} {cells(before[lang])}   {cells(after[lang])}" for lang in after]
-    return "\n".join([f"{'own expert':<12} {'before':>21}   {'after':>21}", header, *rows])
+def means(value: Any) -> Any:
+    """Mean over layers of an array [L] or [L][E]; anything else as it is."""
+    if not isinstance(value, list):
+        return value
+    return torch.tensor(value, dtype=torch.float64).mean(0).tolist()
+
+
+def format_choices(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """A table of means over layers: the share of tokens whose first choice, or any of whose K choices, is the language's own expert."""
+
+    def cells(row: dict[str, Any]) -> str:
+        return "".join(f"{'-' if row[key] is None else format(means(row[key]), '.1%'):>9}" for key in ("own_top1", "own_topk"))
+
+    lines = [f"{'own expert':<12}{'before':>18}   {'after':>18}", f"{'':<12}{'first':>9}{'in K':>9}   {'first':>9}{'in K':>9}"]
+    return "\n".join([*lines, *(f"{lang:<12}{cells(before[lang])}   {cells(after[lang])}" for lang in after)])

@@ -3,6 +3,7 @@
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -59,6 +60,9 @@ def training_arguments(args: argparse.Namespace, folder: Path, rows: int) -> Tra
     """Cosine schedule, clipping, best checkpoint kept; bf16 and a paged optimizer on CUDA, fp32 and AdamW on a CPU."""
     cuda = torch.cuda.is_available()
     steps = total_steps(args, rows)
+    checkpointing: dict[str, Any] = {}
+    if use_checkpointing(args):
+        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     every = args.eval_every or max(1, math.ceil(steps / EVALUATIONS))
     return TrainingArguments(
         output_dir=str(folder),
@@ -88,5 +92,5 @@ def training_arguments(args: argparse.Namespace, folder: Path, rows: int) -> Tra
         data_seed=args.seed,
         remove_unused_columns=False,
         report_to="none",
-        **({"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}} if use_checkpointing(args) else {}),
+        **checkpointing,
     )

@@ -106,7 +106,7 @@ class PairTrainer(Trainer):
         self._started = time.monotonic()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
-        rows = train_dataset if train_dataset is not None else self.train_dataset
+        rows: Any = train_dataset if train_dataset is not None else self.train_dataset
         span = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return LengthGroupedSampler([len(row["input_ids"]) for row in rows], span, self.args.seed)
 
@@ -123,11 +123,13 @@ class PairTrainer(Trainer):
     def figures(self) -> dict[str, Any]:
         """What `run.json` says of a finished run; peak memory is the process's, or the device's on CUDA."""
         losses = [entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry]
+        model: Any = self.model
+        trained = sum(int(parameter.numel()) for parameter in model.parameters() if parameter.requires_grad)
         cuda = torch.cuda.is_available()
         peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {
             "steps": self.state.global_step,
-            "trainable_parameters": sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            "trainable_parameters": trained,
             "best_eval_loss": min(losses, default=None),
             "best_step": self.state.best_global_step,
             "seconds": round(time.monotonic() - self._started, 1),

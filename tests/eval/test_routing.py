@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.routing import ARRAYS, main, measure, own_expert, parse
+from eval.routing import ARRAYS, main, parse
 from eval.runs import read_run
 from model.cli import run_command
 from model.load import load_model
 from train.data import load_pairs
 from train.data.prompts import encode_pair, encode_prompt
+from train.routing import measure_routing, own_expert
 
 
 def test_measure_counts_what_a_loop_counts(mixture_folder: Path, data_folder: Path) -> None:
@@ -37,7 +38,7 @@ def test_measure_counts_what_a_loop_counts(mixture_folder: Path, data_folder: Pa
                 among[layer] += own in experts
                 entropy[layer] -= (gates * gates.log2()).sum()
 
-    result = measure(model, tokenizer, points, own, batch_size=3)
+    result = measure_routing(model, [encode_pair(point, tokenizer) for point in points], own, batch_size=3)
     assert result["tokens"] == tokens
     assert torch.tensor(result["top1"]) == pytest.approx(first / tokens)
     assert torch.tensor(result["weight"]) == pytest.approx(weight / tokens, abs=1e-5)

@@ -10,7 +10,6 @@ the others the last title is kept for test and the one before it for validation 
 import gzip
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from model import languages
 from model.languages import LANGUAGES
 from model.output import MANIFEST, output_folder
 
+from ..cache import user_cache
 from .definition import Family, load_families
 from .encode import encode
 from .texts import Wording, draw, write_comment, write_text
@@ -67,8 +67,7 @@ def cache_folder(seed: int) -> Path:
     digest = hashlib.sha256(str(seed).encode())
     for path in [*sorted(Path(__file__).parent.rglob("*.py")), Path(languages.__file__)]:
         digest.update(path.read_bytes())
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "moe-kernels" / f"corpus-{digest.hexdigest()[:16]}"
+    return user_cache() / f"corpus-{digest.hexdigest()[:16]}"
 
 
 def split_families(families: Mapping[str, Family], seed: int) -> dict[str, str]:
