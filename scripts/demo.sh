@@ -4,24 +4,40 @@
 set -euo pipefail
 runs=${RUNS:-runs/demo}
 languages="python java javascript cpp"
-expert_flags="--rank 64 --learning-rate 3e-3 --dropout 0 --batch-size 8 --max-length 512 --max-steps 400"
-gate_flags="--learning-rate 1e-2 --batch-size 16 --max-length 512 --max-steps 60"
+expert_flags="--rank 64 --learning-rate 8e-3 --dropout 0 --batch-size 16 --max-length 384 --max-steps 200 --eval-limit 64 --eval-every 50"
+gate_flags="--learning-rate 5e-2 --batch-size 16 --max-length 384 --max-steps 80 --limit 600 --eval-limit 32 --eval-every 30"
 score_flags="--data corpus --limit 50 --max-new-tokens 256 --batch-size 50"
 
 step() { printf '\n== %s  [%d:%02d]\n' "$1" $((SECONDS / 60)) $((SECONDS % 60)); }
-resume() { if [ -d "$runs/.$1.unfinished" ]; then echo --resume; fi; }  # an interrupted run of that name goes on
 absent() { [ ! -d "$runs/$1" ]; }
+resume() { if [ -d "$runs/.$1.unfinished" ]; then echo --resume; fi; }  # an interrupted run of that name goes on
+# Two runs at a time with half of the cores each: small models leave half of two threads idle.
+half() { OMP_NUM_THREADS=$((($(nproc) + 1) / 2)) "$@"; }
+behind() { "$@" > "$runs/$log.log" 2>&1; }
+joined() { wait "$1" || { tail -n 5 "$runs/$log.log" >&2; exit 1; }; }
+
+expert() {
+  absent "expert-$1" || return 0
+  half python -m train.expert --lang "$1" --base "$base" --data corpus --out "$runs/expert-$1" $expert_flags $(resume "expert-$1")
+}
+
+score() { # name, then the model's flags
+  absent "score-$1" || return 0
+  half python -m eval.codebleu --name "$@" --out "$runs/score-$1" $score_flags
+}
 
 mkdir -p "$runs"
 step "base: a small generalist, trained once and cached"
 python -m train.base | tee "$runs/base.log"
 base=$(tail -n 1 "$runs/base.log")
 
-for lang in $languages; do
-  if absent "expert-$lang"; then
-    step "expert: $lang"
-    python -m train.expert --lang "$lang" --base "$base" --data corpus --out "$runs/expert-$lang" $expert_flags $(resume "expert-$lang")
-  fi
+for pair in "python java" "javascript cpp"; do
+  set -- $pair
+  step "experts: $1 (progress in $runs/expert-$1.log) and $2"
+  log=expert-$1
+  behind expert "$1" & first=$!
+  expert "$2"
+  joined $first
 done
 
 if absent composed; then
@@ -35,23 +51,15 @@ if absent mixture; then
   python -m train.gate --model "$runs/composed" --data corpus --out "$runs/mixture" $gate_flags $(resume mixture)
 fi
 
-if absent score-base; then
-  step "score: base"
-  python -m eval.codebleu --model "$base" --name base --out "$runs/score-base" $score_flags
-fi
+step "scores: mixture (progress in $runs/score-mixture.log), base and experts"
+log=score-mixture
+behind score mixture --model "$runs/mixture" & first=$!
+score base --model "$base"
 for lang in $languages; do
-  if absent "score-expert-$lang"; then
-    step "score: expert $lang"
-    python -m eval.codebleu --model "$base" --adapter "$runs/expert-$lang" --lang "$lang" --name "expert-$lang" \
-      --out "$runs/score-expert-$lang" $score_flags
-  fi
+  score "expert-$lang" --model "$base" --adapter "$runs/expert-$lang" --lang "$lang"
 done
-if absent score-mixture; then
-  step "score: mixture"
-  python -m eval.codebleu --model "$runs/mixture" --name mixture --out "$runs/score-mixture" $score_flags
-fi
+joined $first
 if absent routing; then
-  step "gate choices"
   python -m eval.routing --model "$runs/mixture" --data corpus --limit 50 --out "$runs/routing"
 fi
 

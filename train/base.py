@@ -3,9 +3,13 @@
 It is to the demo what Mistral-7B is to the study: a model that has read code in all four languages, and some text about
 it, without ever having seen the prompt template. Its documents are, in the shares of `DOCUMENTS`:
 
-    code      a program alone, language unnamed
-    described a comment with the program's description in the language's own comment form, then the program
+    described a comment that names the language, a comment that describes the program, the program
+    code      a comment that names the language, a program
     text      a description alone
+
+The header is what a path, a shebang or a code fence is in the wild. A gate can only read what the frozen attention brings to its
+token, and a base of this size looks at the last few tokens: from `i < n; i++)` nobody can tell Java from C++. So training has a
+second loss, `HeaderTrainer`'s: every layer has to keep the language of its document in view.
 
 The result is cached under the user's cache folder by a hash of everything that made it.
 """
@@ -15,25 +19,28 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from model.cli import make_parser, run_command
-from model.languages import LANGUAGES
+from model.languages import LANGUAGES, get_language
 from model.output import MANIFEST, output_folder, write_run
 
 from .cache import user_cache
 from .data import load_pairs
 from .data.pairs import Pair
-from .data.prompts import Example
+from .data.prompts import IGNORED, collate
 from .data.sources import MIN_CARD_BYTES, find_source
 from .settings import add_training_flags, check_flags
-from .trainer import train_pairs, write_logs
+from .trainer import PairTrainer, train_pairs, write_logs
 from .workspace import workspace
 
 MISTRAL = "mistralai/Mistral-7B-v0.1"
@@ -50,6 +57,8 @@ SHAPE: dict[str, Any] = {
     "rope_theta": 10000.0,
 }
 DOCUMENTS = {"described": 0.85, "code": 0.1, "text": 0.05}
+HEADER_WEIGHT = 0.05
+HEADER_TOKENS = 6  # BOS, the header and the marks of the next line: from here on the language has been named
 COMMENT = {"python": "# "}  # every other language: "// "
 
 
@@ -66,26 +75,61 @@ def train_tokenizer(documents: Iterable[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
-def make_documents(rows: list[Pair], seed: int) -> list[str]:
-    """One document per row, of a kind drawn by the shares of `DOCUMENTS`, in a random order."""
+def make_documents(rows: list[Pair], seed: int) -> list[tuple[str, int]]:
+    """One document per row, of a kind drawn by the shares of `DOCUMENTS`, in a random order, and its language (a text's is IGNORED)."""
     draw = random.Random(seed)
     documents = []
     for row in rows:
         kind = draw.choices(list(DOCUMENTS), list(DOCUMENTS.values()))[0]
-        comment = COMMENT.get(row.lang, "// ") + row.text + "\n"
-        documents.append({"code": row.code, "described": comment + row.code, "text": row.text}[kind])
+        mark = COMMENT.get(row.lang, "// ")
+        header = f"{mark}{get_language(row.lang).title}\n"
+        document = {"described": f"{header}{mark}{row.text}\n{row.code}", "code": header + row.code, "text": row.text}[kind]
+        documents.append((document, IGNORED if kind == "text" else list(LANGUAGES).index(row.lang)))
     draw.shuffle(documents)
     return documents
 
 
-def encode_documents(documents: list[str], tokenizer: PreTrainedTokenizerFast, max_length: int) -> list[Example]:
+def encode_documents(documents: list[tuple[str, int]], tokenizer: PreTrainedTokenizerFast, max_length: int) -> list[dict[str, Any]]:
     """A training row for each document: BOS document EOS, cut to `max_length`; the labels are the tokens themselves.
 
-    One document a row: joined into blocks and cut, as is usual, the same documents took over twice as many tokens until the
-    first program followed from its description.
+    One document a row, not joined into blocks: no attention across documents, and the link from a description to its program
+    is learned sooner (docs/log.md).
     """
-    rows = [[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id][:max_length] for ids in tokenizer(documents)["input_ids"]]
-    return [{"input_ids": row, "labels": row} for row in rows]
+    encoded = tokenizer([document for document, _ in documents])["input_ids"]
+    rows = [[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id][:max_length] for ids in encoded]
+    return [{"input_ids": row, "labels": row, "language": language} for row, (_, language) in zip(rows, documents, strict=True)]
+
+
+class HeaderTrainer(PairTrainer):
+    """Adds to the training loss that the input of every FFN names the document's language, in its first coordinates.
+
+    That is the cross entropy of softmax(x[..., :number of languages]), x the normed residual stream that a gate would read,
+    averaged over layers and tokens and weighted by `HEADER_WEIGHT`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._inputs: list[Tensor] = []  # of each layer's FFN, [B, S, D]
+        model: Any = self.model
+        for layer in model.model.layers:
+            layer.post_attention_layernorm.register_forward_hook(lambda module, args, output: self._inputs.append(output))
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:  # type: ignore[override]
+        language_B = inputs.pop("language")
+        self._inputs.clear()
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if model.training:
+            written_BS = inputs["attention_mask"].cumsum(dim=1) > HEADER_TOKENS
+            target_BS = language_B[:, None].where(written_BS & inputs["attention_mask"].bool(), IGNORED)
+            named = [cross_entropy(x[..., : len(LANGUAGES)].flatten(0, 1), target_BS.flatten(), reduction="sum") for x in self._inputs]
+            count = (target_BS != IGNORED).sum().clamp(min=1)  # a batch may hold texts alone
+            loss = loss + HEADER_WEIGHT * torch.stack(named).mean() / count
+        return (loss, outputs) if return_outputs else loss
+
+
+def collate_documents(rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
+    """`collate`'s batch and the rows' `language` [B]."""
+    return collate(rows, pad_token_id) | {"language": torch.tensor([row["language"] for row in rows])}
 
 
 def resolve_base(name: str) -> tuple[str, str]:
@@ -135,7 +179,7 @@ def train_base(args: argparse.Namespace) -> Path:
     set_seed(args.seed)
     pairs = {split: _all_languages(str(data), split, args) for split in ("train", "valid")}
     documents = {split: make_documents(of_split, args.seed) for split, of_split in pairs.items()}
-    tokenizer = train_tokenizer(documents["train"])
+    tokenizer = train_tokenizer([document for document, _ in documents["train"]])
     rows = {split: encode_documents(of_split, tokenizer, args.max_length) for split, of_split in documents.items()}
     config = MistralConfig(
         vocab_size=VOCABULARY,
@@ -149,7 +193,8 @@ def train_base(args: argparse.Namespace) -> Path:
     facts = {"data": note, "shape": SHAPE, "documents": DOCUMENTS, "settings": settings}
     model = MistralForCausalLM(config)
     with workspace(out, facts, resume=args.resume) as folder:
-        trainer = train_pairs(model, tokenizer, rows["train"], rows["valid"][: args.eval_limit], args, folder)
+        pad = partial(collate_documents, pad_token_id=tokenizer.pad_token_id)
+        trainer = train_pairs(model, tokenizer, rows["train"], rows["valid"][: args.eval_limit], args, folder, HeaderTrainer, pad)
         with output_folder(out) as temporary:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
@@ -175,7 +220,7 @@ def make_base_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", default="corpus", help="corpus, a file or a folder")
     parser.add_argument("--out", help="output folder (default: the user's cache folder, by content hash)")
     add_training_flags(parser, learning_rate=6e-3, batch_size=16, epochs=1, max_length=384)
-    parser.set_defaults(max_steps=900, limit=4000)  # limit: rows of each language
+    parser.set_defaults(eval_limit=32, eval_every=100, max_steps=700, limit=3000)  # limit: rows of each language
     return parser
 
 

@@ -8,6 +8,7 @@ The output is a plain PEFT adapter with `run.json`, `log.jsonl` and TensorBoard'
 """
 
 import argparse
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def add_lora(model: PreTrainedModel, args: argparse.Namespace) -> PeftModel:
     missing = [target for target in TARGETS[args.target] if target not in names]
     if missing:
         raise ValueError(f"the base {args.base} has no linear modules named {', '.join(missing)}, which --target {args.target} trains")
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # PEFT 0.21's own call
     config = LoraConfig(
         r=args.rank,
         lora_alpha=args.alpha or 2 * args.rank,

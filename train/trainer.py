@@ -12,7 +12,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,7 @@ def train_pairs(
     args: argparse.Namespace,
     folder: Path,
     trainer_class: type[PairTrainer] = PairTrainer,
+    collator: Callable[[Any], dict[str, torch.Tensor]] | None = None,
 ) -> PairTrainer:
     """Trains `model` by the flags in `args`, from the newest checkpoint in `folder` if there is one; ends on the best weights."""
     logging.disable_progress_bar()  # a bar for each file of each checkpoint
@@ -172,7 +173,7 @@ def train_pairs(
         args=training_arguments(args, folder, len(train_rows)),
         train_dataset=train_rows,
         eval_dataset=eval_rows,
-        data_collator=partial(collate, pad_token_id=tokenizer.pad_token_id),
+        data_collator=collator or partial(collate, pad_token_id=tokenizer.pad_token_id),
         processing_class=tokenizer,
         callbacks=callbacks,
     )
