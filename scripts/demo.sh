@@ -4,8 +4,8 @@
 set -euo pipefail
 runs=${RUNS:-runs/demo}
 languages="python java javascript cpp"
-expert_flags="--rank 64 --learning-rate 8e-3 --dropout 0 --batch-size 16 --max-length 384 --max-steps 200 --eval-limit 64 --eval-every 50"
-gate_flags="--learning-rate 5e-2 --batch-size 16 --max-length 384 --max-steps 80 --limit 600 --eval-limit 32 --eval-every 30"
+expert_flags="--rank 64 --learning-rate 8e-3 --dropout 0 --batch-size 16 --max-length 384 --max-steps 300 --eval-limit 64 --eval-every 100"
+gate_flags="--learning-rate 5e-2 --batch-size 16 --max-length 384 --max-steps 120 --limit 600 --eval-limit 32 --eval-every 40"
 score_flags="--data corpus --limit 50 --max-new-tokens 256 --batch-size 50"
 
 step() { printf '\n== %s  [%d:%02d]\n' "$1" $((SECONDS / 60)) $((SECONDS % 60)); }

@@ -3,8 +3,8 @@
 It is to the demo what Mistral-7B is to the study: a model that has read code in all four languages, and some text about
 it, without ever having seen the prompt template. Its documents are, in the shares of `DOCUMENTS`:
 
-    described a comment that names the language, a comment that describes the program, the program
-    code      a comment that names the language, a program
+    described a comment (in Python a docstring) that names the language and describes the program, then the program
+    code      a comment that names the language, then a program
     text      a description alone
 
 The header is what a path, a shebang or a code fence is in the wild. A gate can only read what the frozen attention brings to its
@@ -57,9 +57,11 @@ SHAPE: dict[str, Any] = {
     "rope_theta": 10000.0,
 }
 DOCUMENTS = {"described": 0.85, "code": 0.1, "text": 0.05}
-HEADER_WEIGHT = 0.05
+HEADER_WEIGHT = 0.1
 HEADER_TOKENS = 6  # BOS, the header and the marks of the next line: from here on the language has been named
-COMMENT = {"python": "# "}  # every other language: "// "
+# How a program's file says what it is, and how it goes on with a description: Python's docstring, everybody else's comments.
+DOCSTRING = ('"""{title}\n', '"""\n')
+COMMENTS = ("// {title}\n", "")
 
 
 def train_tokenizer(documents: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -81,9 +83,11 @@ def make_documents(rows: list[Pair], seed: int) -> list[tuple[str, int]]:
     documents = []
     for row in rows:
         kind = draw.choices(list(DOCUMENTS), list(DOCUMENTS.values()))[0]
-        mark = COMMENT.get(row.lang, "// ")
-        header = f"{mark}{get_language(row.lang).title}\n"
-        document = {"described": f"{header}{mark}{row.text}\n{row.code}", "code": header + row.code, "text": row.text}[kind]
+        opening, closing = DOCSTRING if row.lang == "python" else COMMENTS
+        opening = opening.format(title=get_language(row.lang).title)
+        description = ("" if row.lang == "python" else "// ") + row.text + "\n"
+        bodies = {"described": opening + description + closing + row.code, "code": opening + closing + row.code, "text": row.text}
+        document = bodies[kind]
         documents.append((document, IGNORED if kind == "text" else list(LANGUAGES).index(row.lang)))
     draw.shuffle(documents)
     return documents
@@ -220,7 +224,7 @@ def make_base_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", default="corpus", help="corpus, a file or a folder")
     parser.add_argument("--out", help="output folder (default: the user's cache folder, by content hash)")
     add_training_flags(parser, learning_rate=6e-3, batch_size=16, epochs=1, max_length=384)
-    parser.set_defaults(eval_limit=32, eval_every=100, max_steps=700, limit=3000)  # limit: rows of each language
+    parser.set_defaults(eval_limit=32, eval_every=100, max_steps=900, limit=4000)  # limit: rows of each language
     return parser
 
 

@@ -26,8 +26,8 @@ def test_a_document_names_its_language_unless_it_is_a_text(monkeypatch):
     }.items():
         monkeypatch.setattr(base, "DOCUMENTS", {kind: 1.0})
         assert base.make_documents([pair("python")], seed=0) == [(expected, IGNORED if kind == "text" else 0)]
-    monkeypatch.setattr(base, "DOCUMENTS", {"code": 1.0})
-    assert base.make_documents([pair("cpp")], seed=0) == [("// C++\nf(a, b)", list(LANGUAGES).index("cpp"))]
+    monkeypatch.setattr(base, "DOCUMENTS", {"described": 1.0})
+    assert base.make_documents([pair("cpp")], seed=0) == [("// C++\n// add up a and b\nf(a, b)", list(LANGUAGES).index("cpp"))]
 
 
 def test_the_header_loss_is_the_mean_cross_entropy_of_the_ffn_inputs(tmp_path):
