@@ -13,8 +13,8 @@ absent() { [ ! -d "$runs/$1" ]; }
 resume() { if [ -d "$runs/.$1.unfinished" ]; then echo --resume; fi; }  # an interrupted run of that name goes on
 # Two runs at a time with half of the cores each: small models leave half of two threads idle.
 half() { OMP_NUM_THREADS=$((($(nproc) + 1) / 2)) "$@"; }
-behind() { "$@" > "$runs/$log.log" 2>&1; }
-joined() { wait "$1" || { tail -n 5 "$runs/$log.log" >&2; exit 1; }; }
+behind() { "$@" > "$runs/log/$log" 2>&1; }
+joined() { wait "$1" || { tail -n 5 "$runs/log/$log" >&2; exit 1; }; }
 
 expert() {
   absent "expert-$1" || return 0
@@ -26,14 +26,14 @@ score() { # name, then the model's flags
   half python -m eval.codebleu --name "$@" --out "$runs/score-$1" $score_flags
 }
 
-mkdir -p "$runs"
+mkdir -p "$runs/log"
 step "base: a small generalist, trained once and cached"
-python -m train.base | tee "$runs/base.log"
-base=$(tail -n 1 "$runs/base.log")
+python -m train.base | tee "$runs/log/base"
+base=$(tail -n 1 "$runs/log/base")
 
 for pair in "python java" "javascript cpp"; do
   set -- $pair
-  step "experts: $1 (progress in $runs/expert-$1.log) and $2"
+  step "experts: $1 (progress in $runs/log/expert-$1) and $2"
   log=expert-$1
   behind expert "$1" & first=$!
   expert "$2"
@@ -51,7 +51,7 @@ if absent mixture; then
   python -m train.gate --model "$runs/composed" --data corpus --out "$runs/mixture" $gate_flags $(resume mixture)
 fi
 
-step "scores: mixture (progress in $runs/score-mixture.log), base and experts"
+step "scores: mixture (progress in $runs/log/score-mixture), base and experts"
 log=score-mixture
 behind score mixture --model "$runs/mixture" & first=$!
 score base --model "$base"

@@ -20,8 +20,8 @@ def pair(lang: str) -> Pair:
 
 def test_a_document_names_its_language_unless_it_is_a_text(monkeypatch):
     for kind, expected in {
-        "described": "# Python\n# add up a and b\nf(a, b)",
-        "code": "# Python\nf(a, b)",
+        "described": '"""Python\nadd up a and b\n"""\nf(a, b)',
+        "code": '"""Python\n"""\nf(a, b)',
         "text": "add up a and b",
     }.items():
         monkeypatch.setattr(base, "DOCUMENTS", {kind: 1.0})
