@@ -1,7 +1,7 @@
 """What every command of the project shares: how it starts, how it fails, and which seed it takes.
 
 A user's mistake is a `ValueError` (or a missing file, a full disk) with one clear sentence: it goes to stderr and
-the exit status is 2. Anything else is a defect of ours and keeps its traceback.
+the exit status is 2. Other exceptions keep their traceback.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def run_command(command: Callable[[argparse.Namespace], object], parser: argpars
     except MISTAKES as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:
         if not _disk_is_full(error):
             raise
         print(f"{parser.prog}: no space left on the disk: {getattr(error, 'filename', None) or error}", file=sys.stderr)
@@ -45,5 +45,5 @@ def run_command(command: Callable[[argparse.Namespace], object], parser: argpars
 
 
 def _disk_is_full(error: Exception) -> bool:
-    """safetensors passes the system's error on as text only."""
-    return getattr(error, "errno", None) == NO_SPACE or f"os error {NO_SPACE})" in str(error)
+    """safetensors passes the system's error on as text only, and torch.save says no more than that writing failed."""
+    return getattr(error, "errno", None) == NO_SPACE or f"os error {NO_SPACE})" in str(error) or "PytorchStreamWriter failed" in str(error)

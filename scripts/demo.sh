@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The whole study on the embedded base and corpus: base, four experts, mixture, gate, scores, report.
-# Every step is a command that a user types. A step whose output exists is left alone; one that was interrupted is resumed. RUNS=DIR makes another place of runs/demo.
+# Every step is a command that a user types. A step whose output exists is left alone; one that was interrupted is resumed.
+# RUNS=DIR puts everything there instead of into runs/demo.
 set -euo pipefail
 runs=${RUNS:-runs/demo}
 languages="python java javascript cpp"
@@ -10,10 +11,11 @@ score_flags="--data corpus --limit 50 --max-new-tokens 256 --batch-size 50"
 
 step() { printf '\n== %s  [%d:%02d]\n' "$1" $((SECONDS / 60)) $((SECONDS % 60)); }
 absent() { [ ! -d "$runs/$1" ]; }
-resume() { if [ -d "$runs/.$1.unfinished" ]; then echo --resume; fi; }  # an interrupted run of that name goes on
+resume() { if compgen -G "$runs/.$1.unfinished/checkpoint-*" > /dev/null; then echo --resume; fi; }  # an interrupted run goes on
 # Two runs at a time with half of the cores each: small models leave half of two threads idle.
 half() { OMP_NUM_THREADS=$((($(nproc) + 1) / 2)) "$@"; }
 behind() { "$@" > "$runs/log/$log" 2>&1; }
+trap 'kill $(jobs -p) 2> /dev/null || true' EXIT  # no run behind outlives this script
 joined() { wait "$1" || { tail -n 5 "$runs/log/$log" >&2; exit 1; }; }
 
 expert() {
@@ -30,6 +32,13 @@ mkdir -p "$runs/log"
 step "base: a small generalist, trained once and cached"
 python -m train.base | tee "$runs/log/base"
 base=$(tail -n 1 "$runs/log/base")
+# Finished steps are left alone only while they are of this base and these flags.
+recipe="$base $expert_flags $gate_flags $score_flags"
+if [ -f "$runs/recipe" ] && [ "$recipe" != "$(cat "$runs/recipe")" ]; then
+  echo "$runs holds another recipe's results: remove it, or set RUNS to another folder" >&2
+  exit 2
+fi
+echo "$recipe" > "$runs/recipe"
 
 for pair in "python java" "javascript cpp"; do
   set -- $pair

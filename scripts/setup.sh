@@ -6,7 +6,7 @@ python=$1 venv=$2
 say() { printf '== %s\n' "$*"; }
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
 
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; $python is older" >&2; exit 2; }
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "constraints.txt needs Python 3.11 or newer; $python is older" >&2; exit 2; }
 say "venv in $venv"
 "$python" -m venv "$venv" || { echo "cannot make a venv: on Debian and Ubuntu, apt install python3-venv" >&2; exit 2; }
 pip install --upgrade pip
@@ -16,7 +16,7 @@ torch=$(grep '^torch==' constraints.txt)
 if nvidia-smi >/dev/null 2>&1; then
   say "$torch, the CUDA build: an NVIDIA GPU is here"
   pip install "$torch"
-elif pip install --dry-run --no-deps --ignore-installed --report - "$torch" | grep -q '"version": *"[^"]*+cpu"'; then
+elif pip install --dry-run --no-deps --ignore-installed --report - "$torch" | grep '"version": *"[^"]*+cpu"' > /dev/null; then
   say "$torch, the CPU build that pip already knows of: no NVIDIA GPU here"
   pip install "$torch"
 else

@@ -32,7 +32,7 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerF
 
 from model.cli import make_parser, run_command
 from model.languages import LANGUAGES, get_language
-from model.output import MANIFEST, output_folder, write_run
+from model.output import MANIFEST, RUN, output_folder, sha256_of, write_run
 
 from .cache import user_cache
 from .data import load_pairs
@@ -40,8 +40,8 @@ from .data.pairs import Pair
 from .data.prompts import IGNORED, collate
 from .data.sources import MIN_CARD_BYTES, find_source
 from .settings import add_training_flags, check_flags
-from .trainer import PairTrainer, train_pairs, write_logs
-from .workspace import workspace
+from .trainer import PairTrainer, newest_checkpoint, train_pairs, write_logs
+from .workspace import check_free, unfinished, workspace
 
 MISTRAL = "mistralai/Mistral-7B-v0.1"
 VOCABULARY = 2048
@@ -179,7 +179,10 @@ def train_base(args: argparse.Namespace) -> Path:
     if not args.out and (out / MANIFEST).exists():
         print(f"base: in the cache\n{out}")
         return out
-    print(f"base: training on {note}")
+    # In the cache nobody asked for a run of his own: an interrupted one simply goes on.
+    resume = args.resume or (not args.out and newest_checkpoint(unfinished(out)) is not None)
+    check_free(out, resume=resume)
+    print(f"base: {'going on with the interrupted' if resume else 'starting a'} training on {note}")
     set_seed(args.seed)
     pairs = {split: _all_languages(str(data), split, args) for split in ("train", "valid")}
     documents = {split: make_documents(of_split, args.seed) for split, of_split in pairs.items()}
@@ -196,7 +199,7 @@ def train_base(args: argparse.Namespace) -> Path:
     settings = {key: value for key, value in vars(args).items() if key not in ("resume", "out")}
     facts = {"data": note, "shape": SHAPE, "documents": DOCUMENTS, "settings": settings}
     model = MistralForCausalLM(config)
-    with workspace(out, facts, resume=args.resume) as folder:
+    with workspace(out, facts, resume=resume) as folder:
         pad = partial(collate_documents, pad_token_id=tokenizer.pad_token_id)
         trainer = train_pairs(model, tokenizer, rows["train"], rows["valid"][: args.eval_limit], args, folder, HeaderTrainer, pad)
         with output_folder(out) as temporary:
@@ -214,9 +217,13 @@ def _all_languages(data: str, split: str, args: argparse.Namespace) -> list[Pair
 
 
 def _content_hash(args: argparse.Namespace, data: Path) -> str:
-    """Of this file, of every setting and of the data's own name, which for the corpus holds a hash of its content."""
-    settings = {key: value for key, value in vars(args).items() if key not in ("resume", "out")}
-    return hashlib.sha256(Path(__file__).read_bytes() + json.dumps([settings, data.name]).encode()).hexdigest()[:12]
+    """Of every setting, of the data, and of the source files that decide what the base becomes."""
+    settings = {key: value for key, value in vars(args).items() if key not in ("resume", "out", "data")}
+    room = Path(__file__).parent
+    sources = [room / "base.py", room / "trainer.py", room / "settings.py", *sorted((room / "data").glob("*.py"))]
+    files = [data] if data.is_file() else sorted(path for path in data.rglob("*") if path.is_file())
+    facts = [settings, [sha256_of(path) for path in sources], [sha256_of(path) for path in files if path.name != RUN]]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 
 def make_base_parser() -> argparse.ArgumentParser:

@@ -18,19 +18,20 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, set_seed
 
 from model.adapters import base_fingerprint
-from model.checkpoint import model_folder
+from model.checkpoint import Checkpoint, model_folder
 from model.cli import make_parser, run_command
-from model.languages import LANGUAGES
-from model.output import check_absent, output_folder, write_run
+from model.languages import LANGUAGES, get_language
+from model.output import output_folder, write_run
 
 from .base import resolve_base
 from .data import load_pairs
 from .data.pairs import Loaded, format_table
 from .data.prompts import encode_pairs
+from .data.sources import find_source
 from .plan import plan_expert
-from .settings import add_training_flags, check_flags, use_checkpointing
+from .settings import add_training_flags, check_flags, has_bf16, use_checkpointing
 from .trainer import train_pairs, write_logs
-from .workspace import workspace
+from .workspace import check_free, workspace
 
 FFN = ("gate_proj", "up_proj", "down_proj")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -40,8 +41,10 @@ DEFAULT_OUT = "runs/expert-{lang}"
 
 def load_base(path: str, *, checkpointing: bool) -> tuple[PreTrainedModel, Any]:
     """The base in NF4 (nested absmax), ready for LoRA, and its tokenizer; `ValueError` if it lacks the FFN's matrices."""
-    dtype = torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+    dtype = torch.bfloat16 if has_bf16() else torch.float32
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+    if Path(path).is_dir():
+        Checkpoint(Path(path))  # names a missing or damaged file in one sentence
     device = {"": 0} if torch.cuda.is_available() else {"": "cpu"}
     model = AutoModelForCausalLM.from_pretrained(path, quantization_config=nf4, dtype=dtype, device_map=device)
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -87,7 +90,11 @@ def train_expert(args: argparse.Namespace) -> None:
         raise ValueError(f"--rank must be at least 1 and --alpha not negative, not {args.rank} and {args.alpha}")
     if not 0 <= args.dropout < 1:
         raise ValueError(f"--dropout must lie in [0, 1), not {args.dropout}")
+    get_language(args.lang)
     out = Path(args.out or DEFAULT_OUT.format(lang=args.lang))
+    if not args.plan:  # what can be known before the base is trained, downloaded or loaded
+        check_free(out, resume=args.resume)
+        find_source(args.data, args.lang, args.level)
     base, why = resolve_base(args.base)
     print(f"base: {why}")
     plan = plan_expert(base, args)
@@ -96,9 +103,8 @@ def train_expert(args: argparse.Namespace) -> None:
         plan.check()
         return
     plan.check()
-    check_absent(out)
     set_seed(args.seed)
-    model, tokenizer = load_base(base, checkpointing=use_checkpointing(args))
+    model, tokenizer = load_base(base, checkpointing=use_checkpointing(args, torch.cuda.is_available()))
     expert = add_lora(model, args)
     train_rows, loaded = load_rows(args, tokenizer, "train", args.limit)
     eval_rows, _ = load_rows(args, tokenizer, "valid", args.eval_limit)

@@ -19,14 +19,14 @@ from model import MoEForCausalLM
 from model.cli import make_parser, run_command
 from model.languages import LANGUAGES
 from model.load import load_model
-from model.output import check_absent, output_folder, write_run
+from model.output import output_folder, write_run
 
-from .data import load_pairs
+from .data import format_table, load_pairs
 from .data.prompts import Example, encode_pairs
 from .routing import format_choices, measure_routing, own_expert
 from .settings import add_training_flags, check_flags
 from .trainer import PairTrainer, train_pairs, write_logs
-from .workspace import workspace
+from .workspace import check_free, workspace
 
 TRAINED = {"gate": (".mlp.gate.",), "gate+lora": (".mlp.gate.", "lora_")}
 
@@ -45,11 +45,12 @@ class GateTrainer(PairTrainer):
 
 
 def freeze_all_but(model: nn.Module, parts: tuple[str, ...]) -> None:
-    """Leaves a gradient to the parameters whose name holds one of `parts`; `ValueError` if there is none."""
+    """Leaves a gradient to the parameters whose name holds one of `parts`; `ValueError` naming a part that no parameter has."""
+    for part in parts:
+        if not any(part in name for name, _ in model.named_parameters()):
+            raise ValueError(f"the mixture has no parameters named *{part}* to train: is it of the lora layout?")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(part in name for part in parts))
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(f"the model has no parameters named {' or '.join(parts)} to train")
 
 
 def load_rows(args: argparse.Namespace, tokenizer: Any, split: str, limit: int | None) -> tuple[dict[str, list[Example]], dict[str, str]]:
@@ -57,12 +58,13 @@ def load_rows(args: argparse.Namespace, tokenizer: Any, split: str, limit: int |
     rows, hashes = {}, {}
     for lang in LANGUAGES:
         loaded = load_pairs(args.data, lang, split, level=args.level, limit=limit, seed=args.seed)
-        rows[lang], _ = encode_pairs(loaded.rows, tokenizer, args.max_length)
+        rows[lang], too_long = encode_pairs(loaded.rows, tokenizer, args.max_length)
         hashes[lang] = loaded.sha256
+        dropped = {rule: count for rule, count in (loaded.dropped | too_long).items() if count}
+        print(f"{split}, {lang}: {len(rows[lang]):,} rows of {loaded.source}" + (f"\n{format_table(dropped)}" if dropped else ""))
     least = min(map(len, rows.values()))
     if not least:
         raise ValueError(f"a language has no {split} rows within --max-length {args.max_length}")
-    print(f"{split}: {least:,} rows of each language, {loaded.source}")
     return {lang: of_lang[:least] for lang, of_lang in rows.items()}, hashes
 
 
@@ -76,7 +78,7 @@ def train_gate(args: argparse.Namespace) -> None:
     """The command: loads the mixture, trains its gate in a workspace, writes the whole model to `--out`."""
     check_flags(args)
     out = Path(args.out)
-    check_absent(out)
+    check_free(out, resume=args.resume)
     set_seed(args.seed)
     model, tokenizer = load_model(args.model)
     if not isinstance(model, MoEForCausalLM):

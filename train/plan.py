@@ -3,7 +3,7 @@
 The parts, in bytes (T tokens of a batch, D model width, F FFN width, L layers, V vocabulary, a = bytes of an activation):
 
     quantised weights   linear weights x 4.127 / 8          NF4 with nested absmax: 4 + 8/64 + 32/(64 x 256) bits
-    other weights       (embeddings + head + norms) x a     never quantised
+    other weights       (embeddings + head + norms) x 4     never quantised; PEFT keeps them in fp32 while training
     adapters            LoRA parameters x 4                  fp32
     gradients           LoRA parameters x 4
     optimizer           LoRA parameters x 8                  AdamW's two moments
@@ -16,12 +16,16 @@ The parts, in bytes (T tokens of a batch, D model width, F FFN width, L layers, 
 import argparse
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
+from .settings import has_bf16, use_checkpointing
+
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 CARDS = {"t4": 15.6e9, "a10g": 23.7e9, "l4": 23.7e9, "4090": 25.2e9, "h100": 85.0e9}  # usable bytes
+WITHOUT_BF16 = ("t4",)  # trains in fp32
 RUNTIME = {"cuda": 0.6e9, "cpu": 0.9e9}
 
 
@@ -53,7 +57,7 @@ def plan_expert(base: str, args: argparse.Namespace) -> Plan:
     """The plan of `train.expert` for the base's configuration and the chosen card; `ValueError` for an unknown card."""
     config = read_config(base)
     room, where, cuda = _room(args.gpu)
-    a = 2 if cuda else 4
+    a = 2 if (args.gpu in CARDS and args.gpu not in WITHOUT_BF16) or (args.gpu == "auto" and has_bf16()) else 4
     D, F, L = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     head = getattr(config, "head_dim", None) or D // config.num_attention_heads
     q, kv = config.num_attention_heads * head, config.num_key_value_heads * head
@@ -62,10 +66,10 @@ def plan_expert(base: str, args: argparse.Namespace) -> Plan:
     trained = L * args.rank * lora
     tokens = args.batch_size * args.max_length
     layer = (16 * D + 5 * F) * tokens * a
-    checkpointing = args.checkpointing == "on" or (args.checkpointing == "auto" and cuda)
+    checkpointing = use_checkpointing(args, cuda)
     parts = {
         "quantised weights": L * (attention + ffn) * NF4_BITS / 8,
-        "other weights": (2 * config.vocab_size * D + (2 * L + 1) * D) * a,
+        "other weights": (2 * config.vocab_size * D + (2 * L + 1) * D) * 4,
         "adapters": trained * 4,
         "gradients": trained * 4,
         "optimizer": trained * 8,
@@ -97,5 +101,13 @@ def _room(gpu: str) -> tuple[float, str, bool]:
     if gpu == "auto" and torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0], torch.cuda.get_device_name(), True
     if gpu in ("auto", "cpu"):
-        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")), "this machine", False
+        return min(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")), _container_limit()), "this machine", False
     raise ValueError(f"unknown card {gpu!r}; known: auto, cpu, {', '.join(CARDS)}")
+
+
+def _container_limit() -> float:
+    """Bytes that the control group allows, infinity if it sets no limit."""
+    try:
+        return float(Path("/sys/fs/cgroup/memory.max").read_text())
+    except (OSError, ValueError):  # no such group, or the word "max"
+        return float("inf")

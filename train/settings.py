@@ -37,9 +37,11 @@ def check_flags(args: argparse.Namespace) -> None:
     for name in ("batch_size", "accumulation", "max_length", "eval_limit"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
-    for name in ("max_steps", "eval_every", "patience", "weight_decay", "warmup"):
+    for name in ("max_steps", "eval_every", "patience", "weight_decay"):
         if getattr(args, name) < 0:
             raise ValueError(f"--{name.replace('_', '-')} must not be negative, but is {getattr(args, name)}")
+    if not 0 <= args.warmup < 1:
+        raise ValueError(f"--warmup is a share of the steps and must lie in [0, 1), not {args.warmup}")
     for name in ("epochs", "learning_rate", "clip"):
         if not (getattr(args, name) > 0 and math.isfinite(getattr(args, name))):
             raise ValueError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}")
@@ -52,8 +54,14 @@ def total_steps(args: argparse.Namespace, rows: int) -> int:
     return args.max_steps or math.ceil(args.epochs * math.ceil(rows / (args.batch_size * args.accumulation)))
 
 
-def use_checkpointing(args: argparse.Namespace) -> bool:
-    return args.checkpointing == "on" or (args.checkpointing == "auto" and torch.cuda.is_available())
+def has_bf16() -> bool:
+    """Whether a CUDA card computes in bf16 itself; a T4 only emulates it."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def use_checkpointing(args: argparse.Namespace, cuda: bool) -> bool:
+    """Whether the run of these flags checkpoints its activations, on a CUDA card or not."""
+    return args.checkpointing == "on" or (args.checkpointing == "auto" and cuda)
 
 
 def training_arguments(args: argparse.Namespace, folder: Path, rows: int) -> TrainingArguments:
@@ -61,7 +69,7 @@ def training_arguments(args: argparse.Namespace, folder: Path, rows: int) -> Tra
     cuda = torch.cuda.is_available()
     steps = total_steps(args, rows)
     checkpointing: dict[str, Any] = {}
-    if use_checkpointing(args):
+    if use_checkpointing(args, cuda):
         checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     every = args.eval_every or max(1, math.ceil(steps / EVALUATIONS))
     return TrainingArguments(
@@ -76,7 +84,7 @@ def training_arguments(args: argparse.Namespace, folder: Path, rows: int) -> Tra
         weight_decay=args.weight_decay,
         max_grad_norm=args.clip,
         optim="paged_adamw_32bit" if cuda else "adamw_torch",
-        bf16=cuda and torch.cuda.is_bf16_supported(),
+        bf16=has_bf16(),
         use_cpu=not cuda,
         eval_strategy="steps",
         eval_steps=every,
@@ -84,6 +92,7 @@ def training_arguments(args: argparse.Namespace, folder: Path, rows: int) -> Tra
         save_steps=every,
         save_total_limit=2,
         load_best_model_at_end=True,
+        restore_callback_states_from_checkpoint=True,  # or early stopping forgets its best loss and its patience
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         logging_steps=max(1, steps // LOG_ENTRIES),

@@ -104,6 +104,7 @@ class PairTrainer(Trainer):
         self.add_callback(ProgressBar())
         self.add_callback(StopOnBadGradient())
         self._started = time.monotonic()
+        self._before: float | None = None  # seconds of the run that this one resumes
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
         rows: Any = train_dataset if train_dataset is not None else self.train_dataset
@@ -117,8 +118,14 @@ class PairTrainer(Trainer):
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        logs["seconds"] = round(time.monotonic() - self._started, 2)
+        logs["seconds"] = round(self._seconds(), 2)
         super().log(logs, *args, **kwargs)
+
+    def _seconds(self) -> float:
+        """Since the start of training; a resumed run goes on from the last entry of the interrupted one."""
+        if self._before is None:
+            self._before = max((entry.get("seconds", 0.0) for entry in self.state.log_history), default=0.0)
+        return self._before + time.monotonic() - self._started
 
     def figures(self) -> dict[str, Any]:
         """What `run.json` says of a finished run; peak memory is the process's, or the device's on CUDA."""
@@ -132,7 +139,7 @@ class PairTrainer(Trainer):
             "trainable_parameters": trained,
             "best_eval_loss": min(losses, default=None),
             "best_step": self.state.best_global_step,
-            "seconds": round(time.monotonic() - self._started, 1),
+            "seconds": round(self._seconds(), 1),
             "peak_bytes": peak,
         }
 

@@ -18,6 +18,21 @@ from .trainer import newest_checkpoint
 FACTS = "facts.json"
 
 
+def check_free(out: Path, *, resume: bool) -> None:
+    """The errors of `workspace` that need no facts, for the start of a command."""
+    check_absent(out)
+    found = newest_checkpoint(unfinished(out)) is not None
+    if resume and not found:
+        raise ValueError(f"nothing to resume: {unfinished(out)} holds no checkpoint")
+    if found and not resume:
+        raise FileExistsError(f"an interrupted run lies in {unfinished(out)}; add --resume to go on, or remove it")
+
+
+def unfinished(out: Path) -> Path:
+    """The workspace of the run that will become `out`."""
+    return out.with_name(f".{out.name}.unfinished")
+
+
 @contextmanager
 def workspace(out: Path, facts: dict[str, Any], *, resume: bool) -> Iterator[Path]:
     """Yields the workspace of the run that will become `out`, and removes it once the run is done.
@@ -25,20 +40,17 @@ def workspace(out: Path, facts: dict[str, Any], *, resume: bool) -> Iterator[Pat
     After an error it stays if it holds a checkpoint to resume from. `FileExistsError` if it exists without `resume`,
     `ValueError` if there is nothing to resume or a fact differs (the sentence names it).
     """
-    check_absent(out)
-    folder = out.with_name(f".{out.name}.unfinished")
+    check_free(out, resume=resume)
+    folder = unfinished(out)
     facts = json.loads(json.dumps(facts, default=str))  # as they will be read back
-    if newest_checkpoint(folder) is None:
-        if resume:
-            raise ValueError(f"nothing to resume: {folder} holds no checkpoint")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        write_json(folder / FACTS, facts)
-    elif not resume:
-        raise FileExistsError(f"an interrupted run lies in {folder}; add --resume to go on, or remove it")
-    else:
+    if resume:
         _check_same(folder, facts)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
     try:
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            write_json(folder / FACTS, facts)
         yield folder
     except BaseException:
         if newest_checkpoint(folder) is None:
