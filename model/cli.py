@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 
 MISTAKES = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 NO_SPACE = 28  # errno.ENOSPC
+# How it reads where the number is lost: safetensors passes the system's error on as text; torch.save's writer says only that it failed.
+NO_SPACE_TEXTS = (f"os error {NO_SPACE})", "PytorchStreamWriter failed", "inline_container.cc", "iostream error")
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -45,5 +47,4 @@ def run_command(command: Callable[[argparse.Namespace], object], parser: argpars
 
 
 def _disk_is_full(error: Exception) -> bool:
-    """safetensors passes the system's error on as text only, and torch.save says no more than that writing failed."""
-    return getattr(error, "errno", None) == NO_SPACE or f"os error {NO_SPACE})" in str(error) or "PytorchStreamWriter failed" in str(error)
+    return getattr(error, "errno", None) == NO_SPACE or any(text in str(error) for text in NO_SPACE_TEXTS)

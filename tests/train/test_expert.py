@@ -1,6 +1,7 @@
 """`python -m train.expert`: what it learns from, what it leaves behind, and that an interruption changes nothing."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, TrainerCallback
 
 from train import expert, trainer
 
@@ -64,6 +65,54 @@ def test_an_interrupted_run_ends_bit_equal(whole, tiny_base, tiny_data, tmp_path
     assert expected.keys() == resumed.keys()
     for name, tensor in expected.items():
         assert torch.equal(tensor, resumed[name]), name
+
+
+def test_early_stopping_survives_an_interruption(tiny_base, tiny_data, tmp_path, monkeypatch):
+    """At a rate of nearly 0 nothing improves on the evaluation of step 3: patience 2 must end both runs at step 9."""
+    ends = {}
+    for name, cut in {"whole": None, "cut": 4}.items():
+        flags = [*arguments(tiny_base, tiny_data, tmp_path / name), "--patience", 2, "--learning-rate", 1e-12]
+        if cut:
+            with monkeypatch.context() as patch:
+                patch.setattr(trainer.ProgressBar, "on_step_end", KillAt(cut).on_step_end)
+                with pytest.raises(Killed):
+                    run(patch, *flags)
+            flags.append("--resume")
+        assert run(monkeypatch, *flags) == 0
+        figures = json.loads((tmp_path / name / "run.json").read_text())["figures"]
+        ends[name] = (figures["steps"], figures["best_step"])
+    assert ends["whole"] == ends["cut"] == (9, 3)
+    for name, tensor in adapter(tmp_path / "whole").items():
+        assert torch.equal(tensor, adapter(tmp_path / "cut")[name]), name
+
+
+def test_the_base_is_nf4_with_nested_absmax(tiny_base):
+    model, _ = expert.load_base(str(tiny_base), checkpointing=False)
+    state = model.model.layers[0].mlp.up_proj.weight.quant_state
+    assert (state.quant_type, state.blocksize, state.nested) == ("nf4", 64, True)
+
+
+def test_a_base_of_another_kind_or_in_pieces_is_one_sentence(tiny_base, tiny_data, tmp_path, monkeypatch, capsys):
+    other = tmp_path / "gpt2"
+    GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=16)).save_pretrained(other)
+    assert run(monkeypatch, *arguments(other, tiny_data, tmp_path / "out")) == 2
+    assert "is not Mistral-shaped: its configuration lacks" in capsys.readouterr().err.splitlines()[-1]
+    torn = tmp_path / "torn"
+    shutil.copytree(tiny_base, torn)
+    weights = torn / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert run(monkeypatch, *arguments(torn, tiny_data, tmp_path / "out")) == 2
+    assert "model.safetensors" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full to stand for a full disk")
+def test_a_full_disk_is_one_sentence(tiny_base, tiny_data, tmp_path, monkeypatch, capsys):
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda value, path, *args, **kwargs: save(value, "/dev/full", *args, **kwargs))
+    assert run(monkeypatch, *arguments(tiny_base, tiny_data, tmp_path / "out")) == 2
+    assert "no space left on the disk" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_output_is_a_peft_adapter_that_changes_the_base(whole, tiny_base):

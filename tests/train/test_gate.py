@@ -81,3 +81,8 @@ def test_a_base_is_no_mixture(tiny_base, tiny_data, tmp_path, monkeypatch, capsy
     assert run(monkeypatch, *arguments(tiny_base, tiny_data, tmp_path / "out")) == 2
     assert "is no mixture: compose one with python -m model.compose" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_lora_factors_can_only_be_trained_where_there_are_any(mixture, tiny_data, tmp_path, monkeypatch, capsys):
+    assert run(monkeypatch, *arguments(mixture, tiny_data, tmp_path / "out"), "--train", "gate+lora") == 2
+    assert "is it of the lora layout?" in capsys.readouterr().err
