@@ -1,8 +1,8 @@
 """`python -m eval.codebleu`: completes the prompts of fixed test points with a model and scores the programs with CodeBLEU.
 
-RUN holds `samples.jsonl` (one row a point) and `run.json` (figures by language and kind of point). Base, experts and mixture see the same
-points, the same prompt and the same greedy decoding. On the embedded corpus "wording" (unseen wordings of seen problem families) and
-"family" (unseen families) are drawn and reported apart.
+RUN holds `samples.jsonl` (one row a point) and `run.json` (figures by language and kind of point, data source, precision). Base, experts
+and mixture see the same points, the same prompt and the same greedy decoding. On the embedded corpus "wording" (unseen wordings of seen
+problem families) and "family" (unseen families) are drawn and reported apart.
 """
 
 import json
@@ -46,6 +46,7 @@ def main(args: Namespace) -> None:
         figures[lang] = {kind: {**row, "generation_seconds_per_point": seconds} for kind, row in figures[lang].items()}
         samples += rows
     facts = {key: getattr(args, key) for key in ("model", "adapter", "split", "limit", "max_new_tokens", "batch_size")}
+    facts |= precision_of(model)
     with output_folder(args.out) as folder:
         with (folder / SAMPLES).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
@@ -63,12 +64,13 @@ def check_flags(args: Namespace, *counts: str) -> None:
 
 
 def load_points(args: Namespace) -> tuple[dict[str, dict[str, list[Pair]]], dict[str, Any]]:
-    """{lang: {kind: points}} and where they came from: {lang: {"source", "sha256", "rows"}}."""
+    """{lang: {kind: points}} and where they came from, which is printed too: {lang: {"source", "sha256", "rows"}}."""
     points, sources = {}, {}
     for lang in [args.lang] if args.lang else LANGUAGES:
         loaded = load_pairs(args.data, lang, args.split)
         points[lang] = pick_points(loaded.rows, args.split, args.limit, args.seed)
         sources[lang] = {"source": loaded.source, "sha256": loaded.sha256, "rows": len(loaded.rows)}
+    print("data: " + ", ".join(dict.fromkeys(row["source"] for row in sources.values())))
     return points, sources
 
 
@@ -77,6 +79,11 @@ def role_of(model: Any, args: Namespace) -> str:
     if getattr(model.config, "num_local_experts", 0):
         return "mixture"
     return "expert" if args.adapter or is_adapter(model_folder(args.model)) else "base"
+
+
+def precision_of(model: Any) -> dict[str, str | None]:
+    """The dtype that the model computes in, and "nf4" if its matrices are kept in that."""
+    return {"dtype": str(model.dtype).removeprefix("torch."), "quantization": getattr(model.config, "quantization", None)}
 
 
 def judge(lang: str, kinds: dict[str, list[Pair]], completions: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

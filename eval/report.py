@@ -5,12 +5,12 @@ Takes the base's run, the experts' (one a language), the mixture's, and one of e
 `report.html` (self-contained), `report.md`, `report.json` (every number, unrounded) and the figures as PNG.
 """
 
-import json
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
+from model.checkpoint import read_json
 from model.cli import make_parser, run_command
 from model.output import check_absent, output_folder, write_json, write_run
 
@@ -18,7 +18,7 @@ from . import plots
 from .bootstrap import LEVEL
 from .html import render
 from .runs import ARRAYS, Run, Systems, read_runs, read_training
-from .study import ALL, aligned, compare, conditions, details, estimate, generations, kinds_of, languages_of, training_summary
+from .study import ALL, aligned, compare, conditions, details, estimate, generations, kinds_of, languages_of, precision, training_summary
 from .tables import cell, kind_title, lang_title, markdown_table, text_table
 
 TITLE1, TITLE2 = "Table 1: base against experts", "Table 2: base against mixture"
@@ -29,7 +29,7 @@ def main(args: Namespace) -> None:
     systems, routing = read_runs(args.runs)
     logs = [read_training(path) for path in args.training]
     report = build(systems, routing, logs, args.title, args.seed)
-    arrays = json.loads((routing.path / ARRAYS).read_text(encoding="utf-8")) if routing else None
+    arrays = read_json(routing.path / ARRAYS) if routing else None
     with output_folder(args.out) as folder:
         figures, captions = draw(folder, systems, report, arrays, logs)
         (folder / "report.html").write_text(render(report, figures, captions), encoding="utf-8")
@@ -94,7 +94,7 @@ def texts(systems: Systems, counts: dict[str, dict[str, dict[str, int]]]) -> dic
     decoding = f"greedy decoding, at most {some.facts['max_new_tokens']} new tokens, one prompt format for all systems"
     scale = f"CodeBLEU × 100, corrected, mean over the points; in brackets the {LEVEL} % interval from a bootstrap over problems"
     return {
-        "summary": f"{', '.join(map(lang_title, languages_of(systems)))}; {points}; {decoding}.",
+        "summary": f"{', '.join(map(lang_title, languages_of(systems)))}; {points}; {decoding}; {precision(systems)}.",
         "table1": f"{scale}, paired for difference and ratio. Each expert sees its own language only.",
         "table2": f"{scale}, paired. The points are Table 1's; “of expert” is the share of the experts' mean that the mixture keeps.",
         "generations": "One point a language, picked by rule and not by hand: the one at which the expert has its median score.",

@@ -16,7 +16,7 @@ from model.routers import MoERouter
 from train.data.prompts import encode_pair
 from train.routing import means, measure_routing, own_expert
 
-from .codebleu import add_point_flags, check_flags, load_points
+from .codebleu import add_point_flags, check_flags, load_points, precision_of
 from .runs import ARRAYS, ROUTING
 
 
@@ -37,6 +37,7 @@ def main(args: Namespace) -> None:
         "data": sources,
         "experts": names,
         "top_k": model.config.num_experts_per_tok,
+        **precision_of(model),
     }
     with output_folder(args.out) as folder:
         write_json(folder / ARRAYS, {"experts": names, "languages": languages})

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.checkpoint import read_json
 from model.output import RUN
 
 LOG = "log.jsonl"
@@ -13,6 +14,8 @@ SAMPLES = "samples.jsonl"
 ARRAYS = "routing.json"
 CODEBLEU, ROUTING = "eval.codebleu", "eval.routing"
 ROLES = ("base", "expert", "mixture")
+FACTS = ("role", "figures", "max_new_tokens")  # what a report needs of a run
+COLUMNS = ("id", "lang", "kind", "group", "text", "reference", "prediction", "codebleu")  # and of a sample
 SAME = ("prompt_template", "max_new_tokens")  # what has to agree before two runs are compared
 
 Sample = dict[str, Any]
@@ -71,17 +74,22 @@ def read_run(path: Path) -> Run:
         raise FileNotFoundError(f"there is no run {path}")
     if not (path / RUN).is_file():
         raise ValueError(f"{path} is not the output of a finished command: it has no {RUN}")
-    facts = json.loads((path / RUN).read_text(encoding="utf-8"))
+    facts = read_json(path / RUN)
     program = facts.get("program")
     if program not in (CODEBLEU, ROUTING):
         raise ValueError(f"{path} was not written by {CODEBLEU} or {ROUTING}{f' but by {program}' if program else ''}")
     if program == ROUTING:
+        _check_keys(facts, ("figures",), f"{path / RUN}")
         return Run(path, facts, {})
+    _check_keys(facts, FACTS, f"{path / RUN}")
+    if facts["role"] not in ROLES:
+        raise ValueError(f"{path / RUN} has the role {facts['role']!r}; known: {', '.join(ROLES)}")
     samples: dict[str, dict[str, list[Sample]]] = {}
-    for row in _read_lines(path / SAMPLES):
+    for row in _read_lines(path / SAMPLES, COLUMNS):
         samples.setdefault(row["lang"], {}).setdefault(row["kind"], []).append(row)
     if not samples:
         raise ValueError(f"{path / SAMPLES} holds no samples")
+    _check_keys(facts["figures"], tuple(samples), f"the figures of {path / RUN}")
     return Run(path, facts, samples)
 
 
@@ -89,7 +97,7 @@ def read_training(path: Path) -> tuple[str, list[dict[str, Any]]]:
     """(label, log entries) of a training command's output folder."""
     if not (path / LOG).is_file():
         raise FileNotFoundError(f"{path} is not a training command's output: it has no {LOG}")
-    entries = [entry for entry in _read_lines(path / LOG) if "loss" in entry or "eval_loss" in entry]
+    entries = [entry for entry in _read_lines(path / LOG, ("step",)) if "loss" in entry or "eval_loss" in entry]
     if not entries:
         raise ValueError(f"{path / LOG} holds no entry with a loss")
     return path.resolve().name, entries
@@ -120,13 +128,25 @@ def _only(runs: list[Run], role: str) -> Run | None:
     return runs[0] if runs else None
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def _read_lines(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The JSON objects in `path`, one a line, each of which must have `keys`."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):  # splitlines would cut at U+2028
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line:
+            continue
         try:
-            rows += [json.loads(line)] if line else []
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}, is not JSON: {error.msg}") from error
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}, is not JSON: {error}") from error
+        _check_keys(row, keys, f"{path}, line {number},")
+        rows.append(row)
     return rows
+
+
+def _check_keys(value: Any, keys: tuple[str, ...], where: str) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} holds a {type(value).__name__}, not a JSON object")
+    if missing := [key for key in keys if key not in value]:
+        raise ValueError(f"{where} lacks {', '.join(missing)}")

@@ -110,6 +110,18 @@ def training_summary(logs: list[tuple[str, list[dict[str, Any]]]]) -> dict[str, 
     return summary
 
 
+def precision(systems: Systems) -> str:
+    """The dtype and quantisation of each role's runs, e.g. "base float32, expert float32, mixture float32 with NF4 matrices"."""
+    runs = {"base": [systems.base], "expert": list(systems.experts.values()), "mixture": [systems.mixture]}
+    found = {role: dict.fromkeys(_precision(run) for run in runs[role] if run) for role in ROLES}
+    return ", ".join(f"{role} {' and '.join(names)}" for role, names in found.items() if names)
+
+
+def _precision(run: Run) -> str:
+    dtype, quantization = run.facts.get("dtype", "of unknown precision"), run.facts.get("quantization")
+    return f"{dtype} with {quantization.upper()} matrices" if quantization else dtype
+
+
 def conditions(run: Run) -> dict[str, Any]:
     """Which run a number came from and how it was made."""
     keys = (
@@ -121,6 +133,8 @@ def conditions(run: Run) -> dict[str, Any]:
         "split",
         "limit",
         "max_new_tokens",
+        "dtype",
+        "quantization",
         "seed",
         "data",
         "command",

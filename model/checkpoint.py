@@ -18,6 +18,7 @@ from torch import Tensor
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def model_folder(name: str | Path, beside: Path = Path()) -> Path:
@@ -81,7 +82,10 @@ def _weight_files(path: Path) -> list[Path]:
 
 
 def _indexed_files(folder: Path) -> list[Path]:
-    names = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{folder / INDEX} has no weight_map from tensors to files")
+    names = sorted(set(weight_map.values()))
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise ValueError(f"{folder / INDEX} names {name!r}; a shard is a .safetensors file in the same folder")
@@ -153,7 +157,6 @@ class CheckpointWriter:
 
 def parse_dtype(name: str) -> torch.dtype:
     """`torch.bfloat16` for "bfloat16"; ValueError for anything but the three dtypes a model may have."""
-    allowed = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in allowed:
-        raise ValueError(f"dtype is {name!r}; allowed: {', '.join(allowed)}")
-    return allowed[name]
+    if name not in list(DTYPES):  # a list, as a YAML file's value need not be hashable
+        raise ValueError(f"dtype is {name!r}; allowed: {', '.join(DTYPES)}")
+    return DTYPES[name]

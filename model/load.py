@@ -34,20 +34,35 @@ def load_model(
         if adapter is not None:
             raise ValueError(f"{folder} is an adapter, so it cannot carry the adapter {adapter}")
         folder, adapter = _base_of(folder), folder
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _find_device(device)
     chosen = parse_dtype(dtype) if isinstance(dtype, str) else dtype
     kind = read_json(folder / CONFIG).get("model_type")
-    if kind in _MIXTURES:
-        if adapter is not None:
-            raise ValueError(f"{folder} is a mixture; the adapter {adapter} belongs on its base")
-        model: Any = MoEForCausalLM.from_pretrained(folder, dtype=chosen or "auto", device_map=device)
-    elif kind in _DENSE:
-        model = _load_dense(folder, device, chosen)
-    else:
+    if kind not in (*_DENSE, *_MIXTURES):
         raise ValueError(f"{folder} is a {kind!r} model; known: {', '.join((*_DENSE, *_MIXTURES))}")
+    if kind in _MIXTURES and adapter is not None:
+        raise ValueError(f"{folder} is a mixture; the adapter {adapter} belongs on its base")
+    tokenizer = _load_tokenizer(folder)
+    if kind in _MIXTURES:
+        model: Any = MoEForCausalLM.from_pretrained(folder, dtype=chosen or "auto", device_map=device)
+    else:
+        model = _load_dense(folder, device, chosen)
     if adapter is not None:
         model = _add_adapter(model, folder, model_folder(adapter))
-    return model.eval(), _load_tokenizer(folder)
+    return model.eval(), tokenizer
+
+
+def _find_device(name: str | torch.device | None) -> torch.device:
+    """The device called `name`, by default CUDA if there is one; ValueError if this machine lacks it."""
+    count = torch.cuda.device_count()
+    try:
+        device = torch.device(name or ("cuda" if count else "cpu"))
+    except RuntimeError:
+        raise ValueError(f"there is no device {name!r}; name cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"models run on cpu, cuda or cuda:N, not on {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ValueError(f"device is {str(device)!r}, but PyTorch finds {count} CUDA devices here")
+    return device
 
 
 def _base_of(adapter: Path) -> Path:
@@ -60,12 +75,19 @@ def _base_of(adapter: Path) -> Path:
 def _load_dense(folder: Path, device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
     Checkpoint(folder)  # its errors name the file; transformers' do not
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype or "auto", use_safetensors=True, local_files_only=True, trust_remote_code=False, output_loading_info=True
+        folder,
+        dtype=dtype or "auto",
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=True,  # they are refused below, by name
+        output_loading_info=True,
     )
     model, info = loaded
-    for title in ("missing_keys", "unexpected_keys"):
-        if info[title]:
-            raise ValueError(f"{folder} has {title.replace('_', ' ')}: {', '.join(sorted(info[title])[:5])}")
+    wrong_shape = {name for name, *_ in info["mismatched_keys"]}
+    for title, names in (("missing", info["missing_keys"]), ("unexpected", info["unexpected_keys"]), ("wrongly shaped", wrong_shape)):
+        if names:
+            raise ValueError(f"{folder} has {title} keys: {', '.join(sorted(names)[:5])}")
     return model.to(device)
 
 
@@ -78,7 +100,11 @@ def _add_adapter(model: PreTrainedModel, base: Path, folder: Path) -> Any:
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # no narrower class: `tokenizers` raises bare Exceptions
+        files = ", ".join(sorted(path.name for path in folder.glob("tokenizer*"))) or "none"
+        raise ValueError(f"{folder} has no tokenizer that can be read; its tokenizer files: {files}") from error
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

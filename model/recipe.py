@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from .checkpoint import DTYPES
 from .gates import GATE_MODES, PROMPT_MODES, Prompts
 
 _KEYS = ("base_model", "gate_mode", "dtype", "experts_per_token", "architecture", "experts")
@@ -61,6 +62,8 @@ def _read_expert(raw: Any, where: str) -> Expert:
 def _check(recipe: Recipe, architecture: Any, path: Path) -> None:
     if recipe.gate_mode not in GATE_MODES:
         raise ValueError(f"{path}: gate_mode is {recipe.gate_mode!r}; allowed: {', '.join(GATE_MODES)}")
+    if recipe.dtype not in (None, *DTYPES):
+        raise ValueError(f"{path}: dtype is {recipe.dtype!r}; allowed: {', '.join(DTYPES)}")
     if architecture not in (None, "mixtral"):
         raise ValueError(f"{path}: architecture is {architecture!r}; only mixtral is composed")
     count = len(recipe.experts)

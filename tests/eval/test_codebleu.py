@@ -6,9 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import eval.codebleu as command
 from eval.runs import read_run, read_runs
+from model import MoEForCausalLM
 from model.cli import run_command
 from model.output import check_manifest
 from model.prompt import format_prompt
@@ -22,7 +24,8 @@ def run(*arguments: str) -> int:
 def answer(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """{prompt: completion} of a model that is not there; a prompt it lacks is completed with nothing."""
     answers: dict[str, str] = {}
-    monkeypatch.setattr(command, "load_model", lambda *_, **__: (SimpleNamespace(config=SimpleNamespace()), None))
+    model = SimpleNamespace(config=SimpleNamespace(), dtype=torch.bfloat16)
+    monkeypatch.setattr(command, "load_model", lambda *_, **__: (model, None))
     monkeypatch.setattr(command, "model_folder", Path)
 
     def complete(model: Any, tokenizer: Any, prompts: list[str], **options: Any) -> list[str]:
@@ -50,11 +53,14 @@ def test_figures_follow_from_the_samples(
     assert summary == {"wording": (5, 5, 0.0), "family": (4, 0, 1.0)}
     assert figures["wording"]["codebleu_library"] == pytest.approx(0.25)
     assert (facts["name"], facts["role"], facts["max_new_tokens"]) == ("base", "base", 7)
+    assert (facts["dtype"], facts["quantization"]) == ("bfloat16", None)
     assert facts["data"]["cpp"]["rows"] == 10
     samples = read_run(tmp_path / "run").samples["cpp"]
     assert {row["id"] for row in samples["family"]} == {row["id"] for row in rows if row["kind"] == "family"}
     assert all(row["prediction"] == row["reference"] and row["codebleu"] == 1.0 and row["group"] for row in samples["family"])
-    assert "C++, family" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"data: {data_folder}\n")
+    assert "C++, family" in printed
 
 
 def test_two_models_get_the_same_points(answer: dict[str, str], data_folder: Path, tmp_path: Path) -> None:
@@ -102,10 +108,17 @@ def test_an_output_that_exists_is_kept(data_folder: Path, tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-@pytest.mark.parametrize("role", ["base", "mixture"])
-def test_a_real_model(role: str, base_folder: Path, mixture_folder: Path, data_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("role", "quantization"), [("base", None), ("mixture", None), ("mixture", "nf4")])
+def test_a_real_model(
+    role: str, quantization: str | None, base_folder: Path, mixture_folder: Path, tokenizer: Any, data_folder: Path, tmp_path: Path
+) -> None:
     model = str(base_folder if role == "base" else mixture_folder)
+    if quantization:
+        model = str(tmp_path / "quantized")
+        MoEForCausalLM.from_pretrained(mixture_folder, quantization=quantization).save_pretrained(model)
+        tokenizer.save_pretrained(model)
     assert run(*flags(data_folder, tmp_path / "run"), "--model", model, "--lang", "java", "--limit", "2") == 0
     result = read_run(tmp_path / "run")
     assert result.role == role
+    assert (result.facts["dtype"], result.facts["quantization"]) == ("float32", quantization)
     assert all(0 <= row["codebleu"] < 0.5 for rows in result.samples["java"].values() for row in rows)

@@ -25,8 +25,9 @@ MIXTURE = {"cpp": {"wording": [0.6, 0.6, 0.5, 0.5], "family": [0.1, 0.3, 0.2, 0.
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory, write_codebleu_run: WriteRun) -> list[str]:
     folder = tmp_path_factory.mktemp("runs")
-    runs = [write_codebleu_run(folder, "base", "base", BASE), write_codebleu_run(folder, "mixture", "mixture", MIXTURE)]
-    runs += [write_codebleu_run(folder, f"expert-{lang}", "expert", {lang: EXPERTS[lang]}) for lang in EXPERTS]
+    runs = [write_codebleu_run(folder, "base", "base", BASE, dtype="float32", quantization=None)]
+    runs.append(write_codebleu_run(folder, "mixture", "mixture", MIXTURE, dtype="float32", quantization="nf4"))
+    runs += [write_codebleu_run(folder, f"expert-{lang}", "expert", {lang: EXPERTS[lang]}, dtype="bfloat16") for lang in EXPERTS]
     layers = {"cpp": [[0.7, 0.3], [0.9, 0.1]], "java": [[0.2, 0.8], [0.4, 0.6]]}
     rows = {lang: _routing(layers[lang], own) for own, lang in enumerate(EXPERTS)}
     with output_folder(folder / "routing") as routing:
@@ -116,6 +117,8 @@ def test_the_page_is_whole_and_fetches_nothing(made: tuple[Path, str]) -> None:
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in page.sources)
     for shown in ("A < B & C", "<mixture> & 3", "Unseen problem families", "60.0", "96.4 %", "n = 4 a language"):
         assert shown in page.text
+    assert "base float32, expert bfloat16, mixture float32 with NF4 matrices" in page.text
+    assert "quantizationnf4" in page.text  # in the mixture's conditions
     check_manifest(out)
     names = ("means", "distributions", "gates", "training")
     assert {path.name for path in out.glob("*.png")} == {f"{name}{ending}.png" for name in names for ending in ("", "-dark")}

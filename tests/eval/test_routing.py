@@ -59,7 +59,9 @@ def test_the_command_writes_arrays_and_means(
     assert arrays["experts"] == ["python", "java", "javascript", "cpp"]
     assert figures["java"]["own_top1"] == pytest.approx(sum(layer[1] for layer in arrays["languages"]["java"]["top1"]) / 3)
     assert figures["java"]["n"] == 4
-    assert "own top-1" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"data: {data_folder}\n")
+    assert "own top-1" in printed
 
 
 def test_own_expert_is_found_by_word() -> None:

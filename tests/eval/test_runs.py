@@ -52,7 +52,7 @@ def test_wrong_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"program": "train.expert"}))
     with pytest.raises(ValueError, match=r"not written by eval\.codebleu or eval\.routing but by train\.expert"):
         read_run(tmp_path)
-    (tmp_path / "run.json").write_text(json.dumps({"program": "eval.codebleu"}))
+    (tmp_path / "run.json").write_text(json.dumps({"program": "eval.codebleu", "role": "base", "figures": {}, "max_new_tokens": 1}))
     with pytest.raises(FileNotFoundError, match=r"samples\.jsonl is missing"):
         read_run(tmp_path)
     (tmp_path / "samples.jsonl").write_text('{"lang": "cpp"\n')
@@ -61,6 +61,31 @@ def test_wrong_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "samples.jsonl").write_text("")
     with pytest.raises(ValueError, match="holds no samples"):
         read_run(tmp_path)
+
+
+def test_damaged_runs_are_named_with_what_they_lack(tmp_path: Path, write_codebleu_run: WriteRun) -> None:
+    run = write_codebleu_run(tmp_path, "base", "base", {"cpp": {"test": [0.5]}})
+    for name in ("run.json", "samples.jsonl"):
+        whole = (run / name).read_bytes()
+        for damaged, message in ((b"", "is not JSON|holds no samples"), (b"{", "is not JSON"), (b"[]", "list"), (b"\xff", "is not JSON")):
+            (run / name).write_bytes(damaged)
+            with pytest.raises(ValueError, match=rf"{name}.*({message})") as caught:
+                read_run(run)
+            assert "\n" not in str(caught.value)
+        for key in ("role", "figures") if name == "run.json" else ("lang", "kind"):
+            value = json.loads(whole)
+            del value[key]
+            (run / name).write_text(json.dumps(value))
+            with pytest.raises(ValueError, match=rf"{name}.* lacks {key}"):
+                read_run(run)
+        (run / name).write_bytes(whole)
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**facts, "figures": {"java": {}}}))
+    with pytest.raises(ValueError, match=r"the figures of .*run\.json lacks? cpp"):
+        read_run(run)
+    (run / "run.json").write_text(json.dumps({**facts, "role": "judge"}))
+    with pytest.raises(ValueError, match=r"run\.json has the role 'judge'; known: base, expert, mixture"):
+        read_run(run)
 
 
 def test_training_logs(tmp_path: Path) -> None:

@@ -71,6 +71,43 @@ def test_a_base_that_lacks_a_tensor_is_refused(base, tmp_path):
         load_model(tmp_path / "base")
 
 
+def test_a_device_that_is_not_there_is_named(base, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    cases = {"foo": "there is no device 'foo'", "cuda": "'cuda', but PyTorch finds 0 CUDA devices", "meta": "not on 'meta'"}
+    for device, message in cases.items():
+        with pytest.raises(ValueError, match=message):
+            load_model(base, device=device)
+
+
+@pytest.mark.parametrize("kind", ["base", "mixture"])
+def test_a_folder_that_is_not_whole_is_named_in_one_sentence(base, adapters, run_compose, tmp_path, kind):
+    source = base if kind == "base" else run_compose(adapters)
+    weights = (source / "model.safetensors").read_bytes()
+    cases = [
+        ("tokenizer.json", None, ValueError, r"no tokenizer that can be read; its tokenizer files: tokenizer_config\.json"),
+        ("tokenizer.json", b'{"version": 1}', ValueError, "no tokenizer that can be read"),
+        ("model.safetensors", weights[:-100], ValueError, "is not a whole safetensors file"),
+        ("model.safetensors", None, FileNotFoundError, r"has neither model\.safetensors nor"),
+        ("model.safetensors.index.json", b'{"weight_map": []}', ValueError, "has no weight_map"),
+    ]
+    for number, (name, content, error, message) in enumerate(cases):
+        folder = tmp_path / f"case-{number}"
+        shutil.copytree(source, folder)
+        (folder / name).unlink(missing_ok=True)
+        if content is not None:
+            (folder / name).write_bytes(content)
+        with pytest.raises(error, match=message) as caught:
+            load_model(folder)
+        assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_tensors_of_other_shapes_are_refused(base, tmp_path):
+    shutil.copytree(base, tmp_path / "base")
+    edit_config(tmp_path / "base", intermediate_size=96)
+    with pytest.raises(ValueError, match=r"has wrongly shaped keys: model\.layers\.0\.mlp\.down_proj"):
+        load_model(tmp_path / "base")
+
+
 @pytest.mark.parametrize("kind", ["base", "mixture"])
 def test_a_checkpoints_code_is_never_run(base, adapters, run_compose, tmp_path, kind):
     folder = tmp_path / "hostile"

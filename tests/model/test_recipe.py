@@ -1,7 +1,13 @@
+from pathlib import Path
+
 import pytest
 import yaml
 
+from model.languages import LANGUAGES
+from model.prompt import format_prompt
 from model.recipe import read_recipe
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "four_languages.yml"
 
 FIRST = {"source_model": "a", "positive_prompts": ["x"]}
 SECOND = {"source_model": "b", "positive_prompts": ["y"], "negative_prompts": ["x"]}
@@ -36,6 +42,8 @@ def test_uniform_random_needs_no_prompts(tmp_path):
         ({**GOOD, "gate_mode": "hiden"}, "gate_mode is 'hiden'; allowed: hidden, cheap_embed, random, uniform_random"),
         ({**GOOD, "experts_per_token": 3}, "experts_per_token is 3; it must be from 1 to the 2 experts"),
         ({**GOOD, "experts_per_token": "two"}, "experts_per_token is 'two'"),
+        ({**GOOD, "dtype": ["float32"]}, r"recipe\.yml: dtype is \['float32'\]; allowed: float32, bfloat16, float16"),
+        ({**GOOD, "dtype": "int8"}, "dtype is 'int8'; allowed"),
         ({**GOOD, "architecture": "qwen"}, "architecture is 'qwen'; only mixtral"),
         ({**GOOD, "experts": []}, "experts must be a list of at least one"),
         ({**GOOD, "base_model": None}, "base_model must be a text, not None"),
@@ -49,6 +57,14 @@ def test_uniform_random_needs_no_prompts(tmp_path):
 def test_a_mistake_is_named_with_what_is_allowed(tmp_path, value, message):
     with pytest.raises(ValueError, match=message):
         read_recipe(write(tmp_path, value))
+
+
+def test_the_examples_prompts_start_as_training_prompts_do():
+    experts = read_recipe(EXAMPLE).experts
+    assert [expert.source_model.removeprefix("RUNS/expert-") for expert in experts] == list(LANGUAGES)
+    for lang, expert in zip(LANGUAGES, experts, strict=True):
+        head = format_prompt("", lang).splitlines(keepends=True)[0]
+        assert expert.prompts.positive and all(prompt.startswith(head) for prompt in expert.prompts.positive)
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -85,8 +85,10 @@ def _values(path: Path) -> Iterator[tuple[int, Any]]:
         else:
             with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
                 yield from _json(file)
-    except (EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    except (EOFError, OSError, zlib.error, ValueError) as error:
+        if getattr(error, "errno", None) is not None:  # the system's, such as a full disk; gzip and pyarrow give damage no number
+            raise
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:

@@ -1,6 +1,8 @@
 """Damaged files: few malformed rows are named and dropped, many refuse the file; every refusal is one sentence with the path."""
 
+import errno
 import gzip
+import io
 import json
 import warnings
 from pathlib import Path
@@ -68,6 +70,14 @@ def test_every_container_gives_the_same_rows(tmp_path: Path) -> None:
         assert bad == 0 and [(row["text"], row["code"]) for row in rows] == [(row["text"], row["code"]) for row in values]
 
 
+def _damaged_parquet() -> bytes:
+    """A whole footer over data pages that are not: pyarrow raises OSError, not its ValueError."""
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([json.loads(good(i)) for i in range(500)]), file)
+    content = file.getvalue()
+    return content[:4] + b"\xff" * 400 + content[404:]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -76,6 +86,7 @@ def test_every_container_gives_the_same_rows(tmp_path: Path) -> None:
         ("c.jsonl.gz", gzip.compress(good(1) * 1000)[:-20], "is damaged"),
         ("d.jsonl.gz", good(1), "is damaged"),
         ("e.parquet", b"PAR1 and no more", "is damaged"),
+        ("e2.parquet", _damaged_parquet(), "is damaged"),
         ("f.json", b'[{"text": "a"', "is damaged"),
         ("g.csv", b"text,code\n", "must end in one of"),
         ("h.jsonl", b'{"prompt": "a", "answer": "b"}\n', "has the columns answer, prompt; the columns text and code are needed"),
@@ -88,6 +99,18 @@ def test_refusals(tmp_path: Path, name: str, content: bytes, message: str) -> No
         with pytest.raises(ValueError, match=message) as caught:
             read_rows(tmp_path / name)
     assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOENT])
+def test_the_systems_own_errors_are_not_called_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def fail(path: Path) -> None:
+        raise OSError(number, "the system says so", str(path))
+
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setattr(pyarrow.parquet, "read_table", fail)
+    with pytest.raises(OSError, match="the system says so") as caught:
+        read_rows(tmp_path / "a.parquet")
+    assert caught.value.errno == number
 
 
 def test_missing_file(tmp_path: Path) -> None:
