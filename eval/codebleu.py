@@ -65,7 +65,8 @@ def check_flags(args: Namespace, *counts: str) -> None:
 
 def load_points(args: Namespace) -> tuple[dict[str, dict[str, list[Pair]]], dict[str, Any]]:
     """{lang: {kind: points}} and where they came from, which is printed too: {lang: {"source", "sha256", "rows"}}."""
-    points, sources = {}, {}
+    points: dict[str, dict[str, list[Pair]]] = {}
+    sources: dict[str, dict[str, Any]] = {}
     for lang in [args.lang] if args.lang else LANGUAGES:
         loaded = load_pairs(args.data, lang, args.split)
         points[lang] = pick_points(loaded.rows, args.split, args.limit, args.seed)

@@ -112,7 +112,7 @@ def training_summary(logs: list[tuple[str, list[dict[str, Any]]]]) -> dict[str, 
 
 def precision(systems: Systems) -> str:
     """The dtype and quantisation of each role's runs, e.g. "base float32, expert float32, mixture float32 with NF4 matrices"."""
-    runs = {"base": [systems.base], "expert": list(systems.experts.values()), "mixture": [systems.mixture]}
+    runs: dict[str, list[Run | None]] = {"base": [systems.base], "expert": [*systems.experts.values()], "mixture": [systems.mixture]}
     found = {role: dict.fromkeys(_precision(run) for run in runs[role] if run) for role in ROLES}
     return ", ".join(f"{role} {' and '.join(names)}" for role, names in found.items() if names)
 
