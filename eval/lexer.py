@@ -1,33 +1,20 @@
 """Code tokens by the language's own grammar, so that layout does not change a score.
 
-`f(x)` and `f ( x )` are five and five tokens under `str.split`'s eyes one and four; here both are `f ( x )`. The tokens are the leaves of
-the tree-sitter parse, comments and docstrings left out, string literals whole (a space inside a string is content). The lexer never fails:
+Under `str.split`, `f(x)` is one token and `f ( x )` four; here both are four. The tokens are the leaves of the tree-sitter
+parse, comments and docstrings left out, string literals whole (a space inside a string is content). The lexer never fails:
 text that the parser skipped inside an error is cut into words and single signs. Python's indentation gives no token: the syntax part of
 CodeBLEU is what sees blocks.
 """
 
 import re
-from functools import lru_cache
-from importlib import import_module
 
-from tree_sitter import Language, Node, Parser
+from tree_sitter import Node
 
-from model.languages import get_language
+from train.data.filters import parser
 
 _STRINGS = {"string", "string_literal", "raw_string_literal", "char_literal", "character_literal", "template_string", "regex"}
 _COMMENTS = {"comment", "line_comment", "block_comment", "html_comment"}
 _WORDS = re.compile(r"\w+|[^\w\s]")
-
-
-@lru_cache
-def grammar(lang: str) -> Language:
-    """The tree-sitter grammar of the language named `lang`."""
-    return Language(import_module(get_language(lang).grammar).language())
-
-
-@lru_cache
-def parser(lang: str) -> Parser:
-    return Parser(grammar(lang))
 
 
 def code_tokens(code: str, lang: str) -> list[str]:

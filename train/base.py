@@ -38,7 +38,7 @@ from .cache import user_cache
 from .data import load_pairs
 from .data.pairs import Pair
 from .data.prompts import IGNORED, collate
-from .data.sources import MIN_CARD_BYTES, find_source
+from .data.sources import MIN_CARD_BYTES, find_source, has_card
 from .settings import add_training_flags, check_flags
 from .trainer import PairTrainer, newest_checkpoint, train_pairs, write_logs
 from .workspace import check_free, unfinished, workspace
@@ -144,8 +144,7 @@ def resolve_base(name: str) -> tuple[str, str]:
     """
     if name != "auto":
         return name, name
-    cards = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
-    if max(cards, default=0) < MIN_CARD_BYTES:
+    if not has_card():
         reason = f"no CUDA card of {MIN_CARD_BYTES / 1e9:.0f} GB"
     elif not _within_reach(MISTRAL):
         reason = f"{MISTRAL} is out of reach"

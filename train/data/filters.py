@@ -54,14 +54,19 @@ CODE_RULES: dict[str, Callable[[str], bool]] = {
 
 
 @lru_cache
-def _parser(lang: str) -> Parser:
-    grammar = importlib.import_module(get_language(lang).grammar)
-    return Parser(Language(grammar.language()))
+def grammar(lang: str) -> Language:
+    """The tree-sitter grammar of the language named `lang`."""
+    return Language(importlib.import_module(get_language(lang).grammar).language())
+
+
+@lru_cache
+def parser(lang: str) -> Parser:
+    return Parser(grammar(lang))
 
 
 def parses(code: str, lang: str) -> bool:
     """Whether the language's tree-sitter grammar reads all of `code` without an error node."""
-    return not _parser(lang).parse(code.encode()).root_node.has_error
+    return not parser(lang).parse(code.encode()).root_node.has_error
 
 
 def squeeze(code: str) -> str:

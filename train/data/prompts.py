@@ -6,6 +6,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from model.generation import encode_prompts
 from model.prompt import format_prompt
 
 from .pairs import Pair
@@ -19,8 +20,7 @@ Example = dict[str, list[int]]
 
 def encode_prompt(text: str, lang: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids after which the completion starts: BOS, if the tokenizer has one, and the prompt."""
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    return bos + _ids(format_prompt(text, lang), tokenizer)
+    return encode_prompts(tokenizer, [format_prompt(text, lang)])[0]
 
 
 def encode_pair(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> Example:

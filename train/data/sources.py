@@ -37,10 +37,15 @@ def find_source(source: str | Path, lang: str, level: str) -> tuple[Path, str]:
     return path, str(path)
 
 
+def has_card() -> bool:
+    """Whether this machine has a CUDA card on which a 7B expert can be trained."""
+    cards = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
+    return max(cards, default=0) >= MIN_CARD_BYTES
+
+
 def _find_auto(lang: str, level: str) -> tuple[Path, str]:
     """XLCoST where a 7B expert can be trained and the hub answers, else the embedded corpus; the line says why."""
-    cards = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
-    if max(cards, default=0) < MIN_CARD_BYTES:
+    if not has_card():
         path, name = find_source("corpus", lang, level)
         return path, f"{name} (auto: no CUDA card of {MIN_CARD_BYTES / 1e9:.0f} GB)"
     try:
