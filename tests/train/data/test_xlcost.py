@@ -14,7 +14,7 @@ import tree_sitter
 
 from model.languages import get_language
 from train.corpus.encode import encode
-from train.data.filters import _parser, parses
+from train.data.filters import parser, parses
 from train.data.xlcost import decode, is_token_form
 
 # What tree-sitter splits but XLCoST has as one token.
@@ -145,13 +145,13 @@ def test_real_brace_rows_parse_but_for_lost_operators(shared_data: Path) -> None
 def test_round_trip_of_real_programs_by_tree_sitter(shared_data: Path, lang: str) -> None:
     checked = 0
     for row in _pairs(shared_data, lang):
-        leaves = _leaves(_parser(lang).parse(row["code"].encode()).root_node)
+        leaves = _leaves(parser(lang).parse(row["code"].encode()).root_node)
         plain = " ".join(text + ("\n" if kind in DIRECTIVES else "") for kind, text in leaves)
         if not parses(plain, lang) or any("//" in text for kind, text in leaves if kind in DIRECTIVES):
             continue  # one line is no valid program of it: semicolons left to line ends, user-defined literals
         source = decode(" ".join(_encode(*leaf) for leaf in leaves), lang)
         assert parses(source, lang), source
-        again = _leaves(_parser(lang).parse(source.encode()).root_node)
+        again = _leaves(parser(lang).parse(source.encode()).root_node)
         assert _comparable(again) == _comparable(leaves), source
         checked += 1
     assert checked >= 150
