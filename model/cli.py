@@ -12,8 +12,9 @@ from safetensors import SafetensorError
 
 MISTAKES = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 NO_SPACE = 28  # errno.ENOSPC
-# How it reads where the number is lost: safetensors passes the system's error on as text; torch.save's writer says only that it failed.
-NO_SPACE_TEXTS = (f"os error {NO_SPACE})", "PytorchStreamWriter failed", "inline_container.cc", "iostream error")
+# How it reads where the number is lost: safetensors passes the system's error on as text; torch.save's
+# writer says one of the last three. (Reading a damaged file has other words.)
+NO_SPACE_TEXTS = (f"os error {NO_SPACE})", "PytorchStreamWriter failed", "unexpected pos", "iostream error")
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from moe_kernels.nf4 import quantize_nf4
 
-from .adapters import Adapter, base_fingerprint, is_adapter
+from .adapters import BASE_FACT, Adapter, base_fingerprint, is_adapter
 from .checkpoint import CONFIG, Checkpoint, CheckpointWriter, model_folder, parse_dtype, read_json
 from .cli import make_parser, run_command
 from .configuration_moe import EXPERT_LAYOUTS, MoEConfig
@@ -209,7 +209,7 @@ def compose(args: argparse.Namespace) -> None:
             shutil.copy(base / _GENERATION, folder / _GENERATION)
         shutil.copy(recipe_path, folder / RECIPE_COPY)
         facts: dict[str, Any] = {"layout": layout, "quantization": config.quantization, "experts": [source.name for source in sources]}
-        facts["base_fingerprint"] = base_fingerprint(base, base_weights)
+        facts[BASE_FACT] = base_fingerprint(base, base_weights)
         write_run(folder, seed=args.seed, figures={"gate_condition_numbers": conditions}, **facts)
     print(f"{out}: {len(sources)} experts ({', '.join(facts['experts'])}), {layout} layout, {config.quantization or config.dtype}")
 

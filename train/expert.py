@@ -17,9 +17,10 @@ from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, set_seed
 
-from model.adapters import base_fingerprint
+from model.adapters import BASE_FACT, base_fingerprint
 from model.checkpoint import Checkpoint, model_folder
 from model.cli import make_parser, run_command
+from model.experts import PROJECTIONS
 from model.languages import LANGUAGES, get_language
 from model.output import output_folder, write_run
 
@@ -33,9 +34,8 @@ from .settings import add_training_flags, check_flags, has_bf16, use_checkpointi
 from .trainer import train_pairs, write_logs
 from .workspace import check_free, workspace
 
-FFN = ("gate_proj", "up_proj", "down_proj")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-TARGETS = {"ffn": FFN, "all": FFN + ATTENTION}
+TARGETS = {"ffn": PROJECTIONS, "all": PROJECTIONS + ATTENTION}
 DEFAULT_OUT = "runs/expert-{lang}"
 
 
@@ -109,11 +109,10 @@ def train_expert(args: argparse.Namespace) -> None:
     train_rows, loaded = load_rows(args, tokenizer, "train", args.limit)
     eval_rows, _ = load_rows(args, tokenizer, "valid", args.eval_limit)
     settings = {key: value for key, value in vars(args).items() if key not in ("resume", "plan", "out")}
-    fingerprint = base_fingerprint(model_folder(base))
     facts = {
         "lang": args.lang,
         "base": base,
-        "base_fingerprint": fingerprint,
+        BASE_FACT: base_fingerprint(model_folder(base)),
         "data": loaded.source,
         "data_sha256": loaded.sha256,
         "settings": settings,
