@@ -1,22 +1,35 @@
-"""Which implementation of an operator runs on the CPU: `reference` (plain torch) or `cpp` (the extension of `csrc/`).
+"""Which implementation of an operator runs: `reference` (plain torch), `cpp` (the extension of `csrc/`, CPU) or `triton` (CUDA).
 
-The choice is made once, at the first operator that has both: `cpp` if the extension was built, else `reference`.
+On a CUDA device that is `triton`. On the CPU the choice is made once, at the first operator that has both: `cpp` if the extension was
+built, else `reference`. An operator that has no `cpp` form, or tensors that its kernels do not take, run the reference.
 """
 
 import importlib.util
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
-NAMES = ("reference", "cpp")
+from .launch import recording
+
+NAMES = ("reference", "cpp", "triton")
+KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_forced: str | None = None
 _chosen: str | None = None
 
 
-def active() -> str:
-    """The implementation in force."""
+def active(device: str = "cpu") -> str:
+    """The implementation in force on a kind of device."""
+    if _forced is not None:
+        return _forced
+    if recording():
+        return "triton"
+    if device == "cuda":
+        return "reference" if triton_problem() else "triton"
     global _chosen
     if _chosen is None:
         problem = extension_problem()
@@ -26,19 +39,35 @@ def active() -> str:
     return _chosen
 
 
+def runs_triton(x: Tensor) -> bool:
+    """Whether an operator on `x` runs its Triton kernels; fp64 has none."""
+    return x.dtype in KERNEL_DTYPES and active(x.device.type) == "triton"
+
+
 @contextmanager
 def use(name: str) -> Iterator[None]:
     """Puts `name` in force within the block (tests and benchmarks compare implementations so)."""
-    global _chosen
+    global _forced
     if name not in NAMES:
         raise ValueError(f"unknown implementation {name!r}; known: {', '.join(NAMES)}")
-    if name == "cpp" and (problem := extension_problem()):
+    problem = {"cpp": extension_problem, "triton": triton_problem}.get(name, str)()
+    if problem:
         raise ValueError(problem)
-    before, _chosen = _chosen, name
+    before, _forced = _forced, name
     try:
         yield
     finally:
-        _chosen = before
+        _forced = before
+
+
+@lru_cache
+def triton_problem() -> str:
+    """Why Triton kernels cannot run here, or the empty string: they need a CUDA device, or Triton's interpreter."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        return "Triton kernels need a CUDA device, or TRITON_INTERPRET=1 to run slowly on the CPU"
+    return ""
 
 
 @lru_cache

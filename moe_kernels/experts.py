@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
+from . import backend, experts_ops  # noqa: F401  the operator is registered by its import
 from .grouping import group_tokens
 from .linear import linear_any
 from .nf4 import NF4Weight
 from .routing import Routing
+from .weights import Weight, flatten
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,21 +43,61 @@ class ExpertLoRA:
     w2: LoRA  # down
 
 
-def moe_dense(
-    x_TD: Tensor, routing: Routing, w_gate_up: Tensor | NF4Weight, w_down: Tensor | NF4Weight, lora: ExpertLoRA | None = None
-) -> Tensor:
+def moe_dense(x_TD: Tensor, routing: Routing, w_gate_up: Weight, w_down: Weight, lora: ExpertLoRA | None = None) -> Tensor:
     """y [T, D] of experts with their own matrices `w_gate_up` [E, 2F, D] (W1 above W3) and `w_down` [E, D, F].
 
     Differentiable in x, the routing's weights, dense matrices and LoRA factors; an expert without tokens gets zero gradients.
+    `ValueError` if the shapes do not fit.
     """
+    num_experts, twice_hidden, width = w_gate_up.shape
+    if tuple(w_down.shape) != (num_experts, width, twice_hidden // 2) or x_TD.shape[1] != width:
+        shapes = ", ".join(str(tuple(part.shape)) for part in (x_TD, w_gate_up, w_down))
+        raise ValueError(f"x, w_gate_up and w_down of shapes {shapes} do not fit: they are [T, D], [E, 2F, D] and [E, D, F]")
+    return _run(x_TD, routing, [w_gate_up, w_down], lora)
+
+
+def moe_lora(x_TD: Tensor, routing: Routing, w1: Weight, w3: Weight, w2: Weight, lora: ExpertLoRA) -> Tensor:
+    """y [T, D] of experts that share `w1`, `w3` [F, D] and `w2` [D, F] and differ by `lora`.
+
+    Differentiable in x, the routing's weights, dense matrices and LoRA factors; an expert without tokens gets zero gradients.
+    `ValueError` if the shapes do not fit.
+    """
+    hidden, width = w1.shape
+    if tuple(w3.shape) != (hidden, width) or tuple(w2.shape) != (width, hidden) or x_TD.shape[1] != width:
+        shapes = ", ".join(str(tuple(part.shape)) for part in (x_TD, w1, w3, w2))
+        raise ValueError(f"x, w1, w3 and w2 of shapes {shapes} do not fit: they are [T, D], [F, D], [F, D] and [D, F]")
+    return _run(x_TD, routing, [w1, w3, w2], lora)
+
+
+def _run(x_TD: Tensor, routing: Routing, base: list[Weight], lora: ExpertLoRA | None) -> Tensor:
+    """The operator of `experts_ops`, or on a CPU outside `torch.compile` the reference itself: its autograd needs no second forward."""
     if not len(x_TD):
         return x_TD.clone()
-    top_k, num_experts = routing.experts_TK.shape[1], w_gate_up.shape[0]
-    grouping = group_tokens(routing.experts_TK, num_experts)
+    parts = [lora.w1, lora.w3, lora.w2] if lora else []
+    if not backend.runs_triton(x_TD) and not torch.compiler.is_compiling():
+        run = moe_dense_reference if len(base) == 2 else moe_lora_reference
+        return run(x_TD, routing.weights_TK, routing.experts_TK, *base, lora)
+    tensors, offsets, ints = flatten(base)
+    factors = [factor.to(x_TD.dtype) for part in parts for factor in (part.a, part.b)]
+    wanted = [x_TD, routing.weights_TK, *tensors, *factors]
+    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in wanted)
+    scalings = [float(part.scaling) for part in parts] or [1.0]  # an empty list would be taken for one of tensors
+    y: Tensor = torch.ops.moe_kernels.experts(
+        x_TD, routing.weights_TK, routing.experts_TK, tensors, offsets, ints, factors, scalings, save
+    )[0]
+    return y
+
+
+def moe_dense_reference(
+    x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, w_gate_up: Weight, w_down: Weight, lora: ExpertLoRA | None
+) -> Tensor:
+    """`moe_dense`'s formula, expert by expert."""
+    top_k, num_experts = experts_TK.shape[1], w_gate_up.shape[0]
+    grouping = group_tokens(experts_TK, num_experts)
     order_N, inverse_N, offsets = grouping.order_N, grouping.inverse_N, grouping.offsets_E1.tolist()
     x_ND = _Dispatch.apply(x_TD, order_N, inverse_N, top_k)
-    weights_N1 = _Dispatch.apply(routing.weights_TK.reshape(-1, 1), order_N, inverse_N, 1)
-    absent_NE1 = _absent(routing.experts_TK.reshape(-1)[order_N], num_experts)
+    weights_N1 = _Dispatch.apply(weights_TK.reshape(-1, 1), order_N, inverse_N, 1)
+    absent_NE1 = _absent(experts_TK.reshape(-1)[order_N], num_experts)
 
     gate_NF, up_NF = _grouped_linear(x_ND, w_gate_up, offsets).chunk(2, dim=1)
     if lora is not None:
@@ -69,18 +111,15 @@ def moe_dense(
     return y_TD
 
 
-def moe_lora(
-    x_TD: Tensor, routing: Routing, w1: Tensor | NF4Weight, w3: Tensor | NF4Weight, w2: Tensor | NF4Weight, lora: ExpertLoRA
+def moe_lora_reference(
+    x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, w1: Weight, w3: Weight, w2: Weight, lora: ExpertLoRA
 ) -> Tensor:
-    """y [T, D] of experts that share `w1`, `w3` [F, D] and `w2` [D, F] and differ by `lora`.
-
-    Differentiable in x, the routing's weights, dense matrices and LoRA factors; an expert without tokens gets zero gradients.
-    """
-    absent_TKE1 = _absent(routing.experts_TK, lora.w1.a.shape[0])
+    """`moe_lora`'s formula: base products once a token, factors once a pair."""
+    absent_TKE1 = _absent(experts_TK, lora.w1.a.shape[0])
     x_T1D = x_TD[:, None]
     gate_TKF = linear_any(x_T1D, w1) + _expand(_shrink(x_T1D, lora.w1, absent_TKE1), lora.w1)
     up_TKF = linear_any(x_T1D, w3) + _expand(_shrink(x_T1D, lora.w3, absent_TKE1), lora.w3)
-    h_TKF = (silu(gate_TKF) * up_TKF * routing.weights_TK[..., None]).to(x_TD.dtype)
+    h_TKF = (silu(gate_TKF) * up_TKF * weights_TK[..., None]).to(x_TD.dtype)
     return linear_any(h_TKF.sum(1), w2) + _expand(_shrink(h_TKF, lora.w2, absent_TKE1).sum(1), lora.w2)
 
 

@@ -5,6 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import backend
+from .launch import arch_of, choose_launch, launch, recording
+
+MOST_KERNEL_EXPERTS = 64  # the routing and grouping kernels hold a token's or a block's experts in registers
+
 
 @dataclass(frozen=True, eq=False)
 class Grouping:
@@ -15,9 +20,51 @@ class Grouping:
 
 def group_tokens(experts_TK: Tensor, num_experts: int) -> Grouping:
     """Sorts the pairs by expert, stably: within an expert they keep their order. Every id lies in 0..E-1."""
+    return Grouping(*_group_tokens(experts_TK, num_experts))
+
+
+@torch.library.custom_op("moe_kernels::group_tokens", mutates_args=())
+def _group_tokens(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    if backend.active(experts_TK.device.type) == "triton" and num_experts <= MOST_KERNEL_EXPERTS:
+        return _group_by_kernels(experts_TK, num_experts)
+    return group_tokens_reference(experts_TK, num_experts)
+
+
+@_group_tokens.register_fake
+def _(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    if recording():
+        return _group_by_kernels(experts_TK, num_experts)
+    pairs_N = experts_TK.reshape(-1)
+    return pairs_N.new_empty(pairs_N.shape), pairs_N.new_empty(pairs_N.shape), pairs_N.new_empty(num_experts + 1)
+
+
+def group_tokens_reference(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
     pairs_N = experts_TK.reshape(-1)
     order_N = pairs_N.argsort(stable=True)
     inverse_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=order_N.device))
     counts_E = (pairs_N[:, None] == torch.arange(num_experts, device=pairs_N.device)).sum(0)
     offsets_E1 = torch.nn.functional.pad(counts_E.cumsum(0), (1, 0))
-    return Grouping(order_N, inverse_N, offsets_E1)
+    return order_N, inverse_N, offsets_E1
+
+
+def _group_by_kernels(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same in one launch, or two above a block of pairs; nothing of the ids is read on the host."""
+    from .triton import _grouping as kernels  # triton is not everywhere where the reference runs
+
+    pairs_N = experts_TK.reshape(-1).long().contiguous()
+    size = len(pairs_N)
+    e_pad = 1 << (num_experts - 1).bit_length()
+    chosen = choose_launch("group", num_experts, 1, size, arch_of(pairs_N.device))
+    block = max(16, chosen.block_m // max(1, e_pad // 8))  # a program holds block * e_pad numbers
+    programs = -(-size // block)
+    order_N, inverse_N = torch.empty_like(pairs_N), torch.empty_like(pairs_N)
+    offsets_E1 = (pairs_N.new_empty if size else pairs_N.new_zeros)(num_experts + 1)
+    counts_PE = torch.empty(programs, num_experts, dtype=torch.int32, device=pairs_N.device)
+    constants = {"E": num_experts, "BLOCK": block, "E_PAD": e_pad}
+    if programs > 1:
+        launch(kernels.count_kernel, (programs,), pairs_N, counts_PE, size, options=chosen.options, **constants)
+    launch(
+        kernels.place_kernel, (programs,), pairs_N, counts_PE, order_N, inverse_N, offsets_E1, size,
+        options=chosen.options, ALONE=programs <= 1, ROWS=max(1, 1024 // e_pad), **constants,
+    )  # fmt: skip
+    return order_N, inverse_N, offsets_E1

@@ -6,7 +6,29 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from . import backend
 from .nf4 import NF4Weight, dequantize_nf4
+from .weights import Weight, flatten, restore
+
+
+def linear_nf4(x: Tensor, q: NF4Weight, bias: Tensor | None = None) -> Tensor:
+    """`x` [..., in] times the transpose of `q` [out, in], plus `bias` [out]; differentiable in `x` and `bias`.
+
+    The weight is what `dequantize_nf4(q)` says, cast to x's dtype, as in bitsandbytes' `Linear4bit`; for the few tokens of a decoding
+    step on CUDA see `moe_kernels.decode`. `ValueError` if the widths differ.
+    """
+    if len(q.shape) != 2 or x.shape[-1] != q.shape[1]:
+        raise ValueError(f"x of width {x.shape[-1]} does not fit an NF4 weight of shape {q.shape}")
+    if backend.runs_triton(x) or torch.compiler.is_compiling():
+        y: Tensor = torch.ops.moe_kernels.linear_nf4(x, *flatten([q]))
+    else:
+        y = _LinearNF4.apply(x, q)
+    return y if bias is None else y + bias
+
+
+def linear_any(x: Tensor, weight: Weight) -> Tensor:
+    """`x` [..., in] times the transpose of a dense or NF4 `weight` [out, in]."""
+    return linear_nf4(x, weight) if isinstance(weight, NF4Weight) else linear(x, weight)
 
 
 class _LinearNF4(torch.autograd.Function):
@@ -23,17 +45,48 @@ class _LinearNF4(torch.autograd.Function):
         return dy @ dequantize_nf4(ctx.q).to(dy.dtype), None
 
 
-def linear_nf4(x: Tensor, q: NF4Weight, bias: Tensor | None = None) -> Tensor:
-    """`x` [..., in] times the transpose of `q` [out, in], plus `bias` [out]; differentiable in `x` and `bias`.
-
-    The weight is what `dequantize_nf4(q)` says, cast to x's dtype, as in bitsandbytes' `Linear4bit`. `ValueError` if the widths differ.
-    """
-    if len(q.shape) != 2 or x.shape[-1] != q.shape[1]:
-        raise ValueError(f"x of width {x.shape[-1]} does not fit an NF4 weight of shape {q.shape}")
-    y: Tensor = _LinearNF4.apply(x, q)
-    return y if bias is None else y + bias
+@torch.library.custom_op("moe_kernels::linear_nf4", mutates_args=())
+def linear_op(x: Tensor, tensors: list[Tensor], offsets: list[float], ints: list[int]) -> Tensor:
+    return _product(x, restore(tensors, offsets, ints)[0], transposed=False)
 
 
-def linear_any(x: Tensor, weight: Tensor | NF4Weight) -> Tensor:
-    """`x` [..., in] times the transpose of a dense or NF4 `weight` [out, in]."""
-    return linear_nf4(x, weight) if isinstance(weight, NF4Weight) else linear(x, weight)
+@linear_op.register_fake
+def _linear_fake(x, tensors, offsets, ints):
+    return x.new_empty(*x.shape[:-1], ints[-2])
+
+
+@torch.library.custom_op("moe_kernels::linear_nf4_backward", mutates_args=())
+def linear_backward_op(dy: Tensor, tensors: list[Tensor], offsets: list[float], ints: list[int]) -> Tensor:
+    return _product(dy, restore(tensors, offsets, ints)[0], transposed=True)
+
+
+@linear_backward_op.register_fake
+def _linear_backward_fake(dy, tensors, offsets, ints):
+    return dy.new_empty(*dy.shape[:-1], ints[-1])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, tensors, *ctx.facts = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor, list[None], None, None]:
+    tensors = list(ctx.saved_tensors)
+    return torch.ops.moe_kernels.linear_nf4_backward(dy, tensors, *ctx.facts), [None] * len(tensors), None, None
+
+
+linear_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _product(x: Tensor, weight: Weight, *, transposed: bool) -> Tensor:
+    """x W^T, or `transposed` x W, of [..., width]."""
+    rows = x.reshape(-1, x.shape[-1])
+    if backend.runs_triton(x) and len(rows):
+        from .experts_triton import shared_linear
+
+        y = shared_linear(rows.contiguous(), weight, transposed=transposed)
+    else:
+        assert isinstance(weight, NF4Weight)
+        dense = dequantize_nf4(weight).to(x.dtype)
+        y = rows @ (dense if transposed else dense.T)
+    return y.view(*x.shape[:-1], y.shape[-1])

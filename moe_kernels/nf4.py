@@ -13,12 +13,13 @@ That is 4.127 bits a value. Writing is bitsandbytes' own code (well kept, and on
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import backend
-from .nf4_format import FACTS_KEY, NF4, dtype_name, dynamic_map, level_pairs, pack_facts, read_facts
+from .nf4_format import FACTS_KEY, NF4, dtype_name, dynamic_map, dynamic_map_on, level_pairs, pack_facts, read_facts
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _CHUNK = 1 << 22  # values quantised at a time: bitsandbytes' CPU code takes some 20 bytes of scratch a value
@@ -120,6 +121,32 @@ class NF4Weight:
         return weight
 
 
+def to_bitsandbytes(q: NF4Weight) -> tuple[Tensor, Any]:
+    """(packed bytes, `bitsandbytes.functional.QuantState`) of `q`, on the same memory. `ValueError` for a view into a stack's group."""
+    from bitsandbytes.functional import QuantState
+
+    if q.first_block:
+        raise ValueError("an expert that begins inside a nested group of its stack has no QuantState of its own")
+    nested = QuantState(absmax=q.nested_absmax, blocksize=NF4.nested_block, code=dynamic_map_on(q.device), dtype=torch.float32)
+    levels = torch.tensor(NF4.levels, device=q.device)
+    offset = torch.tensor(q.nested_offset, device=q.device)
+    state = QuantState(
+        absmax=q.absmax, shape=torch.Size(q.shape), dtype=q.dtype, blocksize=NF4.block, code=levels, quant_type=NF4.quant_type,
+        offset=offset, state2=nested,
+    )  # fmt: skip
+    return q.packed, state
+
+
+def from_bitsandbytes(packed: Tensor, state: Any) -> NF4Weight:
+    """The weight of `packed` bytes and their `QuantState`, on the same memory; `ValueError` unless that is NF4 with nested absmax."""
+    if state.quant_type != NF4.quant_type or state.blocksize != NF4.block:
+        raise ValueError(f"only nf4 in blocks of {NF4.block} is read, not {state.quant_type} in blocks of {state.blocksize}")
+    if not state.nested or state.state2.blocksize != NF4.nested_block:
+        raise ValueError(f"only nested absmax in groups of {NF4.nested_block} are read: quantise with compress_statistics=True")
+    packed = packed.reshape(-1).view(torch.uint8)[:, None]  # bytes may be stored as another dtype, as FSDP wants them
+    return NF4Weight(packed, state.absmax, state.state2.absmax, float(state.offset), tuple(state.shape), state.dtype)
+
+
 def quantize_nf4(weight: Tensor) -> NF4Weight:
     """`weight` (bf16, fp16 or fp32, any shape, either device) in NF4 with nested absmax, rounded as bitsandbytes does.
 
@@ -144,10 +171,34 @@ def quantize_nf4(weight: Tensor) -> NF4Weight:
 def dequantize_nf4(q: NF4Weight, dtype: torch.dtype | None = None) -> Tensor:
     """The values of `q` as a tensor of its shape in `dtype` (default: its own), bit-equal to bitsandbytes."""
     dtype = q.dtype if dtype is None else dtype
-    if q.device.type == "cpu" and backend.active() == "cpp":
+    if torch.compiler.is_compiling():
+        tables = (q.packed, q.absmax, q.nested_absmax)
+        return torch.ops.moe_kernels.dequantize(*tables, q.nested_offset, q.first_block, q.shape, dtype)
+    return _dequantize(q, dtype)
+
+
+def _dequantize(q: NF4Weight, dtype: torch.dtype) -> Tensor:
+    running = backend.active(q.device.type)
+    if running == "triton":
+        from .dequant import dequantize  # needs the package triton
+
+        return dequantize(q, dtype)
+    if q.device.type == "cpu" and running == "cpp":
         tables = (q.packed, q.absmax, q.nested_absmax, dynamic_map())
         return torch.ops.moe_kernels.dequantize_nf4(*tables, q.nested_offset, q.shape, dtype, q.first_block)
     return dequantize_nf4_reference(q, dtype)
+
+
+@torch.library.custom_op("moe_kernels::dequantize", mutates_args=())
+def dequantize_op(
+    packed: Tensor, absmax: Tensor, nested_absmax: Tensor, nested_offset: float, first_block: int, shape: list[int], dtype: torch.dtype
+) -> Tensor:
+    return _dequantize(NF4Weight(packed, absmax, nested_absmax, nested_offset, tuple(shape), dtype, first_block), dtype)
+
+
+@dequantize_op.register_fake
+def _dequantize_fake(packed, absmax, nested_absmax, nested_offset, first_block, shape, dtype):
+    return packed.new_empty(shape, dtype=dtype)
 
 
 def dequantize_nf4_reference(q: NF4Weight, dtype: torch.dtype) -> Tensor:

@@ -47,6 +47,12 @@ def dynamic_map() -> Tensor:
 
 
 @lru_cache
+def dynamic_map_on(device: torch.device) -> Tensor:
+    """`dynamic_map` on a device, copied there once."""
+    return dynamic_map().to(device)
+
+
+@lru_cache
 def level_pairs(device: torch.device) -> Tensor:
     """The two levels that each of the 256 bytes stands for, fp32 [256, 2]."""
     levels = torch.tensor(NF4.levels, device=device)

@@ -16,7 +16,7 @@ _ROUNDS = 10
 _LOW = 0xFFFFFFFF
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int | Tensor, int | Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox-4x32-10: four 32-bit words of `counter` (int64 tensors of one shape) and two of `key` to four random words."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -28,8 +28,8 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     return c0, c1, c2, c3
 
 
-def standard_normal(seed: int, tokens: int, experts: int, device: torch.device | str = "cpu") -> Tensor:
-    """Standard normals, fp32 [T, E]; entry (t, e) is number t*E + e of the stream of `seed` (taken modulo 2**64)."""
+def standard_normal(seed: int | Tensor, tokens: int, experts: int, device: torch.device | str = "cpu") -> Tensor:
+    """Standard normals, fp32 [T, E]; entry (t, e) is number t*E + e of the stream of `seed` (modulo 2**64; or a 0-dim int64 tensor)."""
     index = torch.arange(tokens * experts, device=device)
     zero = torch.zeros_like(index)
     word0, word1, _, _ = philox((index & _LOW, index >> 32, zero, zero), (seed & _LOW, seed >> 32 & _LOW))

@@ -1,0 +1,154 @@
+"""The experts as one PyTorch operator with a fake and an autograd formula, so that `torch.compile` sees no Python inside a layer.
+
+`moe_kernels::experts` computes both layouts: two base weights are `moe_dense`'s, three are `moe_lora`'s. Its implementation is the
+Triton one on CUDA, else the reference of `moe_kernels.experts`, whose backward is autograd over a second forward.
+
+T tokens, K experts per token, E experts, N = T*K pairs, D model width, F expert hidden width, R LoRA rank.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backend
+from .grouping import Grouping
+from .routing_reference import inside_an_operator
+from .weights import Weight, restore
+
+NUM_SAVED = 7
+
+
+@torch.library.custom_op("moe_kernels::experts", mutates_args=())
+def experts_op(
+    x: Tensor,
+    routing_weights: Tensor,
+    experts: Tensor,
+    tensors: list[Tensor],
+    offsets: list[float],
+    ints: list[int],
+    factors: list[Tensor],
+    scalings: list[float],
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """y [T, D] and what a Triton backward needs: order, inverse, offsets, preact [N, 2F], z1, z3, z2 [N, R]; empty if unused."""
+    base = restore(tensors, offsets, ints)
+    if not backend.runs_triton(x):
+        return _padded(_reference(x, routing_weights, experts, base, factors, scalings))
+    from . import experts_triton as kernels
+
+    x, routing_weights, lora = x.contiguous(), routing_weights.float().contiguous(), _factors(factors, scalings)
+    if len(base) == 2:
+        y, saved = kernels.dense_forward(x, routing_weights, experts, base[0], base[1], lora, save)
+    else:
+        assert lora is not None
+        y, saved = kernels.lora_forward(x, routing_weights, experts, base, lora, save)
+    if saved is None:
+        return _padded(y)
+    z = [part for part in (saved.z1, saved.z3, saved.z2) if part is not None]
+    return _padded(y, saved.grouping.order_N, saved.grouping.inverse_N, saved.grouping.offsets_E1, saved.preact, *z)
+
+
+@experts_op.register_fake
+def _experts_fake(x, routing_weights, experts, tensors, offsets, ints, factors, scalings, save):
+    if not save or not backend.runs_triton(x):
+        return _padded(torch.empty_like(x))
+    base = restore(tensors, offsets, ints)
+    num_experts, hidden = (base[1].shape[0], base[1].shape[2]) if len(base) == 2 else (len(factors[0]), base[2].shape[1])
+    pairs = experts.numel()
+    saved = [experts.new_empty(pairs), experts.new_empty(pairs), experts.new_empty(num_experts + 1), x.new_empty(pairs, 2 * hidden)]
+    return _padded(torch.empty_like(x), *saved, *(x.new_empty(pairs, a.shape[1]) for a in factors[::2]))
+
+
+@torch.library.custom_op("moe_kernels::experts_backward", mutates_args=())
+def experts_backward_op(
+    dy: Tensor,
+    x: Tensor,
+    routing_weights: Tensor,
+    experts: Tensor,
+    tensors: list[Tensor],
+    offsets: list[float],
+    ints: list[int],
+    factors: list[Tensor],
+    scalings: list[float],
+    saved: list[Tensor],
+    base_grads: bool,
+) -> list[Tensor]:
+    """Gradients of x, of the routing's weights, of the base's tensors if `base_grads` (then all dense), and of the factors."""
+    base = restore(tensors, offsets, ints)
+    if not backend.runs_triton(x):
+        return _reference_backward(dy, x, routing_weights, experts, base, factors, scalings, base_grads)
+    from . import experts_triton as kernels
+
+    order, inverse, ends, preact, *z = saved
+    z1, z3, z2 = z if factors else (None, None, None)
+    kept = kernels.Saved(Grouping(order, inverse, ends), preact, z1, z3, z2)
+    lora, dy, x, routing_weights = _factors(factors, scalings), dy.contiguous(), x.contiguous(), routing_weights.float().contiguous()
+    if len(base) == 2:
+        dx, dweights, dbase, dfactors = kernels.dense_backward(dy, x, routing_weights, base[0], base[1], lora, kept, base_grads)
+    else:
+        assert lora is not None
+        dx, dweights, dbase, dfactors = kernels.lora_backward(dy, x, routing_weights, base, lora, kept, base_grads)
+    return [dx, dweights, *dbase, *dfactors]
+
+
+@experts_backward_op.register_fake
+def _experts_backward_fake(dy, x, routing_weights, experts, tensors, offsets, ints, factors, scalings, saved, base_grads):
+    like = [x, routing_weights, *(tensors if base_grads else []), *factors]
+    return [torch.empty_like(tensor) for tensor in like]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, routing_weights, experts, tensors, offsets, ints, factors, scalings, _ = inputs
+    ctx.save_for_backward(x, routing_weights, experts, *tensors, *factors, *output[1:])
+    ctx.counts = len(tensors), len(factors)
+    ctx.facts = offsets, ints, scalings
+    ctx.base_grads = any(tensor.requires_grad for tensor in tensors)
+
+
+def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    x, routing_weights, experts, *rest = ctx.saved_tensors
+    num_tensors, num_factors = ctx.counts
+    offsets, ints, scalings = ctx.facts
+    tensors, factors = rest[:num_tensors], rest[num_tensors : num_tensors + num_factors]
+    saved = rest[num_tensors + num_factors :]
+    dx, dweights, *others = torch.ops.moe_kernels.experts_backward(
+        grads[0], x, routing_weights, experts, tensors, offsets, ints, factors, scalings, saved, ctx.base_grads
+    )
+    dtensors = others[:num_tensors] if ctx.base_grads else [None] * num_tensors
+    return dx, dweights, None, dtensors, None, None, others[len(others) - num_factors :], None, None
+
+
+experts_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _padded(y: Tensor, *saved: Tensor) -> Any:
+    return (y, *saved, *(y.new_empty(0) for _ in range(NUM_SAVED - len(saved))))
+
+
+def _factors(factors: list[Tensor], scalings: list[float]) -> Any:
+    from .experts_triton import Factors
+
+    return Factors(*(factor.contiguous() for factor in factors), *scalings) if factors else None
+
+
+def _reference(
+    x: Tensor, routing_weights: Tensor, experts: Tensor, base: list[Weight], factors: list[Tensor], scalings: list[float]
+) -> Tensor:
+    from .experts import ExpertLoRA, LoRA, moe_dense_reference, moe_lora_reference
+
+    lora = ExpertLoRA(*(LoRA(a, b, s) for a, b, s in zip(factors[::2], factors[1::2], scalings, strict=True))) if factors else None
+    if len(base) == 2:
+        return moe_dense_reference(x, routing_weights, experts, base[0], base[1], lora)
+    assert lora is not None
+    return moe_lora_reference(x, routing_weights, experts, *base, lora)
+
+
+def _reference_backward(dy, x, routing_weights, experts, base, factors, scalings, base_grads) -> list[Tensor]:
+    wanted = [x, routing_weights, *(base if base_grads else []), *factors]
+    leaves = [tensor.detach().requires_grad_() for tensor in wanted]
+    x_leaf, weights_leaf, *others = leaves
+    base_leaves = others[: len(base)] if base_grads else base
+    with inside_an_operator():
+        y = _reference(x_leaf, weights_leaf, experts, base_leaves, others[len(others) - len(factors) :], scalings)
+    return list(torch.autograd.grad(y, leaves, dy, materialize_grads=True))

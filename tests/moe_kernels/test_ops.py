@@ -1,0 +1,80 @@
+"""The operators as PyTorch wants its operators: schema, fakes, autograd, and nothing for `torch.compile` to break on."""
+
+import pytest
+import torch
+
+from moe_kernels import backend
+from moe_kernels.experts import ExpertLoRA, LoRA, moe_dense, moe_lora
+from moe_kernels.linear import linear_nf4
+from moe_kernels.nf4 import dequantize_nf4, quantize_nf4
+from moe_kernels.routing import importance_loss, load_loss, route
+from moe_kernels.weights import flatten
+
+T, E, K, D, F, R = 5, 4, 2, 64, 64, 4
+NAMES = ["reference", pytest.param("triton", marks=pytest.mark.skipif(bool(backend.triton_problem()), reason=backend.triton_problem() or "runs"))]
+
+
+def randn(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def base_of(shared, nf4):
+    weights = [randn(F, D) / 8, randn(F, D) / 8, randn(D, F) / 8] if shared else [randn(E, 2 * F, D) / 8, randn(E, D, F) / 8]
+    return [quantize_nf4(w) if nf4 else w.requires_grad_() for w in weights]
+
+
+def factors():
+    return [randn(E, *shape).requires_grad_() for shape in [(R, D), (F, R), (R, D), (F, R), (R, F), (D, R)]]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("shared", "nf4", "lora", "save"), [(0, 1, 0, 1), (0, 0, 1, 1), (1, 1, 1, 1), (1, 0, 1, 1), (0, 1, 0, 0)])
+def test_opcheck_of_the_experts(name, shared, nf4, lora, save):
+    chosen = torch.stack([torch.randperm(E)[:K] for _ in range(T)])
+    weights = torch.rand(T, K, requires_grad=True)
+    args = randn(T, D).requires_grad_(), weights, chosen, *flatten(base_of(shared, nf4)), factors() if lora else [], [0.5, 1.0, 2.0], bool(save)
+    # Without `save` there is no backward to check.
+    tests = ("test_schema", "test_faketensor", *(("test_autograd_registration", "test_aot_dispatch_dynamic") if save else ()))
+    with backend.use(name):
+        torch.library.opcheck(torch.ops.moe_kernels.experts.default, args, test_utils=tests)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck_of_linear_and_dequantize(name):
+    q = quantize_nf4(randn(96, 64))
+    with backend.use(name):
+        torch.library.opcheck(torch.ops.moe_kernels.linear_nf4.default, (randn(2, 3, 64).requires_grad_(), *flatten([q])))
+        facts = (q.packed, q.absmax, q.nested_absmax, q.nested_offset, 0, list(q.shape), torch.float32)
+        torch.library.opcheck(torch.ops.moe_kernels.dequantize.default, facts)
+
+
+class Layer(torch.nn.Module):
+    """Router, experts and a 4-bit linear: what a decoder layer has of this package."""
+
+    def __init__(self, shared):
+        super().__init__()
+        self.gate, self.noise = torch.nn.Parameter(randn(E, D)), torch.nn.Parameter(randn(D, E).T.contiguous())
+        self.base, self.out = base_of(shared, True), quantize_nf4(randn(D, D))
+        self.factors = torch.nn.ParameterList(factors())
+        self.run = moe_lora if shared else moe_dense
+
+    def forward(self, x, seed):
+        routing = route(x, self.gate, self.noise, kind="noisy_topk", top_k=K, noise_seed=seed)
+        parts = [LoRA(a, b, 0.5) for a, b in zip(self.factors[::2], self.factors[1::2], strict=True)]
+        y = linear_nf4(self.run(x, routing, *self.base, ExpertLoRA(*parts)), self.out)
+        y = y + dequantize_nf4(self.out).sum()
+        return y, importance_loss(routing.importance_E) + load_loss(routing.load_E)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_layer_compiles_without_a_graph_break(shared):
+    layer, x, seed = Layer(shared), randn(T, D), torch.tensor(3)
+    results = []
+    for run in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+        layer.zero_grad()
+        leaf = x.clone().requires_grad_()
+        y, loss = run(leaf, seed)
+        (y.sum() + loss).backward()
+        results.append([y.detach(), leaf.grad, *(parameter.grad.clone() for parameter in layer.parameters())])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-4)
