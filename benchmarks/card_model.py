@@ -1,22 +1,24 @@
 """A model of how long a kernel takes on a card, from its cubin and from what it moves. A model: nothing here was measured on the card.
 
-A launch has parts that run side by side: DRAM, tensor cores, the other pipes and the issue of instructions, and the latency of loads.
-Each part alone would take a known time; together they take the p-norm of the parts, (sum of t^p)^(1/p): the longest if it stands
-alone, more where two are about as long, since they overlap imperfectly. p is 4 where an SM holds two programs or more, and 1.5 where
-it holds one, whose warps wait for each other at barriers (both assumed). The launches of an operation follow one another, each with its own
-cost of launching.
+A launch has parts that run side by side: DRAM, the latency of loads, tensor cores, and the busiest of the other pipes and of issuing
+instructions. Each alone would take a known time. Together they take a p-norm, (sum of t^p)^(1/p): the longest if it stands alone,
+more where two are about as long, since they overlap imperfectly. p is 4, but 1.5 between the tensor cores and the other pipes where an
+SM holds only one program, whose warps decode and multiply in turn between barriers; both are assumed. The launches of an operation
+follow one another, each with its own cost of launching.
 
 Dynamic instruction counts are the loops' bodies times their iterations, and the rest of the code once a warp. Iterations are
 the work to be done (multiply-adds on tensor cores, or NF4 weights looked up) over what one iteration does, so unrolling does not matter.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moe_kernels.cubin import CubinFacts
 from moe_kernels.sass import RATES
 
 WARP = 32
+OVERLAP, OVERLAP_ALONE = 4.0, 1.5  # p, and p inside an SM that holds one program
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,6 @@ class Card:
     gemm: float  # FLOP/s of cuBLAS in bf16 at this model's sizes
     latency: float  # s from a load to its value out of DRAM
     launch: float  # s from the end of a kernel to the work of the next
-    l2: int  # bytes
     warps: int  # an SM holds at most
     programs: int  # an SM holds at most
     shared: int  # bytes of shared memory of an SM
@@ -48,9 +49,9 @@ class Card:
 # A10G: clocks, SMs and limits from NVIDIA's data sheet and "CUDA C++ Programming Guide, Compute Capabilities"; half-rate tensor cores
 # follow from measured 69.5 TFLOPS at 10240 cubed, and 62.5 is cuBLAS at 4096 cubed (zzc0721/torch-performance-test-data, issue 126).
 # Assumed, not measured: 88 % of DRAM's bandwidth, 94 % of the tensor rate, 450 ns of latency, 2.5 µs a launch.
-A10G = Card("A10G", 86, 80, 1.71e9, 600e9, 0.88, 256, 0.94, 62.5e12, 450e-9, 2.5e-6, 6 << 20, 48, 16, 100 << 10)
+A10G = Card("A10G", 86, 80, 1.71e9, 600e9, 0.88, 256, 0.94, 62.5e12, 450e-9, 2.5e-6, 48, 16, 100 << 10)
 # H200: to check the model against a card that is at hand. Tensor: 989 TFLOPS at 1.83 GHz; 700 TFLOPS of cuBLAS and the shares are assumed.
-H200 = Card("H200", 90, 132, 1.83e9, 4.8e12, 0.88, 2048, 0.8, 700e12, 650e-9, 2.5e-6, 50 << 20, 64, 32, 228 << 10)
+H200 = Card("H200", 90, 132, 1.83e9, 4.8e12, 0.88, 2048, 0.8, 700e12, 650e-9, 2.5e-6, 64, 32, 228 << 10)
 CARDS = {card.name.lower(): card for card in (A10G, H200)}
 
 
@@ -69,18 +70,24 @@ class Work:
 class Time:
     """Seconds of a launch by part; `seconds` is all of it."""
 
-    parts: dict[str, float]
+    parts: dict[str, float]  # "dram", "latency", and what the SMs do
     launch: float
-    exponent: float
+    exponent: float = OVERLAP  # among what the SMs do
 
     @property
     def seconds(self) -> float:
-        return self.launch + sum(part**self.exponent for part in self.parts.values()) ** (1 / self.exponent)
+        outside = [self.parts.get(name, 0.0) for name in ("dram", "latency")]
+        inside = [part for name, part in self.parts.items() if name not in ("dram", "latency")]
+        return self.launch + norm([*outside, norm(inside, self.exponent)], OVERLAP)
 
     @property
     def bound(self) -> str:
         """The longest part, or the launch."""
         return max({**self.parts, "launch": self.launch}.items(), key=lambda item: item[1])[0]
+
+
+def norm(parts: Sequence[float], exponent: float) -> float:
+    return sum(part**exponent for part in parts) ** (1 / exponent) if any(parts) else 0.0
 
 
 def resident_programs(facts: CubinFacts, num_warps: int, card: Card) -> int:
@@ -112,7 +119,7 @@ def predict(facts: CubinFacts, num_warps: int, num_stages: int, work: Work, card
         busiest: tail * pipes[busiest],
         "latency": rounds * steps * card.latency,
     }
-    return Time(parts, card.launch, 4 if resident > 1 else 1.5)
+    return Time(parts, card.launch, OVERLAP if resident > 1 else OVERLAP_ALONE)
 
 
 def _dynamic_counts(facts: CubinFacts, warps: float, work: Work) -> tuple[dict[str, float], float, float, float]:

@@ -157,7 +157,7 @@ class TorchOps(TorchDispatchMode):
             tensors = [*_tensors(args), *_tensors(out)]
             flops = 0.0
             if name in _MATMULS:
-                left, right = _tensors(args)[-2:]
+                left, right = _tensors(args)[1:3] if name == "addmm" else _tensors(args)[:2]
                 flops = 2.0 * left.numel() * right.shape[-1]
             self.ops.append(TorchOp(name, float(sum(tensor.nbytes for tensor in tensors)), flops))
         return out

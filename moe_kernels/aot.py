@@ -43,18 +43,15 @@ class Build:
 
 
 def build_of(call: Call, arch: int) -> Build:
-    """What `call` needs built for compute capability `arch`. `ValueError` where Triton's interpreter is on: its kernels cannot be compiled."""
+    """What `call` needs built for compute capability `arch`. `ValueError` where Triton's interpreter is on: that has no code."""
     from triton import JITFunction
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import make_backend
 
     kernel = call.kernel
     if not isinstance(kernel, JITFunction):
         raise ValueError(f"{kernel} is not a compiled kernel: this process runs Triton's interpreter; unset TRITON_INTERPRET")
-    backend = make_backend(GPUTarget("cuda", arch, WARP))
     keywords = {**call.constants, **call.options}
-    bound, specialization, _ = _binder(kernel, backend, arch)(*call.args, **keywords)
-    _, signature, constants, attributes = kernel._pack_args(backend, dict(keywords), bound, specialization, call.options)
+    bound, specialization, _ = _binder(kernel, arch)(*call.args, **keywords)
+    _, signature, constants, attributes = kernel._pack_args(_backend(arch), dict(keywords), bound, specialization, call.options)
     return Build(
         module=kernel.__module__,
         kernel=kernel.__name__,
@@ -67,10 +64,18 @@ def build_of(call: Call, arch: int) -> Build:
 
 
 @lru_cache
-def _binder(kernel: Any, backend: Any, arch: int) -> Callable[..., Any]:
+def _backend(arch: int) -> Any:
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import make_backend
+
+    return make_backend(GPUTarget("cuda", arch, WARP))
+
+
+@lru_cache
+def _binder(kernel: Any, arch: int) -> Callable[..., Any]:
     from triton.runtime.jit import create_function_from_signature
 
-    binder: Callable[..., Any] = create_function_from_signature(kernel.signature, kernel.params, backend)
+    binder: Callable[..., Any] = create_function_from_signature(kernel.signature, kernel.params, _backend(arch))
     return binder
 
 
@@ -100,7 +105,7 @@ def examine(build: Build) -> CubinFacts:
 def examine_all(builds: Iterable[Build], jobs: int | None = None) -> Iterator[tuple[Build, CubinFacts]]:
     """Each distinct one of `builds` as it gets ready, made by `jobs` processes (default: one a core).
 
-    A kernel that does not compile raises here, with the kernel and its configuration added to the error.
+    `RuntimeError` with its configuration for a kernel that does not compile: a defect of this package, not of its user.
     """
     pending = list(dict.fromkeys(builds))
     workers = max(1, min(jobs or os.cpu_count() or 1, len(pending)))
@@ -113,10 +118,8 @@ def examine_all(builds: Iterable[Build], jobs: int | None = None) -> Iterator[tu
                 try:
                     facts = future.result()
                 except Exception as error:
-                    error.add_note(f"while compiling {build.kernel} for sm_{build.arch}: {build.configuration}") if hasattr(
-                        error, "add_note"
-                    ) else None
-                    raise
+                    where = f"{build.kernel} does not compile for sm_{build.arch}: {build.configuration}"
+                    raise RuntimeError(where) from error
                 yield build, facts
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

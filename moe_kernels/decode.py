@@ -1,8 +1,8 @@
 """NF4 experts and linear layers for few tokens, forward: each weight is read once, at the speed of memory. Kernels: `triton/_decode.py`.
 
 An expert's tokens are found inside the kernels from the routing itself: no sort, no wait for the device, and CUDA graphs can
-capture a layer once for every later routing. What is computed is W x with W as in `dequantize_nf4`, except that levels are rounded to fp16
-(relative error at most 2**-11, 6e-5 on average) and nothing else is rounded below fp32 before h and y are.
+capture a layer once for every later routing. What is computed is W x with W as in `dequantize_nf4` in fp32, except that levels are
+rounded to fp16 (relative error at most 2**-11); all else is fp32, h too, and y is rounded once.
 
 T tokens, K experts per token, E experts, D model width, F expert hidden width, N = T*K token-expert pairs.
 """
@@ -16,8 +16,9 @@ from .nf4 import NF4Weight
 from .nf4_format import NF4, dynamic_map_on
 from .triton import _decode as kernels
 
-MAX_DECODE_TOKENS = 4  # FMAs and conversions of x: 11 instructions a weight at 4, of the 15 for which an A10G's memory leaves time
+MAX_DECODE_TOKENS = 4  # 12 instructions a weight at 4, of the 15 for which an A10G's memory leaves time; at 8 an FMA a token is 8 of them
 _MAX_MATRIX = 1 << 32  # values of one matrix: within it a byte has a 32-bit offset
+_STEP = kernels.STEP.value
 _COMBINE_BLOCK = 128
 
 
@@ -40,64 +41,89 @@ def decode_moe(x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, w_gate_up: 
     if w_gate_up.shape != (num_experts, 2 * hidden, width) or x_TD.shape[1] != width:
         raise ValueError(f"x of width {x_TD.shape[1]} and experts of shapes {w_gate_up.shape} and {w_down.shape} do not belong together")
     tokens, top_k = experts_TK.shape
-    slots = min(num_experts, tokens * top_k)
-    x, weights, experts = _aligned(x_TD), weights_TK.float().contiguous(), experts_TK.contiguous()
-    h_NF = x.new_empty(tokens * top_k, -(-hidden // 1024) * 1024, dtype=torch.float32)
-    at = choose_launch("decode_gate_up", 2 * hidden, width, tokens, arch_of(x.device))
+    weights_TK, experts_TK = weights_TK.float().contiguous(), experts_TK.contiguous()
+    slots = min(num_experts, tokens * top_k)  # experts that can have tokens; a slot that finds none does nothing
+    at = choose_launch("decode_gate_up", 2 * hidden, width, tokens, arch_of(x_TD.device))
+    h_NF = _empty_arranged(x_TD, tokens * top_k, hidden)
     launch(
         kernels.decode_gate_up_kernel,
         (hidden // at.block_n, slots),
-        *(x, weights, experts, w_gate_up.packed, w_gate_up.absmax, w_gate_up.nested_absmax, dynamic_map_on(x.device), h_NF),
+        *(_readable(x_TD), weights_TK, experts_TK, *_tables(w_gate_up), h_NF),
         *(w_gate_up.nested_offset, w_gate_up.first_block, tokens),
         **{"D": width, "F": hidden, **_token_constants(tokens, top_k), "BLOCK_N": at.block_n, "WARPS": at.num_warps},
         options=at.options,
     )
-    at = choose_launch("decode_down", width, hidden, tokens, arch_of(x.device))
-    return _split_product(h_NF, experts, w_down, tokens, top_k, slots, at)
+    at = choose_launch("decode_down", width, hidden, tokens, arch_of(x_TD.device))
+    part = h_NF.new_empty(at.split_k, tokens * top_k, width)
+    _launch_down(h_NF, experts_TK, w_down, part, tokens, top_k, slots, at)
+    return _combined(part, x_TD.new_empty(tokens, width), top_k)
 
 
 def decode_linear(x_TD: Tensor, q: NF4Weight) -> Tensor:
     """`x_TD` times the transpose of `q` [out, in]: [T, out] in x's dtype. `ValueError` for what does not fit (`fits_decode`)."""
     _check(x_TD, q, 2)
-    rows, columns = q.shape
+    (rows, columns), tokens = q.shape, len(x_TD)
     if x_TD.shape[1] != columns:
         raise ValueError(f"x of width {x_TD.shape[1]} does not fit an NF4 weight of shape {q.shape}")
-    at = choose_launch("decode_linear", rows, columns, len(x_TD), arch_of(x_TD.device))
-    return _split_product(_aligned(x_TD), None, q, len(x_TD), 1, 1, at)
+    y_TD = x_TD.new_empty(tokens, rows)
+    if not tokens:
+        return y_TD
+    at = choose_launch("decode_linear", rows, columns, tokens, arch_of(x_TD.device))
+    part = y_TD[None] if at.split_k == 1 else y_TD.new_empty(at.split_k, tokens, rows, dtype=torch.float32)
+    _launch_down(_readable(x_TD), None, q, part, tokens, 1, 1, at)
+    return y_TD if at.split_k == 1 else _combined(part, y_TD, 1)
 
 
-def _split_product(x_NI: Tensor, experts: Tensor | None, q: NF4Weight, tokens: int, top_k: int, slots: int, at: Launch) -> Tensor:
-    """The product of each pair's row with its expert's matrix, in parts that share the row, and the sum of parts and of a token's pairs."""
+def _launch_down(x: Tensor, experts: Tensor | None, q: NF4Weight, part: Tensor, tokens: int, top_k: int, slots: int, at: Launch) -> None:
+    """Fills `part` [split_k, N, out] with products of the rows of `x` and their expert's matrix, or the only one."""
     rows, columns = q.shape[-2:]
-    part = x_NI.new_empty(at.split_k, tokens * top_k, rows, dtype=torch.float32)
     launch(
         kernels.decode_down_kernel,
         (rows // at.block_n, slots, at.split_k),
-        *(x_NI, experts, q.packed, q.absmax, q.nested_absmax, dynamic_map_on(x_NI.device), part, q.nested_offset, q.first_block, tokens),
+        *(x, experts, *_tables(q), part, q.nested_offset, q.first_block, tokens),
         **{"IN": columns, "OUT": rows, **_token_constants(tokens, top_k), "ROUTED": experts is not None},
         **{"BLOCK_N": at.block_n, "SPLIT_K": at.split_k, "WARPS": at.num_warps},
         options=at.options,
     )
-    y_TD = x_NI.new_empty(tokens, rows)
+
+
+def _combined(part: Tensor, y_TD: Tensor, top_k: int) -> Tensor:
+    """Fills `y_TD` with the sums of `part` [split_k, T*K, D] over a token's pairs and the splits."""
+    tokens, width = y_TD.shape
     launch(
         kernels.decode_combine_kernel,
-        (triton.cdiv(rows, _COMBINE_BLOCK), tokens),
+        (triton.cdiv(width, _COMBINE_BLOCK), tokens),
         *(part, y_TD, tokens),
-        **{"OUT": rows, "TOP_K": top_k, "SPLIT_K": at.split_k, "BLOCK_N": _COMBINE_BLOCK},
+        **{"OUT": width, "TOP_K": top_k, "SPLIT_K": len(part), "BLOCK_N": _COMBINE_BLOCK},
         options={"num_warps": 1, "num_stages": 1},
     )
     return y_TD
 
 
+def _readable(x_TD: Tensor) -> Tensor:
+    """`x_TD` in a form that the kernels read: as it is for one token in 16 bits, where a launch costs more than it saves, or arranged."""
+    x_TD = x_TD.contiguous()
+    tokens, width = x_TD.shape
+    if tokens == 1 and x_TD.itemsize == 2:
+        # Words of two values are read, 16 bytes at a time.
+        return x_TD.clone() if x_TD.storage_offset() % 8 else x_TD
+    arranged = _empty_arranged(x_TD, tokens, width)
+    grid = (arranged.shape[1] // _STEP, tokens)
+    launch(kernels.arrange_kernel, grid, x_TD, arranged, COLUMNS=width, options={"num_warps": 4, "num_stages": 1})
+    return arranged
+
+
+def _empty_arranged(like: Tensor, rows: int, width: int) -> Tensor:
+    return like.new_empty(rows, triton.cdiv(width, _STEP) * _STEP, dtype=torch.float32)
+
+
+def _tables(q: NF4Weight) -> tuple[Tensor, ...]:
+    return q.packed, q.absmax, q.nested_absmax, dynamic_map_on(q.device)
+
+
 def _token_constants(tokens: int, top_k: int) -> dict[str, int]:
     held = triton.next_power_of_2(tokens)
     return {"TOP_K": top_k, "TOKENS": held, "PAIRS": triton.next_power_of_2(held * top_k)}
-
-
-def _aligned(x: Tensor) -> Tensor:
-    """`x` contiguous and on a boundary of 16 bytes: the kernels read pairs of values."""
-    x = x.contiguous()
-    return x.clone() if x.storage_offset() * x.itemsize % 16 else x
 
 
 def _check(x_TD: Tensor, q: NF4Weight, dims: int) -> None:

@@ -4,7 +4,7 @@ T tokens, K experts per token, E experts, N = T*K pairs in expert order, D model
 
 Which way a product with NF4 goes depends on T alone, for the number of tokens of an expert is on the device:
 
-    T <= MAX_DECODE_TOKENS   weights streamed once, levels in fp16 (moe_kernels.decode); inference in bf16 and fp16 only
+    T <= decode_tokens(arch) weights streamed once, levels in fp16 (moe_kernels.decode); inference in bf16 and fp16 only
     T <= fused_tokens(arch)  weights decoded inside the product, equal to bitsandbytes' bit for bit
     more                     weights dequantised into a workspace first: decoding them again for every tile of rows costs more by then.
                              From compute capability 9.0 on PyTorch's own grouped product then takes bf16
@@ -20,7 +20,7 @@ from . import decode, grouped
 from .dequant import dequantize
 from .grouped import Rows
 from .grouping import Grouping, group_tokens
-from .launch import arch_of, fused_tokens
+from .launch import arch_of, decode_tokens, fused_tokens
 from .nf4 import NF4Weight
 from .weights import Weight
 
@@ -62,8 +62,9 @@ def readable(weight: Weight, x: Tensor) -> Weight:
 
 def decodes(weights: Sequence[Weight], x: Tensor) -> bool:
     """Whether `x` is few enough rows, of a dtype coarse enough for fp16 levels, for the decode kernels."""
-    coarse = x.dtype in (torch.bfloat16, torch.float16)
-    return coarse and all(isinstance(weight, NF4Weight) and decode.fits_decode(weight, len(x)) for weight in weights)
+    if x.dtype not in (torch.bfloat16, torch.float16) or len(x) > decode_tokens(arch_of(x.device)):
+        return False
+    return all(isinstance(weight, NF4Weight) and decode.fits_decode(weight, len(x)) for weight in weights)
 
 
 def library_product(x: Tensor, weight: Weight, rows: Rows, *, gather: bool = False, transposed: bool = False) -> Tensor | None:

@@ -34,8 +34,8 @@ def _group_tokens(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor,
 def _(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
     if recording():
         return _group_by_kernels(experts_TK, num_experts)
-    pairs_N = experts_TK.reshape(-1)
-    return pairs_N.new_empty(pairs_N.shape), pairs_N.new_empty(pairs_N.shape), pairs_N.new_empty(num_experts + 1)
+    pairs_N = experts_TK.reshape(-1).long()
+    return torch.empty_like(pairs_N), torch.empty_like(pairs_N), pairs_N.new_empty(num_experts + 1)
 
 
 def group_tokens_reference(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:

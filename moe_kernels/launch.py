@@ -57,6 +57,11 @@ def fused_tokens(arch: int) -> int:
     return read_file(_table_for(arch))["fused_tokens"]
 
 
+def decode_tokens(arch: int) -> int:
+    """Up to how many tokens the decode kernels run on `arch` (they take at most `moe_kernels.decode.MAX_DECODE_TOKENS`)."""
+    return read_file(_table_for(arch))["decode_tokens"]
+
+
 def _table_for(arch: int) -> int:
     """The newest table that is not newer than `arch`; for cards older than all, the oldest."""
     return ([known for known in table_architectures() if known <= arch] or table_architectures()[:1])[-1]
@@ -64,7 +69,12 @@ def _table_for(arch: int) -> int:
 
 @lru_cache
 def read_file(arch: int) -> dict[str, Any]:
-    return json.loads((TABLES / f"sm{arch}.json").read_text())
+    """The table of `arch` over the one that its "like" names, operation by operation."""
+    table = json.loads((TABLES / f"sm{arch}.json").read_text())
+    if "like" not in table:
+        return table
+    other = read_file(table["like"])
+    return {**other, **table, "launches": {**other["launches"], **table["launches"]}}
 
 
 @lru_cache

@@ -71,6 +71,9 @@ def route(
     elif not isinstance(noise_seed, Tensor):
         signed = (noise_seed + 2**63) % 2**64 - 2**63
         noise_seed = torch.full((), signed, dtype=torch.int64, device=x_TD.device)
+    elif noise_seed.dtype != torch.int64 or noise_seed.numel() != 1 or noise_seed.device != x_TD.device:
+        given = f"{noise_seed.dtype} of shape {tuple(noise_seed.shape)} on {noise_seed.device}"
+        raise ValueError(f"a noise_seed that is a tensor must be one int64 on {x_TD.device}, where x is, not {given}")
     top_k = {"softmax": num_experts, "switch": 1, "sequence": 1}.get(kind, top_k)
     sequence_ids_T = sequence_ids_T if kind == "sequence" else None
     weights_TK, experts_TK, logits_TE, importance_E, load_E, _ = route_op(

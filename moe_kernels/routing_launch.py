@@ -24,7 +24,7 @@ def route_by_kernels(
     from .triton import _routing as kernels  # triton is not everywhere where the reference runs
 
     (tokens, width), num_experts = x_TD.shape, w_gate_ED.shape[0]
-    x_TD, w_gate_ED, w_noise_ED = _contiguous(x_TD, w_gate_ED, w_noise_ED)
+    x_TD, w_gate_ED, w_noise_ED, sequence_ids_T = _contiguous(x_TD, w_gate_ED, w_noise_ED, sequence_ids_T)
     mask_T = _as_bytes(mask_T)
     noisy, masked = seed is not None, mask_T is not None
     of_experts, chosen, block_m = _blocks("route", x_TD, num_experts)
@@ -70,7 +70,7 @@ def route_backward_by_kernels(
     from .triton import _routing_backward as kernels
 
     (tokens, width), num_experts = x_TD.shape, w_gate_ED.shape[0]
-    x_TD, w_gate_ED, w_noise_ED = _contiguous(x_TD, w_gate_ED, w_noise_ED)
+    x_TD, w_gate_ED, w_noise_ED, sequence_ids_T = _contiguous(x_TD, w_gate_ED, w_noise_ED, sequence_ids_T)
     mask_T = _as_bytes(mask_T)
     given = dict(zip(("DWEIGHTS", "DLOGITS", "DIMPORTANCE", "DLOAD"), (dweights_TK, dlogits_TE, dimportance_E, dload_E), strict=True))
     grads = [_or(grad, logits_TE).contiguous() for grad in given.values()]

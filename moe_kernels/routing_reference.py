@@ -117,11 +117,12 @@ def route_backward_reference(
     needs: list[bool],
 ) -> Gradients:
     """The gradients of x, Wg and Wnoise by automatic differentiation; one that `needs` does not ask for is empty."""
-    inputs = zip((x_TD, w_gate_ED, w_noise_ED), needs, strict=True)
-    leaves = [None if tensor is None else tensor.detach().requires_grad_(need) for tensor, need in inputs]
-    wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
+    leaves = [None if tensor is None else tensor.detach() for tensor in (x_TD, w_gate_ED, w_noise_ED)]
+    wanted = [leaf.requires_grad_() for leaf, need in zip(leaves, needs, strict=True) if leaf is not None and need]
+    x, w_gate, w_noise = leaves
+    assert x is not None and w_gate is not None
     with inside_an_operator():
-        weights_TK, _, logits_TE, importance_E, load_E, _ = route_reference(*leaves, seed, sequence_ids_T, mask_T, kind, top_k)
+        weights_TK, _, logits_TE, importance_E, load_E, _ = route_reference(x, w_gate, w_noise, seed, sequence_ids_T, mask_T, kind, top_k)
         outputs = weights_TK, logits_TE, importance_E, load_E
         grads = dweights_TK, dlogits_TE, dimportance_E, dload_E
         used = [i for i, out in enumerate(outputs) if grads[i] is not None and out.requires_grad]

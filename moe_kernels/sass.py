@@ -1,11 +1,12 @@
-"""Machine code of NVIDIA GPUs (SASS), as `nvdisasm -c` prints it: instructions sorted by execution pipe, loops, and where a value came from.
+"""Machine code of NVIDIA GPUs (SASS), as `nvdisasm -c` prints it: instructions by execution pipe, loops, and where a value came from.
 
 A loop is a backward branch, from its target to the branch; one that starts behind the kernel's end is an out-of-line path that
 returns, not a loop.
 
 Instructions by pipe, after "Kernel Profiling Guide, Pipelines" of Nsight Compute: the ALU does integers (but for multiplication),
 logic, byte permutes, comparisons, selections and fast conversions to 16 bits; the FMA pipe does fp32, and its heavy half integer
-multiplication (so also the moves and shifts that the compiler writes as IMAD) and fp16 pairs; the XU does transcendentals and the other conversions.
+multiplication (so also the moves and shifts that the compiler writes as IMAD) and fp16 pairs; the XU does transcendentals and the
+other conversions.
 """
 
 import re

@@ -7,6 +7,7 @@ T tokens, K experts per token, E experts, D model width, F expert hidden width, 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,17 +89,21 @@ def lora_training(case: Case) -> None:
 def router(case: Case) -> None:
     from .routing_launch import route_by_kernels
 
-    gate = case.empty(E, D)
-    route_by_kernels(case.empty(case.tokens, D), gate, None, None, None, None, "topk", K)
+    route_by_kernels(case.empty(case.tokens, D), case.empty(E, D), None, None, None, None, "topk", K)
 
 
-def router_training(case: Case) -> None:
+def router_noisy(case: Case, with_backward: bool = False) -> None:
     from .routing_launch import route_backward_by_kernels, route_by_kernels
 
     x, gate, noise, seed = case.empty(case.tokens, D), case.empty(E, D), case.empty(E, D), case.empty(1, dtype=torch.int64)
     weights, experts, logits, importance, load, saved = route_by_kernels(x, gate, noise, seed, None, None, "noisy_topk", K)
-    grads = torch.empty_like(weights), None, torch.empty_like(importance), torch.empty_like(load)
-    route_backward_by_kernels(*grads, x, gate, noise, None, None, experts, logits, saved, "noisy_topk", True, [True, True, True])
+    if with_backward:
+        grads = torch.empty_like(weights), None, torch.empty_like(importance), torch.empty_like(load)
+        route_backward_by_kernels(*grads, x, gate, noise, None, None, experts, logits, saved, "noisy_topk", True, [True, True, True])
+
+
+def router_training(case: Case) -> None:
+    router_noisy(case, with_backward=True)
 
 
 def dequantise(case: Case) -> None:
@@ -111,7 +116,7 @@ def _shared_base(case: Case) -> list[NF4Weight]:
     return [case.nf4(F, D), case.nf4(F, D), case.nf4(D, F)]
 
 
-def _factors(case: Case):  # type: ignore[no-untyped-def]
+def _factors(case: Case) -> Any:
     from .experts_triton import Factors
 
     up = case.empty(E, case.rank, D), case.empty(E, F, case.rank)
@@ -127,6 +132,7 @@ OPERATIONS: dict[str, Callable[[Case], None]] = {
     "lora_inference": lora_inference,
     "lora_training": lora_training,
     "router_inference": router,
+    "router_noisy": router_noisy,
     "router_training": router_training,
     "dequantise": dequantise,
 }
@@ -142,10 +148,13 @@ def shipped_tokens(arch: int) -> list[int]:
     return sorted({1, 2, 4, 8, 16} | bounds | {2 * max(bounds)})
 
 
+HALF = ("dense_inference", "lora_inference", "router_inference")  # also compiled for fp16
+
+
 def cases(operation: str, arch: int) -> list[Case]:
-    """bf16 at every size; inference in fp16 too where it decodes; the second rank, where there is one, at the smallest and the largest size."""
+    """bf16 at every size; decoding in fp16 too; the second rank, where there is one, at the least and the most tokens."""
     tokens = shipped_tokens(arch)
-    half = [Case(count, torch.float16) for count in tokens if count <= MAX_DECODE_TOKENS] if "inference" in operation else []
+    half = [Case(count, torch.float16) for count in tokens if count <= MAX_DECODE_TOKENS] if operation in HALF else []
     other_rank = [Case(count, rank=RANKS[1]) for count in (tokens[0], tokens[-1])] if "lora" in operation else []
     return [*(Case(count) for count in tokens), *half, *other_rank]
 
@@ -159,6 +168,4 @@ def record(operation: Callable[[Case], None], case: Case, arch: int) -> list[Cal
 
 def shipped_calls(arch: int) -> dict[str, list[Call]]:
     """By operation, every launch of every case on compute capability `arch`. Launches that need equal code are all there."""
-    return {
-        name: [call for case in cases(name, arch) for call in record(operation, case, arch)] for name, operation in OPERATIONS.items()
-    }
+    return {name: [call for case in cases(name, arch) for call in record(operation, case, arch)] for name, operation in OPERATIONS.items()}

@@ -1,14 +1,20 @@
 """Products of NF4 weights with few tokens: each packed byte is read once and the products are FMAs, as memory is the limit.
 
-A warp owns whole rows of the weight. A step is 32 groups of 32 values of each of its rows: a lane reads one group, 16 bytes, and
-the same values of x, so that nothing crosses lanes before a row's last step, and warps share nothing. x is read as words of
-an even and an odd value, because that is what a packed byte holds.
+A warp owns whole rows of the weight. A step is 1024 values of each of its rows: a lane reads a group of 32, 16 bytes, and
+the same values of x, so that nothing crosses lanes before a row's last step, and warps share nothing.
 
-Arithmetic: levels rounded to fp16 (relative error at most 2**-11, on sm_86 one instruction cheaper than exact), products and sums in
+x comes in one of two forms. As it is, in 16 bits: a lane reads words of an even and an odd value, as a byte of the weight holds them.
+Or arranged, in fp32 (`_place`): 32 lanes read 512 consecutive bytes, where 64 bytes of x a lane lie on 16 cache lines, which at 4 tokens
+would keep L1 busier than the memory; and nothing is left to convert, which at 4 tokens takes 1.6 integer instructions a weight.
+
+Arithmetic: levels rounded to fp16 (relative error at most 2**-11; exact ones take 2 instructions more), products and sums in
 fp32, the block's fp32 absmax on the sum of a group. Every sum has a fixed order and nothing is atomic: equal bits from run to run.
 
 T tokens, K experts per token, E experts, D model width, F expert hidden width, N = T*K token-expert pairs.
 """
+
+# mypy: disable-error-code="assignment"
+# (tuples of tensors grow in loops that are unrolled)
 
 import triton
 import triton.language as tl
@@ -69,6 +75,7 @@ def _row_dots(
     """Dots of weight rows with rows of x over the steps begin..end-1: a tuple of len(rows)*len(x_rows) tensors fp32 [WARPS], x fastest.
 
     `rows` are tensors int32 [WARPS] of row numbers in the expert, `x_rows` scalars. An expert has NUM_ROWS x COLUMNS values.
+    x is arranged if it is fp32; then its rows are STEP-aligned and only the places of the COLUMNS values hold any.
     """
     GROUPS: tl.constexpr = COLUMNS // GROUP
     BLOCKS: tl.constexpr = NUM_ROWS * COLUMNS // BLOCK
@@ -135,13 +142,22 @@ def _find_expert(experts_ptr, num_pairs, slot, TOP_K: tl.constexpr, TOKENS: tl.c
     return expert, pairs
 
 
+@triton.jit
+def arrange_kernel(x_ptr, out_ptr, COLUMNS: tl.constexpr):
+    """Rows of x [T, COLUMNS] in fp32 and arranged. Program (step, row)."""
+    n = tl.program_id(0) * STEP + tl.arange(0, STEP)
+    row = tl.program_id(1).to(tl.int64)
+    x = tl.load(x_ptr + row * COLUMNS + n, mask=n < COLUMNS)
+    tl.store(out_ptr + row * (tl.cdiv(COLUMNS, STEP) * STEP) + _place(n), x.to(tl.float32), mask=n < COLUMNS)
+
+
 @triton.jit(do_not_specialize=["num_tokens", "first_block"])
 def decode_gate_up_kernel(
     x_ptr, weights_ptr, experts_ptr, packed_ptr, absmax_ptr, nested_ptr, map_ptr, h_ptr, nested_offset, first_block, num_tokens,
     D: tl.constexpr, F: tl.constexpr, TOP_K: tl.constexpr, TOKENS: tl.constexpr, PAIRS: tl.constexpr,
     BLOCK_N: tl.constexpr, WARPS: tl.constexpr,
 ):  # fmt: skip
-    """h [N, F] = silu(W1 x) * (W3 x) * weight for the pairs of one expert and BLOCK_N rows of each of its W1 and W3 (stack [E, 2F, D]).
+    """h [N, F] = silu(W1 x) * (W3 x) * weight, arranged, for the pairs of one expert and BLOCK_N rows of its W1 and W3 (stack [E, 2F, D]).
 
     Program (block of rows, slot): see `_find_expert`. x [T, D], weights fp32 and experts int64 [T, K]; TOKENS >= T, PAIRS >= T*K.
     """
@@ -173,7 +189,7 @@ def decode_down_kernel(
     IN: tl.constexpr, OUT: tl.constexpr, TOP_K: tl.constexpr, TOKENS: tl.constexpr, PAIRS: tl.constexpr, ROUTED: tl.constexpr,
     BLOCK_N: tl.constexpr, SPLIT_K: tl.constexpr, WARPS: tl.constexpr,
 ):  # fmt: skip
-    """part [SPLIT_K, N, OUT] fp32: for each pair's row of x [N, IN], its expert's matrix (stack [E, OUT, IN]) times one part of the row.
+    """part [SPLIT_K, N, OUT]: for each pair's row of x [N, IN], its expert's matrix (stack [E, OUT, IN]) times one part of the row.
 
     Program (block of rows, slot, split). Without ROUTED there is one matrix for all rows of x, and K = 1.
     """
@@ -203,14 +219,14 @@ def decode_down_kernel(
         if pairs[i] >= 0:
             at = (tl.program_id(2) * num_pairs + pairs[i]).to(tl.int64) * OUT + n
             for r in tl.static_range(BLOCK_N // WARPS):
-                tl.store(part_ptr + at + r * WARPS, dots[r * TOKENS + i])
+                tl.store(part_ptr + at + r * WARPS, dots[r * TOKENS + i].to(part_ptr.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def decode_combine_kernel(
     part_ptr, y_ptr, num_tokens, OUT: tl.constexpr, TOP_K: tl.constexpr, SPLIT_K: tl.constexpr, BLOCK_N: tl.constexpr
 ):
-    """y [T, OUT] of part [SPLIT_K, T*K, OUT]: the sum over k in order, within it over the splits in order. Program (block of OUT, token)."""
+    """y [T, OUT] of part [SPLIT_K, T*K, OUT]: sum over k, for each over the splits, in order. Program (block of OUT, token)."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     token = tl.program_id(1)
     total = tl.zeros((BLOCK_N,), tl.float32)

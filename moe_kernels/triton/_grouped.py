@@ -19,16 +19,18 @@ from ._nf4 import BLOCK, decode_levels, load_absmax
 def find_tile(offsets_ptr, rows, tile, E: tl.constexpr, BLOCK_M: tl.constexpr):
     """(expert, first row, end of the expert's rows) of row tile `tile`; a tile too many has no rows. Without offsets: one matrix, `rows` rows."""
     if offsets_ptr is None:
-        return tile * 0, tile * BLOCK_M, rows
-    e = tl.arange(0, triton.next_power_of_2(E))
-    begin = tl.load(offsets_ptr + e, mask=e < E, other=0).to(tl.int32)
-    end = tl.load(offsets_ptr + e + 1, mask=e < E, other=0).to(tl.int32)
-    tiles = (end - begin + BLOCK_M - 1) // BLOCK_M
-    after = tl.cumsum(tiles, axis=0)
-    mine = (after - tiles <= tile) & (tile < after)
-    expert = tl.sum(tl.where(mine, e, 0), axis=0)
-    first = tl.sum(tl.where(mine, begin + (tile - after + tiles) * BLOCK_M, 0), axis=0)
-    return expert, first, tl.sum(tl.where(mine, end, 0), axis=0)
+        expert, first, stop = tile * 0, tile * BLOCK_M, rows
+    else:
+        e = tl.arange(0, triton.next_power_of_2(E))
+        begin = tl.load(offsets_ptr + e, mask=e < E, other=0).to(tl.int32)
+        end = tl.load(offsets_ptr + e + 1, mask=e < E, other=0).to(tl.int32)
+        tiles = (end - begin + BLOCK_M - 1) // BLOCK_M
+        after = tl.cumsum(tiles, axis=0)
+        mine = (after - tiles <= tile) & (tile < after)
+        expert = tl.sum(tl.where(mine, e, 0), axis=0)
+        first = tl.sum(tl.where(mine, begin + (tile - after + tiles) * BLOCK_M, 0), axis=0)
+        stop = tl.sum(tl.where(mine, end, 0), axis=0)
+    return expert, first, stop
 
 
 @triton.jit
@@ -51,19 +53,21 @@ def load_weight(
     NF4 values are those of bitsandbytes bit for bit: exact level times absmax in fp32, rounded to STORED, then to DTYPE.
     """
     matrix_row = expert.to(tl.int64) * ROWS + row
-    if not NF4:
+    if NF4:  # [rows, blocks of 64, bytes of a block]: one absmax for the whole last axis
+        block = column // BLOCK + tl.arange(0, WIDTH // BLOCK)
+        inside = (row < ROWS)[:, None] & (block < COLUMNS // BLOCK)[None, :]
+        flat = matrix_row[:, None] * (COLUMNS // BLOCK) + block[None, :]
+        byte = (flat * (BLOCK // 2))[:, :, None] + tl.arange(0, BLOCK // 2)[None, None, :]
+        packed = tl.load(w_ptr + byte, mask=inside[:, :, None], other=0)
+        scale = load_absmax(absmax_ptr, nested_ptr, map_ptr, nested_offset, flat, first_block, inside)[:, :, None]
+        even, odd = decode_levels(packed, True)
+        pairs = tl.join(cast(even * scale, STORED).to(DTYPE), cast(odd * scale, STORED).to(DTYPE))
+        values = tl.reshape(pairs, (row.shape[0], WIDTH))
+    else:
         columns = column + tl.arange(0, WIDTH)
         inside = (row < ROWS)[:, None] & (columns < COLUMNS)[None, :]
-        return tl.load(w_ptr + matrix_row[:, None] * COLUMNS + columns[None, :], mask=inside, other=0.0).to(DTYPE)
-    # [rows, blocks of 64, bytes of a block]: one absmax for the whole last axis
-    block = column // BLOCK + tl.arange(0, WIDTH // BLOCK)
-    inside = (row < ROWS)[:, None] & (block < COLUMNS // BLOCK)[None, :]
-    flat = matrix_row[:, None] * (COLUMNS // BLOCK) + block[None, :]
-    packed = tl.load(w_ptr + (flat * (BLOCK // 2))[:, :, None] + tl.arange(0, BLOCK // 2)[None, None, :], mask=inside[:, :, None], other=0)
-    scale = load_absmax(absmax_ptr, nested_ptr, map_ptr, nested_offset, flat, first_block, inside)[:, :, None]
-    even, odd = decode_levels(packed, True)
-    values = tl.join(cast(even * scale, STORED).to(DTYPE), cast(odd * scale, STORED).to(DTYPE))
-    return tl.reshape(values, (row.shape[0], WIDTH))
+        values = tl.load(w_ptr + matrix_row[:, None] * COLUMNS + columns[None, :], mask=inside, other=0.0).to(DTYPE)
+    return values
 
 
 @triton.jit

@@ -2,7 +2,7 @@
 
 Looking a nibble up is two byte permutes (PRMT) for each byte of the value, which pick from the lower and the upper eight levels by
 the nibble's three low bits, and a select between them by its high bit (after ggml's `get_int_from_table_16`). An fp16 level
-takes 1.75 PRMT and 0.9 other integer instructions a weight, an exact fp32 level 3.75 and 1.4; a tree of selects takes 19. The asm
+takes 1.75 PRMT and 0.9 other integer instructions a weight, an exact fp32 level 4.25 and 1.4; a tree of selects takes 19. The asm
 works on four bytes at a time; the interpreter, which has no asm, uses the tree.
 """
 
@@ -39,7 +39,7 @@ def _lookup_asm(code: str) -> str:
         lines.append(f"xor.b32 t{2 * byte + 1}, zero, {t2:#x};")
 
     def half(even: list[int], odd: list[int], signs: int) -> None:
-        """The four nibbles in the low 16 bits of `index`, in memory order low, high, low, high; `signs` picks the bytes with their high bits."""
+        """The nibbles in the low 16 bits of `index`, in memory order low, high, low, high; `signs` picks the bytes of their high bits."""
         lines.append(f"prmt.b32 side, ${outputs}, up, {signs:#x};")  # a byte of ones where the nibble is 8 or more
         for byte, (_, t1, _, t3) in enumerate(words):
             lines.append(f"prmt.b32 low, t{2 * byte}, {t1:#x}, index;")

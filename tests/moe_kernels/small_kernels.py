@@ -1,4 +1,4 @@
-"""Tiny kernels, good ones and ones with a defect that a check of cubins must see. Run as a script: compiles them and pickles {name: facts} to a file.
+"""Tiny kernels, good ones and ones with a defect that a check of cubins must see. As a script: compiles them, pickles {name: facts}.
 
 A script of its own, because the tests may run under Triton's interpreter, whose kernels cannot be compiled.
 """
@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 import triton
 import triton.language as tl
+from triton.backends.compiler import GPUTarget
 
-from moe_kernels.aot import build_of, examine
+from moe_kernels.aot import build_of, compile_call, examine
 from moe_kernels.launch import Call
+from moe_kernels.shipped import OPERATIONS, Case, record
 from moe_kernels.triton._nf4 import decode_levels
 
 
@@ -77,5 +79,33 @@ def calls() -> dict[str, Call]:
     }
 
 
+class NoDevice:
+    """As much of Triton's driver as compiling for a launch asks for."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 86, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def hashes() -> list[tuple[str, str, str]]:
+    """(kernel, key in Triton's cache of what is compiled ahead of time, key of what a launch compiles); None arguments are among them."""
+    triton.runtime.driver.set_active(NoDevice())
+    recorded = [*calls().values(), *record(OPERATIONS["dense_inference"], Case(64), 86)]
+    return [
+        (
+            call.kernel.__name__,
+            compile_call(call, 86).hash,
+            call.kernel.run(*call.args, grid=call.grid, warmup=True, **call.constants, **call.options).hash,
+        )
+        for call in recorded
+    ]
+
+
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_bytes(pickle.dumps({name: examine(build_of(call, 86)) for name, call in calls().items()}))
+    facts = {name: examine(build_of(call, 86)) for name, call in calls().items()}
+    Path(sys.argv[1]).write_bytes(pickle.dumps((facts, hashes())))

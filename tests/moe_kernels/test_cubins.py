@@ -1,4 +1,4 @@
-"""What the compiled kernels say without a GPU: every shipped configuration compiles, and its cubin has the properties that its speed rests on.
+"""What compiled kernels say without a GPU: every shipped configuration compiles, and its cubin has what its speed rests on.
 
 Compiling happens in processes without TRITON_INTERPRET, whatever this one runs with, into a cache of its own.
 """
@@ -18,7 +18,7 @@ from moe_kernels.cubin import CubinFacts
 from moe_kernels.sass import Code, Instruction, parse_sass
 
 ROOT = Path(__file__).parents[2]
-MOST_INTEGERS = 4  # ALU instructions a weight; an A10G at full bandwidth has 7.5 (64 lanes x 80 SMs x 1.71 GHz over 1.16e12 weights a second)
+MOST_INTEGERS = 4  # ALU instructions a weight; at full bandwidth an A10G has time for 7.5: 64 x 80 x 1.71e9 over 1.16e12 weights a second
 SHIPPED = """
 import pickle, sys
 from moe_kernels.aot import build_of, examine_all
@@ -59,10 +59,15 @@ def shipped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CubinFacts]:
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, CubinFacts], list[tuple[str, str, str]]]:
     folder = tmp_path_factory.mktemp("small")
     run_compiling(folder / "cache", str(Path(__file__).with_name("small_kernels.py")), str(folder / "facts"))
     return pickle.loads((folder / "facts").read_bytes())
+
+
+@pytest.fixture
+def small(compiled: tuple[dict[str, CubinFacts], list[tuple[str, str, str]]]) -> dict[str, CubinFacts]:
+    return compiled[0]
 
 
 def spills(facts: CubinFacts) -> str:
@@ -138,6 +143,12 @@ def test_the_checks_see_what_they_look_for(small: dict[str, CubinFacts]) -> None
     assert "no lookup" in too_many_integers(small["selects"])
     assert too_much_shared(small["good product"], 86) == ""
     assert too_much_shared(CubinFacts(32, 0, 0, 99 * 1024 + 1, Code(), ()), 86)
+
+
+def test_what_is_compiled_ahead_is_what_a_launch_looks_for(compiled: tuple[dict[str, CubinFacts], list[tuple[str, str, str]]]) -> None:
+    """Triton's own launch path, with a driver that only names its card, comes to the same key in the cache."""
+    assert len(compiled[1]) > 8
+    assert [(kernel, ahead) for kernel, ahead, _ in compiled[1]] == [(kernel, launched) for kernel, _, launched in compiled[1]]
 
 
 def test_the_facts_of_a_product_are_those_of_its_source(small: dict[str, CubinFacts]) -> None:
@@ -220,8 +231,9 @@ def test_a_mistake_on_the_command_line_is_one_sentence_and_status_2(capsys: pyte
     assert compile_main(["--jobs", "-1"]) == 2
 
 
-def test_the_interpreter_cannot_compile(tmp_path: Path) -> None:
+def test_the_interpreter_cannot_compile() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", "moe_kernels.compile", "--arch", "86"], env=environment, cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-m", "moe_kernels.compile", "--arch", "86"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "unset TRITON_INTERPRET" in done.stderr

@@ -1,0 +1,127 @@
+"""NF4 inside kernels: the lookup's two forms, and offsets beyond 2**31."""
+
+import operator
+import re
+import struct
+
+import pytest
+import torch
+
+from moe_kernels import backend
+from moe_kernels.nf4 import dequantize_nf4, from_bitsandbytes, quantize_nf4, to_bitsandbytes
+from moe_kernels.nf4_format import NF4, dynamic_map
+
+triton = pytest.importorskip("triton", reason="the package triton is not installed")
+import triton.language as tl  # noqa: E402
+
+from moe_kernels.triton import _grouped, _nf4  # noqa: E402
+
+interpreted = pytest.mark.skipif(bool(backend.triton_problem()), reason=backend.triton_problem() or "Triton runs")
+
+
+def run_ptx(asm: str, packed: int) -> list[int]:
+    """A 32-bit machine for the few instructions of the lookup: its output registers for the input `packed`."""
+    text = asm.strip().removeprefix("{").removesuffix("}")
+    outputs = max(int(number) for number in re.findall(r"\$(\d+)", text))  # the last operand is the input
+    registers = {f"${outputs}": packed, "%lanemask_lt": (1 << 31) - 1}  # the largest it can be, that of lane 31
+
+    def value(operand: str) -> int:
+        return registers[operand] if operand in registers else int(operand, 0)
+
+    for line in filter(None, (line.strip() for line in text.replace("\n", " ").split(";"))):
+        if line.startswith(".reg"):
+            continue
+        name, operands = line.split(None, 1)
+        target, *sources = (operand.strip() for operand in operands.split(","))
+        a = [value(source) for source in sources]
+        if name == "prmt.b32":
+            pool = a[0] | a[1] << 32
+            chosen = 0
+            for i in range(4):
+                selector = a[2] >> 4 * i & 15
+                byte = pool >> 8 * (selector & 7) & 255
+                if selector & 8:  # the byte's sign, eight times
+                    byte = 255 * (byte >> 7)
+                chosen |= byte << 8 * i
+            registers[target] = chosen
+        elif name == "lop3.b32":
+            bits = [a[3] >> x & 1 for x in range(8)]  # of the truth table, by (a, b, c)
+            triple = [(a[0] >> i & 1) << 2 | (a[1] >> i & 1) << 1 | a[2] >> i & 1 for i in range(32)]
+            registers[target] = sum(bits[x] << i for i, x in enumerate(triple))
+        elif name == "mov.u32":
+            registers[target] = a[0]
+        else:
+            operations = {"and.b32": operator.and_, "or.b32": operator.or_, "xor.b32": operator.xor}
+            shifts = {"shr.u32": operator.rshift, "shl.b32": operator.lshift}
+            registers[target] = (operations | shifts)[name](a[0], a[1]) & 0xFFFFFFFF
+    return [registers[f"${i}"] for i in range(outputs)]
+
+
+@pytest.mark.parametrize(("asm", "code"), [(_nf4._ASM_FP16.value, "e"), (_nf4._ASM_FP32.value, "f")])
+def test_the_lookup_gives_the_levels_of_all_bytes(asm, code):
+    """The interpreter does not run PTX, so this does: high nibbles first, then low ones, in the order of memory."""
+    expected = [struct.unpack("<" + code, struct.pack("<" + code, level))[0] for level in NF4.levels]
+    for first in range(0, 256, 4):
+        for step in (1, 7):  # neighbours that are alike, and ones that are not
+            four = [(first + step * i) % 256 for i in range(4)]
+            words = run_ptx(asm, int.from_bytes(bytes(four), "little"))
+            values = struct.unpack("<8" + code, b"".join(word.to_bytes(4, "little") for word in words))
+            assert list(values) == [expected[byte >> 4] for byte in four] + [expected[byte & 15] for byte in four]
+
+
+@triton.jit
+def _one_tile(w_ptr, absmax_ptr, nested_ptr, map_ptr, offset, expert, row0, column, out_ptr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    row = row0 + tl.arange(0, 16)
+    tile = _grouped.load_weight(
+        w_ptr, absmax_ptr, nested_ptr, map_ptr, offset, 0, expert, row, column, ROWS, COLUMNS, 64, True, tl.float32, tl.float32
+    )
+    tl.store(out_ptr + tl.arange(0, 16)[:, None] * 64 + tl.arange(0, 64)[None, :], tile)
+
+
+@interpreted
+def test_offsets_beyond_two_to_the_31():
+    """An expert that begins 2.7 billion values into its stack; only the pages that are touched cost memory."""
+    experts, rows, columns = 6, 32768, 16384
+    values = experts * rows * columns
+    packed = torch.empty(values // 2, dtype=torch.uint8)
+    absmax, nested = torch.empty(values // 64, dtype=torch.uint8), torch.empty(values // 64 // 256)
+    expert, row, column = 5, rows - 16, columns - 64
+    w = quantize_nf4(torch.randn(16, 64))
+    map_ = dynamic_map()
+    for i in range(16):
+        flat = (expert * rows + row + i) * columns + column
+        assert flat > 2**31
+        packed[flat // 2 : flat // 2 + 32] = w.packed.view(-1)[i * 32 : (i + 1) * 32]
+        absmax[flat // 64] = w.absmax[i]
+        nested[flat // 64 // 256] = w.nested_absmax[0]
+    out = torch.empty(16, 64)
+    _one_tile[(1,)](packed, absmax, nested, map_, w.nested_offset, expert, row, column, out, rows, columns)
+    assert torch.equal(out, dequantize_nf4(w))
+
+
+@pytest.mark.parametrize("shape", [(64, 128), (3, 64, 64)])
+def test_quant_state_there_and_back(shape):
+    from bitsandbytes import functional as bnb
+
+    w = torch.randn(shape)
+    packed, state = bnb.quantize_4bit(w, blocksize=64, compress_statistics=True, quant_type="nf4")
+    q = from_bitsandbytes(packed, state)
+    assert torch.equal(dequantize_nf4(q), bnb.dequantize_4bit(packed, state))
+    assert torch.equal(bnb.dequantize_4bit(*to_bitsandbytes(quantize_nf4(w))), dequantize_nf4(q))
+    as_floats = packed.view(-1).view(torch.float32)  # how FSDP stores the bytes
+    assert torch.equal(dequantize_nf4(from_bitsandbytes(as_floats, state)), dequantize_nf4(q))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"quant_type": "fp4", "compress_statistics": True}, "not fp4"),
+        ({"quant_type": "nf4", "compress_statistics": True, "blocksize": 128}, "in blocks of 128"),
+        ({"quant_type": "nf4", "compress_statistics": False}, "compress_statistics=True"),
+    ],
+)
+def test_other_states_are_refused(settings, message):
+    from bitsandbytes import functional as bnb
+
+    with pytest.raises(ValueError, match=message):
+        from_bitsandbytes(*bnb.quantize_4bit(torch.randn(64, 128), **{"blocksize": 64} | settings))
