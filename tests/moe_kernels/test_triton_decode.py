@@ -3,9 +3,6 @@
 T tokens, K experts per token, E experts, D model width, F expert hidden width.
 """
 
-import re
-import struct
-from operator import and_, lshift, rshift, xor
 
 import pytest
 import torch
@@ -14,7 +11,6 @@ from torch.nn.functional import silu
 from moe_kernels import backend, decode
 from moe_kernels.launch import Launch, choose_launch, record_launches
 from moe_kernels.nf4 import NF4Weight, dequantize_nf4, quantize_nf4
-from moe_kernels.nf4_format import NF4
 
 pytestmark = pytest.mark.skipif(bool(backend.triton_problem()), reason=backend.triton_problem() or "Triton runs")
 
@@ -224,41 +220,3 @@ def test_shipped_launches(monkeypatch):
                 rows = call.constants.get("F") or call.constants["OUT"]
                 assert call.grid[:2] == (rows / call.constants["BLOCK_N"], min(4, 2 * tokens))
                 assert call.constants["WARPS"] == call.options["num_warps"] and call.constants["BLOCK_N"] % call.options["num_warps"] == 0
-
-
-def run_ptx(code, word):
-    """The output registers of a lookup for one register of packed bytes, after the PTX manual's description of each instruction."""
-    count = max(map(int, re.findall(r"\$(\d+)", code)))
-    registers = {f"${count}": word, "%lanemask_lt": 0x7FFFFFFF}  # of lane 31
-    for line in code.strip("{} \n").split(";"):
-        if not line.strip() or line.strip().startswith(".reg"):
-            continue
-        name, operands = line.strip().split(" ", 1)
-        target, *sources = (operand.strip() for operand in operands.split(","))
-        a, b, c, d = ([int(s, 0) if s[0].isdigit() else registers[s] for s in sources] + [0, 0, 0])[:4]
-        if name == "prmt.b32":
-            value, both = 0, (a | b << 32).to_bytes(8, "little")
-            for i in range(4):
-                chosen = both[c >> 4 * i & 7]
-                value |= (chosen if not c >> 4 * i & 8 else 255 * (chosen >> 7)) << 8 * i
-        elif name == "lop3.b32":
-            value = sum((d >> (4 * (a >> i & 1) + 2 * (b >> i & 1) + (c >> i & 1)) & 1) << i for i in range(32))
-        else:
-            plain = {"mov.u32": lambda a, _: a, "and.b32": and_, "xor.b32": xor, "shr.u32": rshift, "shl.b32": lshift}
-            value = plain[name](a, b) & 0xFFFFFFFF
-        registers[target] = value
-    return [registers[f"${i}"] for i in range(count)]
-
-
-@pytest.mark.parametrize("code", ["e", "f"])
-def test_lookup_gives_the_levels(code):
-    from moe_kernels.triton._nf4 import _lookup_asm
-
-    rounded = [struct.unpack("<" + code, struct.pack("<" + code, level))[0] for level in NF4.levels]
-    assert all(abs(a - b) <= LEVEL_ERROR * abs(b) for a, b in zip(rounded, NF4.levels, strict=True))
-    ptx = _lookup_asm(code)
-    for first in range(0, 256, 4):
-        stored = bytes(range(first, first + 4))
-        outputs = b"".join(word.to_bytes(4, "little") for word in run_ptx(ptx, int.from_bytes(stored, "little")))
-        found = struct.unpack("<8" + code, outputs)
-        assert found == tuple([rounded[byte >> 4] for byte in stored] + [rounded[byte & 15] for byte in stored])
