@@ -23,7 +23,7 @@ def dequantize(q: NF4Weight, dtype: torch.dtype) -> Tensor:
         kernels.dequantize,
         (triton.cdiv(blocks, at.block_m),),
         *(q.packed, q.absmax, q.nested_absmax, dynamic_map_on(q.device), q.nested_offset, q.first_block, out, blocks, values),
-        **{"STORED": TL_DTYPES[dtype], "BLOCK_M": at.block_m},
+        **{"STORED": TL_DTYPES[dtype], "WHOLE": values % NF4.block == 0, "BLOCK_M": at.block_m},
         options=at.options,
     )
     return out

@@ -75,8 +75,7 @@ def _run(x_TD: Tensor, routing: Routing, base: list[Weight], lora: ExpertLoRA | 
         return x_TD.clone()
     parts = [lora.w1, lora.w3, lora.w2] if lora else []
     if not backend.runs_triton(x_TD) and not torch.compiler.is_compiling():
-        run = moe_dense_reference if len(base) == 2 else moe_lora_reference
-        return run(x_TD, routing.weights_TK, routing.experts_TK, *base, lora)
+        return run_reference(x_TD, routing.weights_TK, routing.experts_TK, base, lora)
     tensors, offsets, ints = flatten(base)
     factors = [factor.to(x_TD.dtype) for part in parts for factor in (part.a, part.b)]
     wanted = [x_TD, routing.weights_TK, *tensors, *factors]
@@ -86,6 +85,14 @@ def _run(x_TD: Tensor, routing: Routing, base: list[Weight], lora: ExpertLoRA | 
         x_TD, routing.weights_TK, routing.experts_TK, tensors, offsets, ints, factors, scalings, save
     )[0]
     return y
+
+
+def run_reference(x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, base: list[Weight], lora: ExpertLoRA | None) -> Tensor:
+    """The reference of the layout that `base` is of."""
+    if len(base) == 2:
+        return moe_dense_reference(x_TD, weights_TK, experts_TK, base[0], base[1], lora)
+    assert lora is not None
+    return moe_lora_reference(x_TD, weights_TK, experts_TK, base[0], base[1], base[2], lora)
 
 
 def moe_dense_reference(

@@ -129,19 +129,19 @@ def _padded(y: Tensor, *saved: Tensor) -> Any:
 def _factors(factors: list[Tensor], scalings: list[float]) -> Any:
     from .experts_triton import Factors
 
-    return Factors(*(factor.contiguous() for factor in factors), *scalings) if factors else None
+    if not factors:
+        return None
+    a1, b1, a3, b3, a2, b2 = (factor.contiguous() for factor in factors)
+    return Factors(a1, b1, a3, b3, a2, b2, *scalings)
 
 
 def _reference(
     x: Tensor, routing_weights: Tensor, experts: Tensor, base: list[Weight], factors: list[Tensor], scalings: list[float]
 ) -> Tensor:
-    from .experts import ExpertLoRA, LoRA, moe_dense_reference, moe_lora_reference
+    from .experts import ExpertLoRA, LoRA, run_reference
 
-    lora = ExpertLoRA(*(LoRA(a, b, s) for a, b, s in zip(factors[::2], factors[1::2], scalings, strict=True))) if factors else None
-    if len(base) == 2:
-        return moe_dense_reference(x, routing_weights, experts, base[0], base[1], lora)
-    assert lora is not None
-    return moe_lora_reference(x, routing_weights, experts, *base, lora)
+    parts = [LoRA(a, b, s) for a, b, s in zip(factors[::2], factors[1::2], scalings, strict=False)]
+    return run_reference(x, routing_weights, experts, base, ExpertLoRA(*parts) if parts else None)
 
 
 def _reference_backward(dy, x, routing_weights, experts, base, factors, scalings, base_grads) -> list[Tensor]:

@@ -20,7 +20,7 @@ from . import decode, grouped
 from .dequant import dequantize
 from .grouped import Rows
 from .grouping import Grouping, group_tokens
-from .launch import arch_of, decode_tokens, fused_tokens
+from .launch import arch_of, decode_tokens, fused_tokens, recording
 from .nf4 import NF4Weight
 from .weights import Weight
 
@@ -72,7 +72,7 @@ def library_product(x: Tensor, weight: Weight, rows: Rows, *, gather: bool = Fal
 
     Below 9.0 PyTorch loops over the experts and waits for their sizes.
     """
-    if isinstance(weight, NF4Weight) or not x.is_cuda or arch_of(x.device) < 90 or x.dtype != torch.bfloat16:
+    if isinstance(weight, NF4Weight) or not (x.is_cuda or recording()) or arch_of(x.device) < 90 or x.dtype != torch.bfloat16:
         return None
     if any(size % 8 for size in weight.shape[1:]) or rows.grouping is None:
         return None
@@ -93,7 +93,7 @@ def dense_forward(
     hidden = down.shape[2]
     preact = x.new_empty(rows.count, 2 * hidden) if save else None
     z1, z3 = _shrink_up(x, lora, rows)
-    low_rank = (z1, lora.b1, z3, lora.b3) if lora else None
+    low_rank = (z1, lora.b1, z3, lora.b3) if lora and z1 is not None and z3 is not None else None
     weight = readable(gate_up, x)
     product = library_product(x, weight, rows, gather=True)
     if product is None:
@@ -111,7 +111,7 @@ def dense_backward(
     """Gradients of x [T, D], of the routing's weights [T, K], of dense matrices if `base_grads`, of the factors in their order."""
     rows = Rows(routing_weights.numel(), saved.grouping, routing_weights.shape[1])
     v2 = grouped.linear("lora_shrink", dy, lora.b2, rows, gather=True, transposed=True, scale=lora.s2) if lora else None
-    low_rank, keep_h = (v2, lora.a2) if lora else None, bool(lora) or base_grads
+    low_rank, keep_h = (v2, lora.a2) if lora and v2 is not None else None, bool(lora) or base_grads
     weight = readable(down, x)
     product = library_product(dy, weight, rows, gather=True, transposed=True)
     if product is None:

@@ -11,7 +11,7 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 @triton.jit
 def cast(x, DTYPE: tl.constexpr):
     """fp32 `x` rounded to nearest even in DTYPE; the interpreter would truncate to bf16."""
-    if INTERPRETED and DTYPE == tl.bfloat16:
+    if INTERPRETED and tl.bfloat16 == DTYPE:
         bits = x.to(tl.uint32, bitcast=True)
         rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.uint16)
         rounded = tl.where(x == x, rounded, 0x7FC0)  # a NaN's bits must not be carried into an infinity

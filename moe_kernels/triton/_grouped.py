@@ -17,7 +17,7 @@ from ._nf4 import BLOCK, decode_levels, load_absmax
 
 @triton.jit
 def find_tile(offsets_ptr, rows, tile, E: tl.constexpr, BLOCK_M: tl.constexpr):
-    """(expert, first row, end of the expert's rows) of row tile `tile`; a tile too many has no rows. Without offsets: one matrix, `rows` rows."""
+    """(expert, first row, end of the expert's rows) of row tile `tile`; a tile too many has none. No offsets: one matrix, `rows` rows."""
     if offsets_ptr is None:
         expert, first, stop = tile * 0, tile * BLOCK_M, rows
     else:
@@ -77,7 +77,7 @@ def multiply(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TRANSPOSED: tl.constexpr, NF4: tl.constexpr, STORED: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """acc [BLOCK_M, BLOCK_N] plus rows of x times the transpose of the matrix rows `row`, or (TRANSPOSED) times its columns from `column` on.
+    """acc [BLOCK_M, BLOCK_N] plus rows of x times the transpose of the matrix's rows `row`, or (TRANSPOSED) its columns from `column` on.
 
     `x_row` int64 [BLOCK_M]: where each row of x begins, in elements; `x_inside`: whether there is such a row.
     """
@@ -102,20 +102,17 @@ def add_low_rank(
     acc, z_ptr, z_row, inside, factor_ptr, expert, column, WIDTH: tl.constexpr,
     RANK: tl.constexpr, TRANSPOSED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """acc [BLOCK_M, BLOCK_N] plus z [.., RANK] times expert `expert`'s factor: B [WIDTH, RANK] transposed, or (TRANSPOSED) A [RANK, WIDTH]."""
+    """acc [BLOCK_M, BLOCK_N] plus z [.., RANK] times the expert's factor: B [WIDTH, RANK] transposed, or (TRANSPOSED) A [RANK, WIDTH]."""
     r = tl.arange(0, BLOCK_R)
     columns = column + tl.arange(0, BLOCK_N)
     z = tl.load(z_ptr + z_row[:, None] + r[None, :], mask=inside[:, None] & (r < RANK)[None, :], other=0.0)
     begin = expert.to(tl.int64) * (WIDTH * RANK)
-    if TRANSPOSED:
-        place = begin + r[:, None] * WIDTH + columns[None, :]
-    else:
-        place = begin + columns[None, :] * RANK + r[:, None]
+    place = begin + (r[:, None] * WIDTH + columns[None, :] if TRANSPOSED else columns[None, :] * RANK + r[:, None])
     factor = tl.load(factor_ptr + place, mask=(r < RANK)[:, None] & (columns < WIDTH)[None, :], other=0.0)
     return dot(z, factor, acc)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "row_tiles", "first_block"])
 def grouped_mm(
     x_ptr, x_stride, order_ptr, offsets_ptr, w_ptr, absmax_ptr, nested_ptr, map_ptr, nested_offset, first_block,
     z_ptr, factor_ptr, out_ptr, out_stride, rows, row_tiles, scale,
@@ -123,7 +120,7 @@ def grouped_mm(
     TRANSPOSED: tl.constexpr, NF4: tl.constexpr, STORED: tl.constexpr,
     GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """out [rows, ROWS] = scale * (x W_e^T + z B_e^T), or (TRANSPOSED) out [rows, COLUMNS] = scale * (x W_e + z A_e); W_e is [ROWS, COLUMNS].
+    """out [rows, ROWS] = scale * (x W_e^T + z B_e^T), or (TRANSPOSED) [rows, COLUMNS] = scale * (x W_e + z A_e).
 
     With `order_ptr` a row's x is that of the pair's token, x[order // TOP_K]; without, x is in expert order itself.
     """
@@ -148,7 +145,7 @@ def grouped_mm(
     tl.store(out_ptr + place, cast(acc * scale, out_ptr.dtype.element_ty), mask=inside[:, None] & (columns < WIDTH)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "row_tiles", "first_block"])
 def grouped_swiglu(
     x_ptr, base_ptr, order_ptr, offsets_ptr, w_ptr, absmax_ptr, nested_ptr, map_ptr, nested_offset, first_block,
     z1_ptr, b1_ptr, z3_ptr, b3_ptr, weights_ptr, preact_ptr, h_ptr, rows, row_tiles,
@@ -197,7 +194,7 @@ def grouped_swiglu(
     tl.store(h_ptr + n.to(tl.int64)[:, None] * F + f[None, :], cast(h, h_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "row_tiles", "first_block"])
 def grouped_swiglu_backward(
     dy_ptr, base_ptr, order_ptr, offsets_ptr, w_ptr, absmax_ptr, nested_ptr, map_ptr, nested_offset, first_block,
     v_ptr, a2_ptr, weights_ptr, preact_ptr, dpreact_ptr, h_ptr, dweight_ptr, rows, row_tiles,
@@ -207,8 +204,9 @@ def grouped_swiglu_backward(
 ):  # fmt: skip
     """From dh = W2_e^T dy + A2_e^T v, dy that of the pair's token, the gradients of [g | u] [N, 2F] and of the pairs' weights.
 
-    `base_ptr`, if it is there, holds W2^T dy: [T, F], or (BASE_ROWS) [N, F] in expert order. h = silu(g) u is made again from `preact_ptr`, so no expert's output is stored:
-    the weight's gradient is <dh, h>, one partial sum a column tile in `dweight_ptr` [tiles, N]. `h_ptr` [N, F] takes h times the weight.
+    `base_ptr`, if it is there, holds W2^T dy: [T, F], or (BASE_ROWS) [N, F] in expert order. h = silu(g) u is made again from
+    `preact_ptr`, so no expert's output is stored: the weight's gradient is <dh, h>, one partial sum a column tile in `dweight_ptr`
+    [tiles, N]. `h_ptr` [N, F], if it is there, takes h times the weight.
     """
     row_tile, column_tile = swizzle(row_tiles, tl.cdiv(F, BLOCK_N), GROUP)
     expert, first, end = find_tile(offsets_ptr, rows, row_tile, E, BLOCK_M)

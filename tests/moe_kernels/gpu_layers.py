@@ -168,7 +168,8 @@ def check(layer: Layer, batch: Batch) -> None:
 def typical_sizes(layer: Layer, tokens: int) -> list[float]:
     """The rms of each result of `results` on `tokens` tokens, on average over what they might be.
 
-    A gradient of one token and rank 4 is made of four numbers: where their sums happen to cancel, an error is large beside them, in any program.
+    A gradient of one token and rank 4 is made of four numbers: where their sums happen to cancel, any program's error is large beside
+    them.
     """
     sums = [1.0] * 3 + [(tokens / MANY) ** 0.5] * (len(_sizes_of_many(layer)) - 3)
     return [size * factor for size, factor in zip(_sizes_of_many(layer), sums, strict=True)]
