@@ -7,7 +7,8 @@ from setuptools import find_packages, setup
 ROOMS = ("moe_kernels", "model", "train", "eval", "benchmarks")
 
 INSTALL_REQUIRES = [
-    "torch>=2.11",  # its CUDA builds on Linux bring their own Triton (>= 3.6)
+    "torch>=2.11",
+    "triton>=3.6; platform_system == 'Linux'",  # CUDA builds of torch bring it, CPU builds do not; tests interpret and compile with it
     "transformers>=5.17",
     "bitsandbytes>=0.50",
     "peft>=0.21",
@@ -67,7 +68,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=[pattern for room in ROOMS for pattern in (room, f"{room}.*")]),
-    package_data={"eval": ["style.css"]},
+    package_data={"eval": ["style.css"], "moe_kernels": ["tables/*.json"]},
     install_requires=INSTALL_REQUIRES,
     extras_require={"test": TEST_REQUIRES, "dev": TEST_REQUIRES + DEV_REQUIRES},
     **optional_extension(),

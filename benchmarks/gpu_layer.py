@@ -1,9 +1,10 @@
 """One 4x7B layer on the card that is here, beside its peers, in one run: `python -m benchmarks.gpu_layer --out FILE`.
 
 Side by side: in every round each implementation runs once, in turn, so that clocks and temperature are the same for all. Cold: before each
-run a buffer of four L2 caches is read (read, not written: dirty lines would be written back during the measurement). `eager` is timed from an
-idle device and includes what the host takes to launch; `graph` is a CUDA graph of the same calls, routing fixed, timed behind other work, so it
-is device time. Reported are median and interquartile range over the rounds. Ratios compare what one run measured; nothing is asserted.
+run a buffer of four L2 caches is read (read, not written: dirty lines would be written back during the measurement). A plain name is timed
+from an idle device and includes what the host takes to launch; `graph` is a CUDA graph of the same calls, routing fixed, timed behind other
+work, so it is device time. Reported are median and interquartile range over the rounds. Ratios compare what one run measured; nothing is
+asserted.
 
 T tokens, K experts per token, E experts, D model width, F expert hidden width, R LoRA rank.
 """
@@ -25,7 +26,7 @@ import triton
 from torch import Tensor
 
 from benchmarks.gpu_peers import OURS, PEERS, Peer, Problem, eager_router, run_ours, run_ours_shared, run_peer
-from benchmarks.routings import ROUTINGS
+from benchmarks.routings import ROUTINGS, from_file
 from moe_kernels.nf4 import NF4Weight, dequantize_nf4
 from moe_kernels.routing import route
 from moe_kernels.shipped import D, E, F, K
@@ -52,7 +53,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         if self.small:
-            self.width, self.hidden = 64, 128
+            self.width, self.hidden = 128, 256  # an expert is then whole groups of absmax, as bitsandbytes needs it
         self.gate_up = random_nf4(E, 2 * self.hidden, self.width)
         self.down = random_nf4(E, self.width, self.hidden)
         self.dense = [dequantize_nf4(q) for q in (self.gate_up, self.down)]
@@ -318,6 +319,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--routings", nargs="+", choices=list(ROUTINGS), default=list(ROUTINGS), metavar="NAME", help="of " + ", ".join(ROUTINGS)
     )
+    parser.add_argument("--recorded", type=Path, metavar="FILE", help="a JSON list [T][K] of recorded choices, as one more routing")
     parser.add_argument("--seconds", type=float, default=1.0, help="for the rounds of one point (default 1)")
     parser.add_argument("--budget", type=float, default=3600, metavar="SECONDS", help="no point begins after that (default 3600)")
     parser.add_argument("--small", action="store_true", help="a tiny layer, to try the harness where there is no GPU")
@@ -331,11 +333,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not CUDA and not args.small:
         print(f"{parser.prog}: no CUDA device is there; --small tries the harness on a CPU", file=sys.stderr)
         return 2
+    routings = list(args.routings)
+    if args.recorded:
+        ROUTINGS["recorded"] = from_file(args.recorded)
+        routings.append("recorded")
     end = time.monotonic() + args.budget
     before = hardware()
     bench = Bench(small=args.small, seconds=args.seconds)
     cut = False
-    for operation, tokens, routing in points(args.operations, args.tokens, args.routings):
+    for operation, tokens, routing in points(args.operations, args.tokens, routings):
         cut = time.monotonic() > end
         if cut:
             break

@@ -1,7 +1,8 @@
 """Who goes where in a benchmark: lists [T][K] of distinct experts, from a seed of their own.
 
-`uniform` is a random choice; `zipf` prefers expert e with weight 1 / (e + 1) all the time; `markov` stays with two experts for some 40 tokens before
-it turns to two others, as programs in one language do. None of them is a recording; a file of recorded choices is read by `from_file`.
+`uniform` is a random choice; `zipf` prefers expert e with weight 1 / (e + 1) all the time; `markov` stays with two experts for some 40
+tokens before it turns to two others, as programs in one language do. None of them is a recording; `from_file` reads a file of recorded
+choices.
 """
 
 import json
