@@ -32,7 +32,8 @@ class MoERouter(nn.Module):
         """Returns the clean logits [T, E], the (importance, load) losses [2] over the tokens of the mask, and the routing."""
         noise_seed = noise_seed_of(self.seed, self.layer_idx, step) if self.training and self.noise_weight is not None else None
         routing = route(x_TD, self.weight, self.noise_weight, kind=self.kind, top_k=self.top_k, noise_seed=noise_seed, mask_T=token_mask_T)
-        self.last_routing = Routing(**{name: tensor.detach() for name, tensor in vars(routing).items()})
+        fields = routing.weights_TK, routing.experts_TK, routing.logits_TE, routing.importance_E, routing.load_E
+        self.last_routing = Routing(*(tensor.detach() for tensor in fields))
         losses = torch.stack((importance_loss(routing.importance_E), load_loss(routing.load_E)))
         return routing.logits_TE, losses, routing
 

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def count_kernel(
     experts_ptr,  # [N] int64
     counts_ptr,  # [P, E] int32, out
@@ -23,7 +23,7 @@ def count_kernel(
     tl.store(counts_ptr + tl.program_id(0) * E + e, counts, mask=e < E)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def place_kernel(
     experts_ptr,  # [N] int64
     counts_ptr,  # [P, E] int32 of `count_kernel`; not read where P is 1

@@ -18,7 +18,7 @@ SQRT_HALF: tl.constexpr = tl.constexpr(math.sqrt(0.5))
 INVERSE_SQRT_2PI: tl.constexpr = tl.constexpr(1 / math.sqrt(2 * math.pi))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def route_kernel(
     x_ptr,  # [T, D]
     w_gate_ptr,  # [E, D]
@@ -77,7 +77,7 @@ def route_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def project_kernel(
     x_ptr,  # [T, D]
     w_gate_ptr,  # [E, D]
@@ -98,7 +98,7 @@ def project_kernel(
     tl.store(logits_ptr + t[:, None] * E + e[None, :], clean, mask=(t < T)[:, None] & (e < E)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def route_sequence_kernel(
     logits_ptr,  # [T, E] fp32
     ids_ptr,  # [T] int64

@@ -20,7 +20,7 @@ from ._routing import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def route_backward_kernel(
     dweights_ptr,  # [T, K] fp32, read if HAS_DWEIGHTS
     dlogits_ptr,  # [T, E] fp32, read if HAS_DLOGITS
@@ -100,7 +100,7 @@ def route_backward_kernel(
         _store_dx(dclean_ptr, draw_ptr, w_gate_ptr, w_noise_ptr, dx_ptr, t, T, D, E, NOISY, BLOCK_M, BLOCK_E, BLOCK_D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def route_sequence_backward_kernel(
     dweights_ptr,  # [T, 1] fp32, read if HAS_DWEIGHTS
     dlogits_ptr,  # [T, E] fp32, read if HAS_DLOGITS
@@ -184,7 +184,7 @@ def _store_dx(
         tl.store(dx_ptr + t[:, None] * D + d[None, :], dx, mask=(t < T)[:, None] & (d < D)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "rows"])
 def route_dweight_kernel(
     x_ptr,  # [T, D]
     dclean_ptr,  # [T, E] fp32
