@@ -41,11 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("usage: python -m benchmarks.compare_model MODEL.json LAYER.json", file=sys.stderr)
         return 2
     model, layer = (json.loads(Path(argument).read_text()) for argument in arguments)
-    if layer["hardware"].get("name", "").upper().find(model["card"].upper()) < 0:
-        print(
-            f"benchmarks.compare_model: the model is of {model['card']}, the measurement of {layer['hardware'].get('name')}",
-            file=sys.stderr,
-        )
+    card = layer["hardware"].get("name", "no GPU")
+    if model["card"].upper() not in card.upper():
+        print(f"benchmarks.compare_model: the model is of {model['card']}, the measurement of {card}", file=sys.stderr)
         return 2
     for row in compare(model, layer):
         times = f"model {row['model_ms']:9.4f} ms  measured {row['measured_ms']:9.4f} ms  measured/model {row['measured_over_model']:5.2f}"
