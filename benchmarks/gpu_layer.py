@@ -11,33 +11,30 @@ T tokens, K experts per token, E experts, D model width, F expert hidden width, 
 
 import argparse
 import json
-import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from benchmarks.gpu_peers import OURS, PEERS, Peer, Problem, eager_router, run_ours, run_ours_shared, run_peer
+from benchmarks.gpu_timing import CUDA, DEVICE, captured, ceilings, hardware, measure
 from benchmarks.routings import ROUTINGS, from_file
 from moe_kernels.nf4 import NF4Weight, dequantize_nf4
 from moe_kernels.routing import route
 from moe_kernels.shipped import D, E, F, K
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-OPERATIONS = ("forward", "step", "backward", "router", "router step")
+OPERATIONS = ("forward", "step", "router", "router step", "backward")
 RANK = 16
 NF4_BITS = 4.127  # a weight, its absmax included
 GRAPH = ", graph"
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
 
 
 @dataclass
@@ -88,63 +85,6 @@ def random_nf4(experts: int, rows: int, columns: int) -> NF4Weight:
     return NF4Weight(packed, absmax, nested, mean, (experts, rows, columns), torch.bfloat16)
 
 
-def ceilings(small: bool = False) -> tuple[float, float]:
-    """(bytes/s of a copy, read and written; FLOP/s of an 8192-cubed bf16 product), measured."""
-    size = 256 if small else 8192
-    source = torch.randint(0, 100, (1 << (16 if small else 30),), dtype=torch.uint8, device=DEVICE)
-    target = torch.empty_like(source)
-    a, b = (torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
-    runs = {"copy": lambda: target.copy_(source), "gemm": lambda: a @ b}
-    times = measure(runs, lambda: None, seconds=0.5, queued=set(runs))
-    copy, gemm = (statistics.median(times[name]) for name in runs)
-    return 2 * source.nbytes / copy, 2 * size**3 / gemm
-
-
-def measure(runs: dict[str, Callable[[], Any]], flush: Callable[[], None], seconds: float, queued: set[str]) -> dict[str, list[float]]:
-    """Seconds of each run in each round. Those in `queued` are timed behind the flush, the others from an idle device."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    order = list(runs)
-    for name in order:  # twice to warm up
-        for _ in range(2):
-            runs[name]()
-    end = time.monotonic() + seconds
-    while len(times[order[0]]) < 7 or (time.monotonic() < end and len(times[order[0]]) < 50):
-        for name in order:
-            times[name].append(_timed(runs[name], flush, name in queued))
-        order = order[1:] + order[:1]
-    return times
-
-
-def _timed(run: Callable[[], Any], flush: Callable[[], None], queued: bool) -> float:
-    flush()
-    if not CUDA:
-        begin = time.perf_counter()
-        run()
-        return time.perf_counter() - begin
-    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    if not queued:
-        torch.cuda.synchronize()
-    start.record()
-    run()
-    stop.record()
-    stop.synchronize()
-    return start.elapsed_time(stop) * 1e-3
-
-
-def captured(run: Callable[[], Any]) -> Callable[[], Any]:
-    """The replay of a CUDA graph of `run`."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
-
-
 def as_operation(operation: str, problem: Problem, forward: Callable[[], Tensor]) -> Callable[[], Any]:
     """What of `forward` is timed: itself without gradients, its backward alone, or both."""
     leaves = [problem.x, problem.weights, *problem.lora]
@@ -165,11 +105,11 @@ def layer_runs(bench: Bench, operation: str, problem: Problem) -> dict[str, Call
     sizes = problem.experts.flatten().bincount(minlength=E).tolist()
     forwards: dict[str, Callable[[], Tensor]] = {}
     for peer in PEERS:
-        _attempt(bench, peer.name, lambda peer=peer: _add_peer(runs, forwards, peer, problem, operation, expected, sizes))
+        _attempt(bench, peer.name, partial(_add_peer, runs, forwards, peer, problem, operation, expected, sizes))
     if CUDA and operation != "backward":
         for name, run in list(runs.items()):
             fixed = as_operation(operation, problem, forwards[name]) if name in forwards else run
-            _attempt(bench, name + GRAPH, lambda name=name, fixed=fixed: runs.__setitem__(name + GRAPH, captured(fixed)))
+            _attempt(bench, name + GRAPH, partial(_add_graph, runs, name, fixed))
     return runs
 
 
@@ -186,6 +126,10 @@ def _add_peer(
     run()
     runs[peer.name] = run
     forwards[peer.name] = run_peer(problem, peer, sizes)
+
+
+def _add_graph(runs: dict[str, Callable[[], Any]], name: str, run: Callable[[], Any]) -> None:
+    runs[name + GRAPH] = captured(run)
 
 
 def router_runs(bench: Bench, operation: str, tokens: int) -> dict[str, Callable[[], Any]]:
@@ -210,7 +154,7 @@ def router_runs(bench: Bench, operation: str, tokens: int) -> dict[str, Callable
     runs = {OURS: with_gradients(ours), "eager noisy top-k": with_gradients(lambda: eager_router(x, gate, noise, K))}
     if CUDA:
         for name, run in list(runs.items()):
-            _attempt(bench, name + GRAPH, lambda name=name, run=run: runs.__setitem__(name + GRAPH, captured(run)))
+            _attempt(bench, name + GRAPH, partial(_add_graph, runs, name, run))
     return runs
 
 
@@ -255,24 +199,6 @@ def rates(bench: Bench, problem: Problem, operation: str, seconds: float) -> dic
     return {"gbps": read * 1e-9, "tflops": flops * 1e-12, **shares}
 
 
-def hardware() -> dict[str, Any]:
-    """The card, its clocks as found (nothing is set), and the versions."""
-    facts: dict[str, Any] = {"torch": torch.__version__, "triton": triton.__version__, "python": sys.version.split()[0], "device": DEVICE}
-    if CUDA:
-        card = torch.cuda.get_device_properties(0)
-        facts |= {
-            "name": card.name,
-            "sms": card.multi_processor_count,
-            "capability": f"{card.major}.{card.minor}",
-            "memory": card.total_memory,
-        }
-    if shutil.which("nvidia-smi"):
-        wanted = "clocks.sm,clocks.mem,clocks.max.sm,power.draw,temperature.gpu,driver_version"
-        asked = subprocess.run(["nvidia-smi", f"--query-gpu={wanted}", "--format=csv,noheader", "-i", "0"], capture_output=True, text=True)
-        facts |= dict(zip(wanted.split(","), (part.strip() for part in asked.stdout.split(",")), strict=False))
-    return facts
-
-
 def points(operations: Sequence[str], tokens: Sequence[int], routings: Sequence[str]) -> list[tuple[str, int, str]]:
     """Uniform routing first, for what is cut off should be the rest; the router makes its own choice."""
     listed = [(operation, count, routing) for routing in routings for operation in operations for count in tokens]
@@ -302,9 +228,9 @@ def save(bench: Bench, out: Path, before: dict[str, Any], cut: bool) -> None:
         "left_out": bench.left_out,
         "rows": bench.rows,
     }
-    partial = out.with_suffix(".partial")
-    partial.write_text(json.dumps(report, indent=1) + "\n")
-    partial.replace(out)
+    unfinished = out.with_suffix(".partial")
+    unfinished.write_text(json.dumps(report, indent=1) + "\n")
+    unfinished.replace(out)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ plain-torch function for all peers, so that only products differ. A peer that is
 T tokens, K experts per token, E experts, D model width, F expert hidden width, R LoRA rank, N = T*K pairs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import accumulate
@@ -117,9 +117,9 @@ class FrozenGrouped(torch.autograd.Function):
         return torch._grouped_mm(grads[0].contiguous(), ctx.make(), offs=ends), None, None
 
 
-def looped(of_expert: Sequence[Callable[[Tensor, int], Tensor]]) -> Product:
-    """One product an expert; `of_expert[which](rows, expert)`."""
-    return lambda rows, which, plan: torch.cat([of_expert[which](rows[begin:end], e) for e, begin, end in plan.spans])
+def looped(of_expert: Callable[[int, Tensor, int], Tensor]) -> Product:
+    """One product an expert: `of_expert(which, rows, expert)`."""
+    return lambda rows, which, plan: torch.cat([of_expert(which, rows[begin:end], e) for e, begin, end in plan.spans])
 
 
 def loop_delta(rows: Tensor, a: Tensor, b: Tensor, plan: Plan) -> Tensor:
@@ -134,23 +134,33 @@ def grouped_delta(rows: Tensor, a: Tensor, b: Tensor, plan: Plan) -> Tensor:
 def _bnb_loop(problem: Problem) -> tuple[Product, Any]:
     functional = import_module("bitsandbytes.functional")
     states = [[to_bitsandbytes(q.expert(e)) for e in range(q.shape[0])] for q in problem.base]
-    of_expert = [lambda rows, e, of=of: Frozen.apply(rows, lambda: functional.dequantize_4bit(*of[e])) for of in states]
+
+    def of_expert(which: int, rows: Tensor, e: int) -> Tensor:
+        return Frozen.apply(rows, lambda: functional.dequantize_4bit(*states[which][e]))
+
     return looped(of_expert), loop_delta
 
 
 def _bnb_4bit(problem: Problem) -> tuple[Product, Any]:
     bnb = import_module("bitsandbytes")
     states = [[to_bitsandbytes(q.expert(e)) for e in range(q.shape[0])] for q in problem.base]
-    return looped([lambda rows, e, of=of: bnb.matmul_4bit(rows, of[e][0].t(), quant_state=of[e][1]) for of in states]), loop_delta
+
+    def of_expert(which: int, rows: Tensor, e: int) -> Tensor:
+        packed, state = states[which][e]
+        return bnb.matmul_4bit(rows, packed.t(), quant_state=state)
+
+    return looped(of_expert), loop_delta
 
 
 def _our_dequant_loop(problem: Problem) -> tuple[Product, Any]:
-    stacks = problem.base
-    return looped([lambda rows, e, q=q: Frozen.apply(rows, lambda: dequantize_nf4(q.expert(e))) for q in stacks]), loop_delta
+    def of_expert(which: int, rows: Tensor, e: int) -> Tensor:
+        return Frozen.apply(rows, lambda: dequantize_nf4(problem.base[which].expert(e)))
+
+    return looped(of_expert), loop_delta
 
 
 def _dense_loop(problem: Problem) -> tuple[Product, Any]:
-    return looped([lambda rows, e, w=w: linear(rows, w[e]) for w in problem.dense]), loop_delta
+    return looped(lambda which, rows, e: linear(rows, problem.dense[which][e])), loop_delta
 
 
 def _grouped_mm(problem: Problem) -> tuple[Product, Any]:
