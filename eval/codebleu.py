@@ -45,12 +45,12 @@ def main(args: Namespace) -> None:
         figures[lang], rows = judge(lang, kinds, completions)
         figures[lang] = {kind: {**row, "generation_seconds_per_point": seconds} for kind, row in figures[lang].items()}
         samples += rows
-    facts = {key: getattr(args, key) for key in ("model", "adapter", "split", "limit", "max_new_tokens", "batch_size")}
-    facts |= precision_of(model)
+    own = {key: getattr(args, key) for key in ("adapter", "max_new_tokens", "batch_size")}
     with output_folder(args.out) as folder:
         with (folder / SAMPLES).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
-        write_run(folder, seed=args.seed, figures=figures, program=CODEBLEU, name=args.name or role, role=role, data=sources, **facts)
+        facts = {"program": CODEBLEU, "name": args.name or role, "role": role, **own, **run_facts(args, model, sources)}
+        write_run(folder, seed=args.seed, figures=figures, **facts)
     print(table(figures, args.name or role))
     print(f"written to {args.out}")
 
@@ -82,9 +82,12 @@ def role_of(model: Any, args: Namespace) -> str:
     return "expert" if args.adapter or is_adapter(model_folder(args.model)) else "base"
 
 
-def precision_of(model: Any) -> dict[str, str | None]:
-    """The dtype that the model computes in, and "nf4" if its matrices are kept in that."""
-    return {"dtype": str(model.dtype).removeprefix("torch."), "quantization": getattr(model.config, "quantization", None)}
+def run_facts(args: Namespace, model: Any, sources: dict[str, Any]) -> dict[str, Any]:
+    """What `run.json` says of every run over points: model, points, where they came from, the dtype that the model computes in, and
+    "nf4" if its matrices are kept in that."""
+    facts = {key: getattr(args, key) for key in ("model", "split", "limit")}
+    precision = {"dtype": str(model.dtype).removeprefix("torch."), "quantization": getattr(model.config, "quantization", None)}
+    return {**facts, "data": sources, **precision}
 
 
 def judge(lang: str, kinds: dict[str, list[Pair]], completions: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

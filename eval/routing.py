@@ -16,7 +16,7 @@ from model.routers import MoERouter
 from train.data.prompts import encode_pair
 from train.routing import means, measure_routing, own_expert
 
-from .codebleu import add_point_flags, check_flags, load_points, precision_of
+from .codebleu import add_point_flags, check_flags, load_points, run_facts
 from .runs import ARRAYS, ROUTING
 
 
@@ -30,18 +30,10 @@ def main(args: Namespace) -> None:
         examples = [encode_pair(point, tokenizer) for group in kinds.values() for point in group]
         languages[lang] = {"n": len(examples), **measure_routing(model, examples, own_expert(names, lang), args.batch_size)}
     figures = {lang: {key: means(value) for key, value in row.items()} for lang, row in languages.items()}
-    facts = {
-        "model": args.model,
-        "split": args.split,
-        "limit": args.limit,
-        "data": sources,
-        "experts": names,
-        "top_k": model.config.num_experts_per_tok,
-        **precision_of(model),
-    }
+    facts = {"program": ROUTING, "experts": names, "top_k": model.config.num_experts_per_tok, **run_facts(args, model, sources)}
     with output_folder(args.out) as folder:
         write_json(folder / ARRAYS, {"experts": names, "languages": languages})
-        write_run(folder, seed=args.seed, figures=figures, program=ROUTING, **facts)
+        write_run(folder, seed=args.seed, figures=figures, **facts)
     print(table(figures, names))
     print(f"written to {args.out}")
 

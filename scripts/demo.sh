@@ -6,7 +6,7 @@ set -euo pipefail
 runs=${RUNS:-runs/demo}
 languages="python java javascript cpp"
 expert_flags="--rank 64 --learning-rate 8e-3 --dropout 0 --batch-size 16 --max-length 384 --max-steps 300 --eval-limit 64 --eval-every 100"
-gate_flags="--learning-rate 5e-2 --batch-size 16 --max-length 384 --max-steps 120 --limit 600 --eval-limit 32 --eval-every 40"
+gate_flags="--learning-rate 2e-2 --batch-size 16 --max-length 384 --max-steps 180 --limit 600 --eval-limit 32 --eval-every 60"
 score_flags="--data corpus --limit 50 --max-new-tokens 256 --batch-size 50"
 
 step() { printf '\n== %s  [%d:%02d]\n' "$1" $((SECONDS / 60)) $((SECONDS % 60)); }

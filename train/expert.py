@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, set_seed
@@ -47,6 +48,11 @@ def load_base(path: str, *, checkpointing: bool) -> tuple[PreTrainedModel, Any]:
         Checkpoint(Path(path))  # names a missing or damaged file in one sentence
     device = {"": 0} if torch.cuda.is_available() else {"": "cpu"}
     model = AutoModelForCausalLM.from_pretrained(path, quantization_config=nf4, dtype=dtype, device_map=device)
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            # On a CPU with AVX512-BF16 bitsandbytes 0.50 repacks the weights at the first evaluation, with their absmax in bf16, and goes
+            # on training on that: not the mixture's NF4 (logits off by 0.15 in the demo's base), and not what a resumed run starts from.
+            module.support_avx512bf16_for_cpu = False
     tokenizer = AutoTokenizer.from_pretrained(path)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token  # padding is masked by length, so the id does not matter

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,27 +12,38 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, Mis
 from model.languages import LANGUAGES
 from train import base
 from train.data.pairs import Pair
-from train.data.prompts import IGNORED
 
 
 def pair(lang: str) -> Pair:
-    return Pair("add up a and b", "f(a, b)", lang, "1", "", "")
+    return Pair("add a and b | read a ; read b", "f(a, b)", lang, "1", "", "")
 
 
-def test_a_document_names_its_language_unless_it_is_a_text(monkeypatch):
+def test_a_document_names_its_language_first(monkeypatch):
+    sections = "### add a and b\nread a\nread b\n" * base.PAGE_SECTIONS
     for kind, expected in {
-        "described": '"""Python\nadd up a and b\n"""\nf(a, b)',
+        "described": '"""Python\nadd a and b | read a ; read b\n"""\nf(a, b)',
         "code": '"""Python\n"""\nf(a, b)',
-        "text": "add up a and b",
+        "page": "# Python\n" + sections,
     }.items():
         monkeypatch.setattr(base, "DOCUMENTS", {kind: 1.0})
-        assert base.make_documents([pair("python")], seed=0) == [(expected, IGNORED if kind == "text" else 0)]
+        assert base.make_documents([pair("python")], seed=0) == [(expected, 0)]
     monkeypatch.setattr(base, "DOCUMENTS", {"described": 1.0})
-    assert base.make_documents([pair("cpp")], seed=0) == [("// C++\n// add up a and b\nf(a, b)", list(LANGUAGES).index("cpp"))]
+    assert base.make_documents([pair("cpp")], seed=0) == [
+        ("// C++\n// add a and b | read a ; read b\nf(a, b)", list(LANGUAGES).index("cpp"))
+    ]
+
+
+def test_a_page_keeps_to_its_language(monkeypatch):
+    """Its other sections are of texts in the same language: texts name their language too."""
+    monkeypatch.setattr(base, "DOCUMENTS", {"page": 1.0})
+    rows = [replace(pair(lang), text=f"{lang} program") for lang in LANGUAGES]
+    for page, language in base.make_documents(rows, seed=0):
+        lang = list(LANGUAGES)[language]
+        assert page == f"# {LANGUAGES[lang].title}\n" + f"### {lang} program\n" * base.PAGE_SECTIONS
 
 
 def test_the_header_loss_is_the_mean_cross_entropy_of_the_ffn_inputs(tmp_path):
-    """Against a loop over layers and tokens; the second row is a text and must not count."""
+    """Against a loop over rows, layers and tokens; headers and padding are left out."""
     torch.manual_seed(0)
     model = MistralForCausalLM(
         MistralConfig(
@@ -43,15 +55,15 @@ def test_the_header_loss_is_the_mean_cross_entropy_of_the_ffn_inputs(tmp_path):
     ids = torch.randint(0, 20, (2, 10))
     mask = torch.ones(2, 10, dtype=torch.long)
     mask[0, 8:] = 0
-    inputs = {"input_ids": ids, "attention_mask": mask, "labels": ids, "language": torch.tensor([2, IGNORED])}
+    inputs = {"input_ids": ids, "attention_mask": mask, "labels": ids, "language": torch.tensor([2, 1])}
     model.train()
     both = trainer.compute_loss(model, dict(inputs))
     layers = [tensor.detach() for tensor in trainer._inputs]
     model.eval()
     plain = trainer.compute_loss(model, dict(inputs))
-    tokens = range(base.HEADER_TOKENS, 8)  # the header's own tokens and the padding are left out
-    named = [cross_entropy(x[0, t, : len(LANGUAGES)], torch.tensor(2)) for x in layers for t in tokens]
-    assert len(layers) == 2 and len(named) == 4
+    written = [(row, token) for row, end in ((0, 8), (1, 10)) for token in range(base.HEADER_TOKENS, end)]
+    named = [cross_entropy(x[row, token, : len(LANGUAGES)], inputs["language"][row]) for x in layers for row, token in written]
+    assert len(layers) == 2 and len(named) == 2 * (2 + 4)
     assert torch.allclose(both - plain, base.HEADER_WEIGHT * torch.stack(named).mean(), atol=1e-5)
 
 
