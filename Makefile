@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-all bench lint format setup clean
+.PHONY: help demo test test-all bench gpu lint format setup clean
 
 help:
 	@echo "make demo      the whole study on the embedded base and corpus, and a report to look at (about 20 minutes on 2 cores)"
 	@echo "make test      lint, types and every test that needs no GPU (about 10 minutes)"
 	@echo "make test-all  the same with the slow tests: every program of the corpus compiled and run"
 	@echo "make bench     pytest benchmarks/"
+	@echo "make gpu       the tests and benchmarks that need a CUDA card, in at most nine minutes"
 	@echo "make lint      ruff and mypy;  make format: ruff's formatter and fixes"
 
 setup: $(READY)
@@ -31,6 +32,9 @@ test-all: lint
 
 bench: $(READY)
 	$(BIN)/python -m pytest benchmarks/ --benchmark-columns=min,median,stddev,rounds
+
+gpu: $(READY)
+	PYTHON=$(BIN)/python bash benchmarks/gpu_session.sh
 
 lint: $(READY)
 	@echo "== lint and types"

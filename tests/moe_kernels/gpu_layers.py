@@ -161,8 +161,11 @@ def check(layer: Layer, batch: Batch) -> None:
     sizes = typical_sizes(layer, tokens) if tokens < MANY else [0.0] * len(true)
     assert_near("inference", inference[0], true[0], layer.tolerance, sizes[0])
     names = ["y", "dx", "dweights", *(f"gradient {number}" for number in range(len(true)))]
+    rms, largest = layer.tolerance
     for name, actual, expected, size in zip(names, mine, true, sizes, strict=False):
-        assert_near(name, actual, expected, layer.tolerance, size)
+        # A weight's gradient from few tokens is an outer product: of its largest values the tails are heavy.
+        tail = 4 if name.startswith("gradient") and tokens < MANY else 1
+        assert_near(name, actual, expected, (rms, tail * largest), size)
 
 
 def typical_sizes(layer: Layer, tokens: int) -> list[float]:

@@ -11,7 +11,8 @@ from moe_kernels.routing import importance_loss, load_loss, route
 from moe_kernels.weights import flatten
 
 T, E, K, D, F, R = 5, 4, 2, 64, 64, 4
-NAMES = ["reference", pytest.param("triton", marks=pytest.mark.skipif(bool(backend.triton_problem()), reason=backend.triton_problem() or "runs"))]
+no_triton = pytest.mark.skipif(bool(backend.triton_problem()), reason=backend.triton_problem() or "Triton runs")
+NAMES = ["reference", pytest.param("triton", marks=no_triton)]
 
 
 def randn(*shape):
@@ -32,7 +33,8 @@ def factors():
 def test_opcheck_of_the_experts(name, shared, nf4, lora, save):
     chosen = torch.stack([torch.randperm(E)[:K] for _ in range(T)])
     weights = torch.rand(T, K, requires_grad=True)
-    args = randn(T, D).requires_grad_(), weights, chosen, *flatten(base_of(shared, nf4)), factors() if lora else [], [0.5, 1.0, 2.0], bool(save)
+    low_rank = factors() if lora else []
+    args = randn(T, D).requires_grad_(), weights, chosen, *flatten(base_of(shared, nf4)), low_rank, [0.5, 1.0, 2.0], bool(save)
     # Without `save` there is no backward to check.
     tests = ("test_schema", "test_faketensor", *(("test_autograd_registration", "test_aot_dispatch_dynamic") if save else ()))
     with backend.use(name):

@@ -3,7 +3,6 @@
 T tokens, K experts per token, E experts, D model width, F expert hidden width.
 """
 
-
 import pytest
 import torch
 from torch.nn.functional import silu
