@@ -44,6 +44,12 @@ def runs_triton(x: Tensor) -> bool:
     return x.dtype in KERNEL_DTYPES and active(x.device.type) == "triton"
 
 
+def as_autocast(x: Tensor) -> Tensor:
+    """`x` in the dtype that autocast, where it is on, computes products in."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
 @contextmanager
 def use(name: str) -> Iterator[None]:
     """Puts `name` in force within the block (tests and benchmarks compare implementations so)."""

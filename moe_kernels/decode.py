@@ -106,7 +106,7 @@ def _readable(x_TD: Tensor) -> Tensor:
     tokens, width = x_TD.shape
     if tokens == 1 and x_TD.itemsize == 2:
         # Words of two values are read, 16 bytes at a time.
-        return x_TD.clone() if x_TD.storage_offset() % 8 else x_TD
+        return x_TD.clone() if not x_TD.is_meta and x_TD.data_ptr() % 16 else x_TD
     arranged = _empty_arranged(x_TD, tokens, width)
     grid = (arranged.shape[1] // _STEP, tokens)
     launch(kernels.arrange_kernel, grid, x_TD, arranged, COLUMNS=width, options={"num_warps": 4, "num_stages": 1})

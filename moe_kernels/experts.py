@@ -76,6 +76,10 @@ def _run(x_TD: Tensor, routing: Routing, base: list[Weight], lora: ExpertLoRA | 
     parts = [lora.w1, lora.w3, lora.w2] if lora else []
     if not backend.runs_triton(x_TD) and not torch.compiler.is_compiling():
         return run_reference(x_TD, routing.weights_TK, routing.experts_TK, base, lora)
+    x_TD = backend.as_autocast(x_TD)
+    dense = [weight for weight in base if not isinstance(weight, NF4Weight)]
+    if len(dense) < len(base) and any(weight.requires_grad for weight in dense):
+        raise ValueError("an expert's matrices must be all dense to be trained: one of them is in NF4")
     tensors, offsets, ints = flatten(base)
     factors = [factor.to(x_TD.dtype) for part in parts for factor in (part.a, part.b)]
     wanted = [x_TD, routing.weights_TK, *tensors, *factors]

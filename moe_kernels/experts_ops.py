@@ -38,11 +38,12 @@ def experts_op(
     from . import experts_triton as kernels
 
     x, routing_weights, lora = x.contiguous(), routing_weights.float().contiguous(), _factors(factors, scalings)
-    if len(base) == 2:
-        y, saved = kernels.dense_forward(x, routing_weights, experts, base[0], base[1], lora, save)
-    else:
-        assert lora is not None
-        y, saved = kernels.lora_forward(x, routing_weights, experts, base, lora, save)
+    with torch.autocast(x.device.type, enabled=False):
+        if len(base) == 2:
+            y, saved = kernels.dense_forward(x, routing_weights, experts, base[0], base[1], lora, save)
+        else:
+            assert lora is not None
+            y, saved = kernels.lora_forward(x, routing_weights, experts, base, lora, save)
     if saved is None:
         return _padded(y)
     z = [part for part in (saved.z1, saved.z3, saved.z2) if part is not None]
@@ -52,12 +53,12 @@ def experts_op(
 @experts_op.register_fake
 def _experts_fake(x, routing_weights, experts, tensors, offsets, ints, factors, scalings, save):
     if not save or not backend.runs_triton(x):
-        return _padded(torch.empty_like(x))
+        return _padded(_like(x))
     base = restore(tensors, offsets, ints)
     num_experts, hidden = (base[1].shape[0], base[1].shape[2]) if len(base) == 2 else (len(factors[0]), base[2].shape[1])
     pairs = experts.numel()
     saved = [experts.new_empty(pairs), experts.new_empty(pairs), experts.new_empty(num_experts + 1), x.new_empty(pairs, 2 * hidden)]
-    return _padded(torch.empty_like(x), *saved, *(x.new_empty(pairs, a.shape[1]) for a in factors[::2]))
+    return _padded(_like(x), *saved, *(x.new_empty(pairs, a.shape[1]) for a in factors[::2]))
 
 
 @torch.library.custom_op("moe_kernels::experts_backward", mutates_args=())
@@ -83,23 +84,27 @@ def experts_backward_op(
     order, inverse, ends, preact, *z = saved
     z1, z3, z2 = z if factors else (None, None, None)
     kept = kernels.Saved(Grouping(order, inverse, ends), preact, z1, z3, z2)
-    lora, dy, x, routing_weights = _factors(factors, scalings), dy.contiguous(), x.contiguous(), routing_weights.float().contiguous()
+    given = routing_weights
+    lora, dy, x, routing_weights = _factors(factors, scalings), dy.contiguous(), x.contiguous(), given.float().contiguous()
     if len(base) == 2:
         dx, dweights, dbase, dfactors = kernels.dense_backward(dy, x, routing_weights, base[0], base[1], lora, kept, base_grads)
     else:
         assert lora is not None
         dx, dweights, dbase, dfactors = kernels.lora_backward(dy, x, routing_weights, base, lora, kept, base_grads)
-    return [dx, dweights, *dbase, *dfactors]
+    wanted = [x, given, *(tensors if base_grads else []), *factors]
+    return [grad.to(tensor.dtype) for grad, tensor in zip([dx, dweights, *dbase, *dfactors], wanted, strict=True)]
 
 
 @experts_backward_op.register_fake
 def _experts_backward_fake(dy, x, routing_weights, experts, tensors, offsets, ints, factors, scalings, saved, base_grads):
     like = [x, routing_weights, *(tensors if base_grads else []), *factors]
-    return [torch.empty_like(tensor) for tensor in like]
+    return [_like(tensor) for tensor in like]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, routing_weights, experts, tensors, offsets, ints, factors, scalings, _ = inputs
+    ctx.set_materialize_grads(False)  # or the backward is handed zeros for what it only kept: 235 MB for [g | u] at T = 2048
+    ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(x, routing_weights, experts, *tensors, *factors, *output[1:])
     ctx.counts = len(tensors), len(factors)
     ctx.facts = offsets, ints, scalings
@@ -122,6 +127,10 @@ def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
 experts_op.register_autograd(_backward, setup_context=_setup_context)
 
 
+def _like(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
 def _padded(y: Tensor, *saved: Tensor) -> Any:
     return (y, *saved, *(y.new_empty(0) for _ in range(NUM_SAVED - len(saved))))
 
@@ -141,7 +150,7 @@ def _reference(
     from .experts import ExpertLoRA, LoRA, run_reference
 
     parts = [LoRA(a, b, s) for a, b, s in zip(factors[::2], factors[1::2], scalings, strict=False)]
-    return run_reference(x, routing_weights, experts, base, ExpertLoRA(*parts) if parts else None)
+    return run_reference(x, routing_weights, experts, base, ExpertLoRA(*parts) if parts else None).contiguous()
 
 
 def _reference_backward(dy, x, routing_weights, experts, base, factors, scalings, base_grads) -> list[Tensor]:
@@ -151,4 +160,4 @@ def _reference_backward(dy, x, routing_weights, experts, base, factors, scalings
     base_leaves = others[: len(base)] if base_grads else base
     with inside_an_operator():
         y = _reference(x_leaf, weights_leaf, experts, base_leaves, others[len(others) - len(factors) :], scalings)
-    return list(torch.autograd.grad(y, leaves, dy, materialize_grads=True))
+    return [grad.contiguous() for grad in torch.autograd.grad(y, leaves, dy, materialize_grads=True)]

@@ -70,9 +70,14 @@ def decodes(weights: Sequence[Weight], x: Tensor) -> bool:
 def library_product(x: Tensor, weight: Weight, rows: Rows, *, gather: bool = False, transposed: bool = False) -> Tensor | None:
     """PyTorch's grouped product of rows of x in expert order, on a dense `weight` and cards that have a fast one; else None.
 
-    Below 9.0 PyTorch loops over the experts and waits for their sizes.
+    On others than 9.x and 10.x PyTorch loops over the experts and waits for their sizes.
     """
-    if isinstance(weight, NF4Weight) or not (x.is_cuda or recording()) or arch_of(x.device) < 90 or x.dtype != torch.bfloat16:
+    if (
+        isinstance(weight, NF4Weight)
+        or not (x.is_cuda or recording())
+        or arch_of(x.device) // 10 not in (9, 10)
+        or x.dtype != torch.bfloat16
+    ):
         return None
     if any(size % 8 for size in weight.shape[1:]) or rows.grouping is None:
         return None
@@ -91,17 +96,19 @@ def dense_forward(
         return decode.decode_moe(x, routing_weights, experts, gate_up, down), None
     rows = Rows(experts.numel(), group_tokens(experts, gate_up.shape[0]), experts.shape[1])
     hidden = down.shape[2]
-    preact = x.new_empty(rows.count, 2 * hidden) if save else None
     z1, z3 = _shrink_up(x, lora, rows)
     low_rank = (z1, lora.b1, z3, lora.b3) if lora and z1 is not None and z3 is not None else None
     weight = readable(gate_up, x)
     product = library_product(x, weight, rows, gather=True)
+    preact = x.new_empty(rows.count, 2 * hidden) if save and (product is None or lora) else None
     if product is None:
         h = grouped.swiglu(x, weight, None, routing_weights, rows, hidden, low_rank, preact, x)
     else:
         h = grouped.swiglu(None, None, product, routing_weights, rows, hidden, low_rank, preact, x, base_in_order=True)
     z2 = grouped.linear("lora_shrink", h, lora.a2, rows, scale=lora.s2) if lora else None
     y = _linear(h, readable(down, x), rows, z2, lora.b2 if lora else None)
+    if save and preact is None:
+        preact = product  # nothing was added to it
     return grouped.combine(y, rows), _save(rows, preact, z1, z3, z2)
 
 
@@ -137,14 +144,14 @@ def lora_forward(
     hidden = w2.shape[1]
     rows = Rows(experts.numel(), group_tokens(experts, len(lora.a1)), experts.shape[1])
     shared = x.new_empty(len(x), 2 * hidden)
-    shared_linear(x, w1, out=shared[:, :hidden])
-    shared_linear(x, w3, out=shared[:, hidden:])
+    shared_linear(x, w1, exact=save, out=shared[:, :hidden])
+    shared_linear(x, w3, exact=save, out=shared[:, hidden:])
     preact = x.new_empty(rows.count, 2 * hidden) if save else None
     z1, z3 = _shrink_up(x, lora, rows)
     assert z1 is not None and z3 is not None
     h = grouped.swiglu(None, None, shared, routing_weights, rows, hidden, (z1, lora.b1, z3, lora.b3), preact, x)
     z2 = grouped.linear("lora_shrink", h, lora.a2, rows, scale=lora.s2)
-    y = shared_linear(grouped.combine(h, rows), w2)
+    y = shared_linear(grouped.combine(h, rows), w2, exact=save)
     return grouped.combine(grouped.linear("lora_expand", z2, lora.b2, rows), rows, base=y), _save(rows, preact, z1, z3, z2)
 
 
@@ -168,10 +175,10 @@ def lora_backward(
     return grouped.combine(low_rank, rows, base=dx), dweights, dbase, dfactors
 
 
-def shared_linear(x: Tensor, weight: Weight, *, transposed: bool = False, out: Tensor | None = None) -> Tensor:
-    """x W^T [T, out], or `transposed` x W [T, in], of one matrix for all rows."""
+def shared_linear(x: Tensor, weight: Weight, *, transposed: bool = False, exact: bool = True, out: Tensor | None = None) -> Tensor:
+    """x W^T [T, out], or `transposed` x W [T, in], of one matrix for all rows; not `exact` lets few rows take the decode kernels."""
     if isinstance(weight, NF4Weight):
-        if not transposed and decodes([weight], x):
+        if not exact and not transposed and decodes([weight], x):
             y = decode.decode_linear(x.contiguous(), weight)
             return y if out is None else out.copy_(y)
         weight = readable(weight, x)

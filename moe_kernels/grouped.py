@@ -45,9 +45,9 @@ class Rows:
         return self.grouping.order_N if self.grouping else None
 
 
-def fits_nf4(weight: Weight) -> bool:
-    """Whether the kernels read this weight where it lies: NF4 rows of whole blocks, or dense and contiguous."""
-    return weight.shape[-1] % NF4.block == 0 if isinstance(weight, NF4Weight) else weight.is_contiguous()
+def fits_nf4(weight: NF4Weight) -> bool:
+    """Whether the kernels read this weight where it lies: its rows are whole blocks."""
+    return weight.shape[-1] % NF4.block == 0
 
 
 def weight_args(weight: Weight) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -59,8 +59,8 @@ def weight_args(weight: Weight) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def rank_constants(rank: int) -> dict[str, int]:
-    """A dot takes at least 16 of the rank, padded with zeros."""
-    return {"RANK": rank, "BLOCK_R": max(16, triton.next_power_of_2(rank))}
+    """A dot takes at least 16 of the rank, padded with zeros, and at most 64, so that no rank outgrows shared memory."""
+    return {"RANK": rank, "BLOCK_R": min(64, max(16, triton.next_power_of_2(rank)))}
 
 
 def blocks(at: Launch) -> dict[str, int]:

@@ -46,7 +46,7 @@ def choose_launch(op: str, rows: int, columns: int, tokens: int, arch: int) -> L
     The nearest table at or below `arch` (the lowest for older cards), its entry of the exact shape if there is one, else the
     general one, its first bucket that holds `tokens`. `ValueError` for an operation that no table has.
     """
-    table = read_table(_table_for(arch))
+    table = read_table(table_for(arch))
     if op not in table:
         raise ValueError(f"no launch table has the operation {op!r}; known: {', '.join(sorted(table))}")
     entries = table[op].get(f"{rows}x{columns}", table[op]["any"])
@@ -55,15 +55,15 @@ def choose_launch(op: str, rows: int, columns: int, tokens: int, arch: int) -> L
 
 def fused_tokens(arch: int) -> int:
     """Up to how many tokens NF4 is decoded inside the product on `arch`; for more it is dequantised first."""
-    return read_file(_table_for(arch))["fused_tokens"]
+    return read_file(table_for(arch))["fused_tokens"]
 
 
 def decode_tokens(arch: int) -> int:
     """Up to how many tokens the decode kernels run on `arch` (they take at most `moe_kernels.decode.MAX_DECODE_TOKENS`)."""
-    return read_file(_table_for(arch))["decode_tokens"]
+    return read_file(table_for(arch))["decode_tokens"]
 
 
-def _table_for(arch: int) -> int:
+def table_for(arch: int) -> int:
     """The newest table that is not newer than `arch`; for cards older than all, the oldest."""
     return ([known for known in table_architectures() if known <= arch] or table_architectures()[:1])[-1]
 

@@ -14,13 +14,14 @@ from .weights import Weight, flatten, restore
 def linear_nf4(x: Tensor, q: NF4Weight, bias: Tensor | None = None) -> Tensor:
     """`x` [..., in] times the transpose of `q` [out, in], plus `bias` [out]; differentiable in `x` and `bias`.
 
-    The weight is what `dequantize_nf4(q)` says, cast to x's dtype, as in bitsandbytes' `Linear4bit`; for the few tokens of a decoding
-    step on CUDA see `moe_kernels.decode`. `ValueError` if the widths differ.
+    The weight is what `dequantize_nf4(q)` says, cast to x's dtype, as in bitsandbytes' `Linear4bit`; for a few rows without
+    gradients on CUDA its levels are rounded to fp16 (`moe_kernels.decode`). `ValueError` if the widths differ.
     """
     if len(q.shape) != 2 or x.shape[-1] != q.shape[1]:
         raise ValueError(f"x of width {x.shape[-1]} does not fit an NF4 weight of shape {q.shape}")
     if backend.runs_triton(x) or torch.compiler.is_compiling():
-        y: Tensor = torch.ops.moe_kernels.linear_nf4(x, *flatten([q]))
+        exact = torch.is_grad_enabled() and x.requires_grad  # the backward's weights are exact, so the forward's must be
+        y: Tensor = torch.ops.moe_kernels.linear_nf4(backend.as_autocast(x), *flatten([q]), exact)
     else:
         y = _LinearNF4.apply(x, q)
     return y if bias is None else y + bias
@@ -46,18 +47,18 @@ class _LinearNF4(torch.autograd.Function):
 
 
 @torch.library.custom_op("moe_kernels::linear_nf4", mutates_args=())
-def linear_op(x: Tensor, tensors: list[Tensor], offsets: list[float], ints: list[int]) -> Tensor:
-    return _product(x, restore(tensors, offsets, ints)[0], transposed=False)
+def linear_op(x: Tensor, tensors: list[Tensor], offsets: list[float], ints: list[int], exact: bool) -> Tensor:
+    return _product(x, restore(tensors, offsets, ints)[0], transposed=False, exact=exact)
 
 
 @linear_op.register_fake
-def _linear_fake(x, tensors, offsets, ints):
+def _linear_fake(x, tensors, offsets, ints, exact):
     return x.new_empty(*x.shape[:-1], ints[-2])
 
 
 @torch.library.custom_op("moe_kernels::linear_nf4_backward", mutates_args=())
 def linear_backward_op(dy: Tensor, tensors: list[Tensor], offsets: list[float], ints: list[int]) -> Tensor:
-    return _product(dy, restore(tensors, offsets, ints)[0], transposed=True)
+    return _product(dy, restore(tensors, offsets, ints)[0], transposed=True, exact=True)
 
 
 @linear_backward_op.register_fake
@@ -66,27 +67,28 @@ def _linear_backward_fake(dy, tensors, offsets, ints):
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, tensors, *ctx.facts = inputs
+    _, tensors, *ctx.facts, _ = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor, list[None], None, None]:
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor, list[None], None, None, None]:
     tensors = list(ctx.saved_tensors)
-    return torch.ops.moe_kernels.linear_nf4_backward(dy, tensors, *ctx.facts), [None] * len(tensors), None, None
+    return torch.ops.moe_kernels.linear_nf4_backward(dy, tensors, *ctx.facts), [None] * len(tensors), None, None, None
 
 
 linear_op.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _product(x: Tensor, weight: Weight, *, transposed: bool) -> Tensor:
-    """x W^T, or `transposed` x W, of [..., width]."""
+def _product(x: Tensor, weight: Weight, *, transposed: bool, exact: bool) -> Tensor:
+    """x W^T, or `transposed` x W, of [..., width]; `exact` keeps few rows from the decode kernels."""
     rows = x.reshape(-1, x.shape[-1])
-    if backend.runs_triton(x) and len(rows):
-        from .experts_triton import shared_linear
+    with torch.autocast(x.device.type, enabled=False):
+        if backend.runs_triton(x) and len(rows):
+            from .experts_triton import shared_linear
 
-        y = shared_linear(rows.contiguous(), weight, transposed=transposed)
-    else:
-        assert isinstance(weight, NF4Weight)
-        dense = dequantize_nf4(weight).to(x.dtype)
-        y = rows @ (dense if transposed else dense.T)
+            y = shared_linear(rows.contiguous(), weight, transposed=transposed, exact=exact)
+        else:
+            assert isinstance(weight, NF4Weight)
+            dense = dequantize_nf4(weight).to(x.dtype)
+            y = rows @ (dense if transposed else dense.T)
     return y.view(*x.shape[:-1], y.shape[-1])

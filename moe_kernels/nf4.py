@@ -42,6 +42,10 @@ class NF4Weight:
     dtype: torch.dtype
     first_block: int = 0
 
+    def __post_init__(self) -> None:
+        if self.packed.is_cuda:
+            dynamic_map_on(self.device)  # copied now, and not within a CUDA graph's capture
+
     @property
     def device(self) -> torch.device:
         return self.packed.device

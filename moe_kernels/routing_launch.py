@@ -11,9 +11,8 @@ from torch import Tensor
 from .launch import Launch, arch_of, choose_launch, launch
 from .routing_reference import Forward, Gradients
 
-MOST_KERNEL_EXPERTS = 64
 _BLOCK_E = 8  # experts whose sums a thread keeps at a time; above that x is read again (from the cache) for the next 8
-_STREAM_COUNTERS: dict[tuple[int, int], Tensor] = {}
+_COUNTERS: dict[torch.device, Tensor] = {}
 
 
 def route_by_kernels(
@@ -144,16 +143,16 @@ def _lanes(chosen: Launch, *tensors: Tensor | None) -> dict[str, int]:
 
 
 def _arrival_counter(device: torch.device) -> Tensor:
-    """One int32 0, which the last program of a launch sets to 0 again; launches of one stream share it.
+    """One int32 0, which the last program of a launch sets to 0 again; the launches of a card's default stream share it.
 
-    A graph that is being captured gets its own, for it may be replayed beside the stream that it was captured on.
+    Other streams get a new one each time: launches of two streams must not share it, a captured graph may be replayed beside the
+    stream that it was captured on, and what `torch.compile` allocates while it warms up a graph on its own stream belongs to that graph.
     """
-    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
-        return torch.zeros(1, dtype=torch.int32, device=device)
-    key = (device.index, torch.cuda.current_stream(device).cuda_stream)
-    if key not in _STREAM_COUNTERS:
-        _STREAM_COUNTERS[key] = torch.zeros(1, dtype=torch.int32, device=device)
-    return _STREAM_COUNTERS[key]
+    if device.type == "cuda" and torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
+        if device not in _COUNTERS:
+            _COUNTERS[device] = torch.zeros(1, dtype=torch.int32, device=device)
+        return _COUNTERS[device]
+    return torch.zeros(1, dtype=torch.int32, device=device)
 
 
 def _contiguous(*tensors: Tensor | None) -> list[Tensor]:

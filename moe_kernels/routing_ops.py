@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from . import backend
+from .grouping import MOST_KERNEL_EXPERTS
 from .launch import recording
-from .routing_launch import MOST_KERNEL_EXPERTS, route_backward_by_kernels, route_by_kernels
+from .routing_launch import route_backward_by_kernels, route_by_kernels
 from .routing_reference import Forward, Gradients, route_backward_reference, route_reference
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .decode import MAX_DECODE_TOKENS
-from .launch import Call, read_table, record_launches, table_architectures
+from .launch import Call, fused_tokens, read_table, record_launches, table_for
 from .nf4 import NF4Weight
 from .nf4_format import NF4
 
@@ -140,10 +140,7 @@ OPERATIONS: dict[str, Callable[[Case], None]] = {
 
 def shipped_tokens(arch: int) -> list[int]:
     """Numbers of tokens that reach every entry of the table of `arch`: the most tokens of each bucket, and more than any."""
-    from .launch import fused_tokens
-
-    known = [known for known in table_architectures() if known <= arch] or table_architectures()[:1]
-    entries = [rows for of_op in read_table(known[-1]).values() for rows in of_op.values()]
+    entries = [rows for of_op in read_table(table_for(arch)).values() for rows in of_op.values()]
     bounds = {most for rows in entries for most, _ in rows if most is not None} | {fused_tokens(arch)}
     return sorted({1, 2, 4, 8, 16} | bounds | {2 * max(bounds)})
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .launch import TABLES, Call, Launch, _table_for, read_file, read_table, record_launches
+from .launch import TABLES, Call, Launch, read_file, read_table, record_launches, table_for
 from .tune_cases import TARGETS, Run, Setup, Target
 
 ROUNDS = 9
@@ -59,7 +59,7 @@ def merged(rows: Sequence[tuple[int | None, Launch]]) -> list[dict[str, int | No
 @contextmanager
 def forced(op: str, at: Launch, arch: int) -> Iterator[None]:
     """Within the block every shape and size of `op` is launched so."""
-    table = read_table(_table_for(arch))
+    table = read_table(table_for(arch))
     before = table.get(op)
     table[op] = {"any": [(None, at)]}
     try:
@@ -179,7 +179,7 @@ def start_table(path: Path, arch: int) -> Table:
     """The table to change: the file that is there, or what holds for `arch` now."""
     if path.exists():
         return dict(json.loads(path.read_text()))
-    nearest = _table_for(arch)
+    nearest = table_for(arch)
     shipped = TABLES / f"sm{arch}.json"
     if shipped.exists():
         return dict(json.loads(shipped.read_text()))

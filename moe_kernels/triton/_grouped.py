@@ -103,13 +103,15 @@ def add_low_rank(
     RANK: tl.constexpr, TRANSPOSED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """acc [BLOCK_M, BLOCK_N] plus z [.., RANK] times the expert's factor: B [WIDTH, RANK] transposed, or (TRANSPOSED) A [RANK, WIDTH]."""
-    r = tl.arange(0, BLOCK_R)
     columns = column + tl.arange(0, BLOCK_N)
-    z = tl.load(z_ptr + z_row[:, None] + r[None, :], mask=inside[:, None] & (r < RANK)[None, :], other=0.0)
     begin = expert.to(tl.int64) * (WIDTH * RANK)
-    place = begin + (r[:, None] * WIDTH + columns[None, :] if TRANSPOSED else columns[None, :] * RANK + r[:, None])
-    factor = tl.load(factor_ptr + place, mask=(r < RANK)[:, None] & (columns < WIDTH)[None, :], other=0.0)
-    return dot(z, factor, acc)
+    for first in range(0, RANK, BLOCK_R):
+        r = first + tl.arange(0, BLOCK_R)
+        z = tl.load(z_ptr + z_row[:, None] + r[None, :], mask=inside[:, None] & (r < RANK)[None, :], other=0.0)
+        place = begin + (r[:, None] * WIDTH + columns[None, :] if TRANSPOSED else columns[None, :] * RANK + r[:, None])
+        factor = tl.load(factor_ptr + place, mask=(r < RANK)[:, None] & (columns < WIDTH)[None, :], other=0.0)
+        acc = dot(z, factor, acc)
+    return acc
 
 
 @triton.jit(do_not_specialize=["rows", "row_tiles", "first_block"])

@@ -45,9 +45,42 @@ def test_opcheck_of_the_experts(name, shared, nf4, lora, save):
 def test_opcheck_of_linear_and_dequantize(name):
     q = quantize_nf4(randn(96, 64))
     with backend.use(name):
-        torch.library.opcheck(torch.ops.moe_kernels.linear_nf4.default, (randn(2, 3, 64).requires_grad_(), *flatten([q])))
+        torch.library.opcheck(torch.ops.moe_kernels.linear_nf4.default, (randn(2, 3, 64).requires_grad_(), *flatten([q]), True))
         facts = (q.packed, q.absmax, q.nested_absmax, q.nested_offset, 0, list(q.shape), torch.float32)
         torch.library.opcheck(torch.ops.moe_kernels.dequantize.default, facts)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_have_the_dtypes_and_layout_that_the_fakes_promise(name):
+    """Weights in fp32 under x in bf16; x and a factor that lie transposed in memory."""
+    chosen = torch.zeros(T, 1, dtype=torch.int64)
+    x, weights = randn(D, T).bfloat16().T.requires_grad_(), torch.rand(T, 1).bfloat16().requires_grad_()
+    base = [randn(E, 2 * F, D), randn(E, D, F)] if name == "reference" else [randn(E, 2 * F, D).bfloat16(), randn(E, D, F).bfloat16()]
+    base, low_rank = [w.requires_grad_() for w in base], [factor.detach().bfloat16() for factor in factors()]
+    low_rank[0] = low_rank[0].transpose(1, 2).contiguous().transpose(1, 2)
+    low_rank = [factor.requires_grad_() for factor in low_rank]
+    if name == "reference":
+        base = [w.detach().bfloat16().requires_grad_() for w in base]
+    args = x, weights, chosen, *flatten(base), low_rank, [0.5, 1.0, 2.0], True
+    with backend.use(name):
+        torch.library.opcheck(torch.ops.moe_kernels.experts.default, args)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_decides_the_dtype_of_a_product(name):
+    x, q = randn(T, D), quantize_nf4(randn(F, D))
+    routing = route(x, randn(E, D), kind="topk", top_k=K)
+    with backend.use(name), torch.autocast("cpu", torch.bfloat16):
+        assert linear_nf4(x, q).dtype == torch.bfloat16
+        assert moe_dense(x, routing, *base_of(False, True)).dtype == torch.bfloat16
+
+
+def test_a_dense_matrix_cannot_be_trained_beside_one_in_nf4():
+    gate_up, down = base_of(False, True)[0], base_of(False, False)[1]
+    routing = route(randn(T, D), randn(E, D), kind="topk", top_k=K)
+    if not backend.triton_problem():
+        with backend.use("triton"), pytest.raises(ValueError, match="all dense to be trained"):
+            moe_dense(randn(T, D), routing, gate_up, down)
 
 
 class Layer(torch.nn.Module):

@@ -116,6 +116,11 @@ def test_every_bucket_of_the_table(layout, tokens):
     Case(layout, tokens, 4, 2, 64, 64, 8, True, BF16).check()
 
 
+@pytest.mark.parametrize("layout", [DENSE, SHARED])
+def test_a_rank_of_several_tiles(layout):
+    Case(layout, 5, 2, 1, 64, 64, 100, True, FP32).check()
+
+
 @pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
 @pytest.mark.parametrize("layout", [DENSE, SHARED])
 def test_many_tokens_go_through_the_workspace(layout, dtype, monkeypatch):
