@@ -42,10 +42,22 @@ def test_opcheck_of_the_experts(name, shared, nf4, lora, save):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("shared", "nf4"), [(0, 1), (0, 0), (1, 1), (1, 0)])
+def test_opcheck_of_the_experts_backward(name, shared, nf4):
+    chosen, weights = torch.stack([torch.randperm(E)[:K] for _ in range(T)]), torch.rand(T, K)
+    x, base, low_rank = randn(T, D), flatten([w if nf4 else w.detach() for w in base_of(shared, nf4)]), [f.detach() for f in factors()]
+    with backend.use(name):
+        _, *saved = torch.ops.moe_kernels.experts(x, weights, chosen, *base, low_rank, [0.5, 1.0, 2.0], True)
+        args = randn(D, T).T.contiguous(), x, weights, chosen, *base, low_rank, [0.5, 1.0, 2.0], saved, not nf4
+        torch.library.opcheck(torch.ops.moe_kernels.experts_backward.default, args)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_opcheck_of_linear_and_dequantize(name):
     q = quantize_nf4(randn(96, 64))
     with backend.use(name):
         torch.library.opcheck(torch.ops.moe_kernels.linear_nf4.default, (randn(2, 3, 64).requires_grad_(), *flatten([q]), True))
+        torch.library.opcheck(torch.ops.moe_kernels.linear_nf4_backward.default, (randn(2, 3, 96), *flatten([q])))
         facts = (q.packed, q.absmax, q.nested_absmax, q.nested_offset, 0, list(q.shape), torch.float32)
         torch.library.opcheck(torch.ops.moe_kernels.dequantize.default, facts)
 
