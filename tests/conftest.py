@@ -4,8 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name that is not there fails at once instead of after retries
+if not torch.cuda.is_available():
+    # Triton's kernels then run in its interpreter. It must be chosen before anything imports triton, and bitsandbytes does.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 SHARED_DATA = Path(os.environ.get("MOE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -1,12 +1,8 @@
-"""Without a CUDA device Triton's kernels run in its interpreter, which must be chosen before triton is imported."""
+"""Which of the kernels' tests run on this machine."""
 
 import os
 
 import pytest
-import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
