@@ -82,7 +82,11 @@ def check_against_bitsandbytes(w):
         expected = bnb_dequantize(packed, state)
         actual = dequantize_nf4(q, dtype)
         assert actual.dtype == dtype
-        assert torch.equal(actual.view(torch.uint8), expected.view(torch.uint8)), "the bits differ, or the sign of a zero"
+        bits = torch.int32 if dtype == torch.float32 else torch.int16
+        differ = actual.view(bits) != expected.view(bits)
+        # On a CPU with AVX512-BF16 bitsandbytes rounds by an instruction that flushes denormals; nothing else may differ.
+        flushed = (expected == 0) & (actual.abs() < torch.finfo(dtype).tiny) & (dtype == torch.bfloat16)
+        assert not (differ & ~flushed).any(), "the bits differ, or the sign of a zero"
 
 
 def test_pieces_quantise_like_the_whole(monkeypatch):
