@@ -2,3 +2,8 @@
 
 Every operator has a reference in plain torch that reads like its formula; faster implementations stand behind the same function.
 """
+
+import logging
+
+# On a CPU with AVX512-BF16 bitsandbytes warns at its import of a kernel that it cannot fetch from the hub; nothing here would use it.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

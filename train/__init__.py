@@ -1,0 +1,1 @@
+import moe_kernels  # noqa: F401  before bitsandbytes, whose warning at import it silences
