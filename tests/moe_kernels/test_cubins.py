@@ -110,7 +110,11 @@ def test_no_shipped_kernel_spills_or_takes_more_shared_memory_than_a_block_has(s
 
 
 def test_matrix_products_use_tensor_cores(shipped: list[tuple[Build, CubinFacts]]) -> None:
-    products = [(build, without_tensor_cores(facts)) for build, facts in shipped if build.kernel.startswith("grouped_")]
+    grouped = [(build, facts) for build, facts in shipped if build.kernel.startswith("grouped_")]
+    # Where PyTorch has made the product (D=1: no weight) and there is no LoRA, only the epilogue is left of a kernel.
+    products = [
+        (b, without_tensor_cores(facts)) for b, facts in grouped if not (" D=1 " in b.configuration and " RANK=0 " in b.configuration)
+    ]
     assert {build.kernel for build, _ in products} >= {"grouped_mm", "grouped_swiglu", "grouped_swiglu_backward", "grouped_gram"}
     assert not found(products), found(products)
 
