@@ -17,7 +17,7 @@ from .launch import Launch, arch_of, choose_launch, launch
 from .nf4 import NF4Weight
 from .nf4_format import NF4, dynamic_map_on
 from .triton import _grouped as kernels
-from .weights import Weight, stacked, stored_dtype
+from .weights import Weight, stacked
 
 TL_DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 GROUP = 8  # row tiles that go through the columns together: 8 x 128 rows of 4096 bf16 are 8 MB, about the A10G's L2
@@ -55,7 +55,7 @@ def weight_args(weight: Weight) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(weight, NF4Weight):
         tables = (weight.packed, weight.absmax, weight.nested_absmax, dynamic_map_on(weight.device))
         return (*tables, weight.nested_offset, weight.first_block), {"NF4": True, "STORED": TL_DTYPES[weight.dtype]}
-    return (weight, None, None, None, 0.0, 0), {"NF4": False, "STORED": TL_DTYPES[stored_dtype(weight)]}
+    return (weight, None, None, None, 0.0, 0), {"NF4": False, "STORED": TL_DTYPES[weight.dtype]}
 
 
 def rank_constants(rank: int) -> dict[str, int]:

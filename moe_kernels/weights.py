@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from .nf4 import DTYPES, NF4Weight
@@ -52,8 +51,3 @@ def stacked(weight: Weight) -> Weight:
             weight.packed, weight.absmax, weight.nested_absmax, weight.nested_offset, (1, *weight.shape), weight.dtype, weight.first_block
         )
     return weight[None]
-
-
-def stored_dtype(weight: Weight) -> torch.dtype:
-    """The dtype a weight's values are rounded to before anything else."""
-    return weight.dtype
