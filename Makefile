@@ -16,7 +16,7 @@ help:
 
 setup: $(READY)
 
-$(READY): constraints.txt setup.py pyproject.toml $(wildcard csrc/*)
+$(READY): constraints.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/kernels/*)
 	@bash scripts/setup.sh "$(PYTHON)" "$(VENV)"
 	@touch $@
 

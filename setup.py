@@ -1,6 +1,7 @@
 """Packages, dependencies, and the optional C++ operators of `csrc/`."""
 
 import sys
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
@@ -56,9 +57,13 @@ def optional_extension() -> dict[str, object]:
 
     # OpenMP is compiled in but not linked: its symbols are then those of the runtime in libtorch, and the threads are PyTorch's.
     # A fused multiply-add would round the absmax once instead of twice, and no longer equal bitsandbytes.
-    flags = ["-O3", "-ffp-contract=off", *(["-fopenmp"] if sys.platform == "linux" else [])]
-    extension = CppExtension("moe_kernels._C", ["csrc/nf4.cpp"], extra_compile_args=[] if sys.platform == "win32" else flags)
-    return {"ext_modules": [extension], "cmdclass": {"build_ext": OptionalBuild.with_options(use_ninja=False)}}
+    # No flag names an instruction set: the sources that are for one say so themselves, and csrc/cpu.cpp chooses among them at run time.
+    flags = ["-O3", "-g0", "-ffp-contract=off", *(["-fopenmp"] if sys.platform == "linux" else [])]
+    root = Path(__file__).parent
+    sources = sorted(str(path.relative_to(root)) for path in root.glob("csrc/*.cpp"))
+    headers = sorted(str(path.relative_to(root)) for path in root.glob("csrc/**/*.h"))
+    extension = CppExtension("moe_kernels._C", sources, depends=headers, extra_compile_args=[] if sys.platform == "win32" else flags)
+    return {"ext_modules": [extension], "cmdclass": {"build_ext": OptionalBuild}}
 
 
 setup(

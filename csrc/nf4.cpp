@@ -4,38 +4,26 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/linspace.h>
+#include <ATen/ops/scalar_tensor.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
+#include "dequantize.h"
+#include "kernels/nf4.h"
+
+namespace moe {
 namespace {
 
-constexpr int64_t kBlock = 64;         // values per absmax
-constexpr int64_t kNestedBlock = 256;  // absmax per nested absmax
 constexpr int64_t kGrain = 256;        // blocks that are worth a thread
-
-constexpr std::array<float, 16> kLevels = {
-    -1.0f,
-    -0.6961928009986877f,
-    -0.5250730514526367f,
-    -0.39491748809814453f,
-    -0.28444138169288635f,
-    -0.18477343022823334f,
-    -0.09105003625154495f,
-    0.0f,
-    0.07958029955625534f,
-    0.16093020141124725f,
-    0.24611230194568634f,
-    0.33791524171829224f,
-    0.44070982933044434f,
-    0.5626170039176941f,
-    0.7229568362236023f,
-    1.0f,
-};
 
 // Where the 8-bit absmax of a weight lie and what they mean.
 struct Absmax {
@@ -62,12 +50,28 @@ void dequantize_blocks(const uint8_t* packed, const Absmax& absmax, T* out, int6
     const int64_t count = std::min(kBlock, values - first);
     const uint8_t* bytes = packed + first / 2;
     T* target = out + first;
-    for (int64_t j = 0; j < count / 2; ++j) {
-      target[2 * j] = scaled[bytes[j] >> 4];
-      target[2 * j + 1] = scaled[bytes[j] & 15];
+    for (int64_t j = 0; j < count / 2; ++j) {  // one store a pair: of two stores GCC makes vector code that takes fp32 five times as long
+      const std::array<T, 2> pair = {scaled[bytes[j] >> 4], scaled[bytes[j] & 15]};
+      std::memcpy(target + 2 * j, pair.data(), sizeof(pair));
     }
     if (count % 2) target[count - 1] = scaled[bytes[count / 2] >> 4];
   }
+}
+
+}  // namespace
+
+const at::Tensor& dynamic_map() {
+  static const at::Tensor map = [] {
+    std::vector<at::Tensor> values{at::scalar_tensor(0.0f), at::scalar_tensor(1.0f)};
+    for (int64_t i = 0; i < 7; ++i) {
+      const at::Tensor edges = at::linspace(0.1, 1, (1 << i) + 1);
+      const at::Tensor middles = (edges.slice(0, 0, -1) + edges.slice(0, 1)) / 2 * std::pow(10.0, i - 6);
+      values.insert(values.end(), {middles, -middles});
+    }
+    for (at::Tensor& value : values) value = value.reshape(-1);
+    return std::get<0>(at::cat(values).sort());
+  }();
+  return map;
 }
 
 at::Tensor dequantize_nf4(const at::Tensor& packed, const at::Tensor& absmax, const at::Tensor& nested_absmax,
@@ -91,7 +95,7 @@ at::Tensor dequantize_nf4(const at::Tensor& packed, const at::Tensor& absmax, co
   return out;
 }
 
-}  // namespace
+}  // namespace moe
 
 TORCH_LIBRARY(moe_kernels, m) {
   m.def(
@@ -99,4 +103,4 @@ TORCH_LIBRARY(moe_kernels, m) {
       "int[] shape, ScalarType dtype, int first_block) -> Tensor");
 }
 
-TORCH_LIBRARY_IMPL(moe_kernels, CPU, m) { m.impl("dequantize_nf4", dequantize_nf4); }
+TORCH_LIBRARY_IMPL(moe_kernels, CPU, m) { m.impl("dequantize_nf4", moe::dequantize_nf4); }

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from model.adapters import is_adapter
-from model.cli import make_parser, run_command
+from model.cli import add_precision, make_parser, run_command
 from model.generation import complete
 from model.languages import LANGUAGES, get_language
 from model.load import load_model, model_folder
@@ -32,7 +32,7 @@ from .score import PARTS, score_set
 def main(args: Namespace) -> None:
     check_flags(args, "limit", "batch_size", "max_new_tokens")
     points, sources = load_points(args)
-    model, tokenizer = load_model(args.model, adapter=args.adapter, device=args.device)
+    model, tokenizer = load_model(args.model, adapter=args.adapter, device=args.device, precision=args.precision)
     role = role_of(model, args)
     figures: dict[str, dict[str, Any]] = {}
     samples: list[dict[str, Any]] = []
@@ -45,7 +45,7 @@ def main(args: Namespace) -> None:
         figures[lang], rows = judge(lang, kinds, completions)
         figures[lang] = {kind: {**row, "generation_seconds_per_point": seconds} for kind, row in figures[lang].items()}
         samples += rows
-    own = {key: getattr(args, key) for key in ("adapter", "max_new_tokens", "batch_size")}
+    own = {key: getattr(args, key) for key in ("adapter", "max_new_tokens", "batch_size", "precision")}
     with output_folder(args.out) as folder:
         with (folder / SAMPLES).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
@@ -123,6 +123,7 @@ def parse() -> ArgumentParser:
     parser.add_argument("--max-new-tokens", type=int, default=650, help="tokens of a completion")
     parser.add_argument("--name", help="label in reports (default: what the model is: base, expert or mixture)")
     add_point_flags(parser)
+    add_precision(parser)
     return parser
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 
 from safetensors import SafetensorError
 
+from moe_kernels.backend import PRECISIONS
+
 MISTAKES = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 NO_SPACE = 28  # errno.ENOSPC
 # How it reads where the number is lost: safetensors passes the system's error on as text; torch.save's
@@ -26,6 +28,12 @@ def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description, formatter_class=Formatter)
     parser.add_argument("--seed", type=int, default=0, help="of every random draw")
     return parser
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """The flag `--precision` of commands that run a mixture."""
+    text = "of products with 4-bit weights on a CPU: int8 quantises activations in blocks of 64; it is faster and less exact"
+    parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0], help=text)
 
 
 def run_command(command: Callable[[argparse.Namespace], object], parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:

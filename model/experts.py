@@ -25,7 +25,7 @@ class DenseExperts(MatrixModule):
         self.add_matrix("down_proj", experts, width, hidden)
 
     def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
-        return moe_dense(x_TD, routing, self.matrix("gate_up_proj"), self.matrix("down_proj"))
+        return moe_dense(x_TD, routing, self.matrix("gate_up_proj"), self.matrix("down_proj"), precision=self.precision)
 
 
 class LoraExperts(MatrixModule):
@@ -45,7 +45,8 @@ class LoraExperts(MatrixModule):
 
     def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
         lora = ExpertLoRA(w1=self._factors("gate_proj"), w3=self._factors("up_proj"), w2=self._factors("down_proj"))
-        return moe_lora(x_TD, routing, self.matrix("gate_proj"), self.matrix("up_proj"), self.matrix("down_proj"), lora)
+        w1, w3, w2 = (self.matrix(name) for name in PROJECTIONS)
+        return moe_lora(x_TD, routing, w1, w3, w2, lora, precision=self.precision)
 
     def _factors(self, name: str) -> LoRA:
         return LoRA(getattr(self, f"{name}_lora_A"), getattr(self, f"{name}_lora_B"), scaling=1.0)

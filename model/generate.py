@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import TextStreamer, set_seed
 
-from .cli import make_parser, run_command
+from .cli import add_precision, make_parser, run_command
 from .generation import encode_prompts, pad_left
 from .languages import LANGUAGES
 from .load import load_model
@@ -20,7 +20,7 @@ def generate(args: argparse.Namespace) -> None:
     prompt = format_prompt(args.text, args.lang)
     set_seed(args.seed)
     model: Any
-    model, tokenizer = load_model(args.model, adapter=args.adapter)
+    model, tokenizer = load_model(args.model, adapter=args.adapter, precision=args.precision)
     inputs = pad_left(tokenizer, encode_prompts(tokenizer, [prompt]), model.device)
     sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p} if args.temperature else {"do_sample": False}
     with torch.inference_mode():
@@ -43,6 +43,7 @@ def main() -> int:
     parser.add_argument("--max-new-tokens", type=int, default=512, help="tokens")
     parser.add_argument("--temperature", type=float, default=0.0, help="of sampling; 0 takes the likeliest token")
     parser.add_argument("--top-p", type=float, default=1.0, help="sample from the likeliest tokens that have this probability together")
+    add_precision(parser)
     return run_command(generate, parser)
 
 

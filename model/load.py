@@ -20,10 +20,12 @@ def load_model(
     adapter: str | Path | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
+    precision: str = "exact",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer of a folder, in evaluation mode.
 
-    `device`: default CUDA if there is one. `dtype`: default as stored.
+    `device`: default CUDA if there is one. `dtype`: default as stored. `precision`: see `MoEForCausalLM.set_precision`; a base and its
+    adapters have none but `exact`.
 
     `path`: a Mistral or Llama checkpoint, a mixture (Mixtral's or ours), or a PEFT adapter, whose base is then found by name.
     `adapter`: a PEFT adapter on `path`. In fp32 it is merged; otherwise it stays beside the weights, as merging would round it off.
@@ -41,9 +43,11 @@ def load_model(
         raise ValueError(f"{folder} is a {kind!r} model; known: {', '.join((*_DENSE, *_MIXTURES))}")
     if kind in _MIXTURES and adapter is not None:
         raise ValueError(f"{folder} is a mixture; the adapter {adapter} belongs on its base")
+    if kind not in _MIXTURES and precision != "exact":
+        raise ValueError(f"precision {precision!r} is for mixtures; {folder} is a {kind} model, which transformers computes")
     tokenizer = _load_tokenizer(folder)
     if kind in _MIXTURES:
-        model: Any = MoEForCausalLM.from_pretrained(folder, dtype=chosen or "auto", device_map=device)
+        model: Any = MoEForCausalLM.from_pretrained(folder, dtype=chosen or "auto", device_map=device, precision=precision)
     else:
         model = _load_dense(folder, device, chosen)
     if adapter is not None:

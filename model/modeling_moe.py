@@ -27,11 +27,13 @@ from transformers.models.mixtral.modeling_mixtral import (
 from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder
 
+from moe_kernels.backend import precision_code
+
 from .checkpoint import CONFIG, Checkpoint, model_folder, parse_dtype, read_json
 from .configuration_moe import MoEConfig
 from .conversion import load_weights
 from .experts import DenseExperts, LoraExperts
-from .quantization import NF4Linear
+from .quantization import MatrixModule, NF4Linear
 from .routers import MoERouter
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -136,6 +138,17 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         """
         self._router_step = step
 
+    def set_precision(self, precision: str) -> "MoEForCausalLM":
+        """How products with NF4 are computed on a CPU: one of `moe_kernels.backend.PRECISIONS`, of which only `exact` can be trained in.
+
+        `ValueError` for an unknown name, or for one that this machine or this model's device does not have.
+        """
+        precision_code(precision, self.lm_head.weight, training=False)
+        for module in self.modules():
+            if isinstance(module, MatrixModule):
+                module.precision = precision
+        return self
+
     @can_return_tuple
     def forward(
         self,
@@ -197,12 +210,14 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         dtype: torch.dtype | str = "auto",
         device_map: str | int | torch.device | dict | None = None,
         attn_implementation: str | None = None,
+        precision: str = "exact",
         **kwargs: Any,
     ) -> "MoEForCausalLM":
         """Loads a folder, or a model in the hub's local cache: any Mixtral checkpoint, or one of ours.
 
         `dtype` "auto" is the config's. Other keyword arguments override fields of the config, e.g. `router_type="noisy_topk"` (Wnoise is
-        zero where the checkpoint has none) or `quantization="nf4"` (quantised while loading). ValueError names the tensors that do not fit.
+        zero where the checkpoint has none) or `quantization="nf4"` (quantised while loading). `precision` as in `set_precision`; it is not
+        stored. ValueError names the tensors that do not fit.
         """
         folder = model_folder(pretrained_model_name_or_path)
         is_mixtral = read_json(folder / CONFIG).get("model_type") == "mixtral"
@@ -223,7 +238,7 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         model.name_or_path = config.name_or_path = str(folder)
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
-        return model.to(device).eval()
+        return model.to(device).eval().set_precision(precision)
 
 
 # what AutoModelForCausalLM hands on; everything here is local, so none of it has an effect

@@ -18,6 +18,7 @@ class MatrixModule(nn.Module):
 
     def __init__(self, quantized: bool) -> None:
         super().__init__()
+        self.precision = "exact"  # of products with NF4: one of moe_kernels.backend.PRECISIONS
         self._quantized = quantized
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._formats: dict[str, NF4Weight] = {}
@@ -82,4 +83,4 @@ class NF4Linear(MatrixModule):
         self.add_matrix("weight", out_features, in_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear_any(x, self.matrix("weight"))
+        return linear_any(x, self.matrix("weight"), precision=self.precision)

@@ -18,6 +18,7 @@ from .launch import recording
 
 NAMES = ("reference", "cpp", "triton")
 KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+PRECISIONS = ("exact", "int8", "int8x2")  # of products with NF4; all but the first belong to the C++ extension
 _forced: str | None = None
 _chosen: str | None = None
 
@@ -44,10 +45,32 @@ def runs_triton(x: Tensor) -> bool:
     return x.dtype in KERNEL_DTYPES and active(x.device.type) == "triton"
 
 
+def runs_cpp(x: Tensor) -> bool:
+    """Whether an operator on `x` runs the C++ extension's kernels."""
+    return x.device.type == "cpu" and active("cpu") == "cpp"
+
+
 def as_autocast(x: Tensor) -> Tensor:
     """`x` in the dtype that autocast, where it is on, computes products in."""
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
+def precision_code(precision: str, x: Tensor, *, training: bool) -> int:
+    """The number of `precision` in the extension's operators; `ValueError` if it is unknown, or not to be had for `x`.
+
+    `exact`: activations as they are. `int8`: quantised in blocks of 64 (`csrc/kernels/int8.h`). `int8x2`: with a second digit.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+    if precision != "exact":
+        if training:
+            raise ValueError(f"precision {precision!r} has no gradients: train in 'exact', or compute under torch.no_grad()")
+        if not runs_cpp(x):
+            raise ValueError(
+                f"precision {precision!r} needs the C++ extension and the CPU; here {active(x.device.type)} runs on {x.device}"
+            )
+    return PRECISIONS.index(precision)
 
 
 @contextmanager
@@ -86,8 +109,18 @@ def extension_problem() -> str:
         torch.ops.load_library(spec.origin)
     except OSError as error:  # as after another torch was installed
         return f"the C++ extension does not load and needs a rebuild ({error})"
+    if not hasattr(torch.ops.moe_kernels, "experts_cpp"):  # the newest of its operators
+        return "the C++ extension is older than its sources and needs a rebuild"
     torch.library.register_fake("moe_kernels::dequantize_nf4", _dequantize_nf4_fake)
     return ""
+
+
+def cpu_isas() -> list[str]:
+    """The instruction sets that the extension can use on this CPU, from the plainest to the one that it takes.
+
+    The environment variable MOE_KERNELS_ISA names the best that it may take; it is read at every call.
+    """
+    return list(torch.ops.moe_kernels.cpu_isas())
 
 
 def _dequantize_nf4_fake(packed, absmax, nested_absmax, dynamic_map, nested_offset, shape, dtype, first_block):

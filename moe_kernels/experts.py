@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
-from . import backend, experts_ops  # noqa: F401  the operator is registered by its import
+from . import backend, experts_ops
 from .grouping import group_tokens
 from .linear import linear_any
 from .nf4 import NF4Weight
@@ -43,38 +43,45 @@ class ExpertLoRA:
     w2: LoRA  # down
 
 
-def moe_dense(x_TD: Tensor, routing: Routing, w_gate_up: Weight, w_down: Weight, lora: ExpertLoRA | None = None) -> Tensor:
+def moe_dense(
+    x_TD: Tensor, routing: Routing, w_gate_up: Weight, w_down: Weight, lora: ExpertLoRA | None = None, *, precision: str = "exact"
+) -> Tensor:
     """y [T, D] of experts with their own matrices `w_gate_up` [E, 2F, D] (W1 above W3) and `w_down` [E, D, F].
 
     Differentiable in x, the routing's weights, dense matrices and LoRA factors; an expert without tokens gets zero gradients.
-    `ValueError` if the shapes do not fit.
+    `precision` is one of `backend.PRECISIONS`; other than `exact` it is for inference on a CPU, with NF4 weights.
+    `ValueError` if the shapes do not fit, or for a precision that cannot be had.
     """
     num_experts, twice_hidden, width = w_gate_up.shape
     if tuple(w_down.shape) != (num_experts, width, twice_hidden // 2) or x_TD.shape[1] != width:
         shapes = ", ".join(str(tuple(part.shape)) for part in (x_TD, w_gate_up, w_down))
         raise ValueError(f"x, w_gate_up and w_down of shapes {shapes} do not fit: they are [T, D], [E, 2F, D] and [E, D, F]")
-    return _run(x_TD, routing, [w_gate_up, w_down], lora)
+    return _run(x_TD, routing, [w_gate_up, w_down], lora, precision)
 
 
-def moe_lora(x_TD: Tensor, routing: Routing, w1: Weight, w3: Weight, w2: Weight, lora: ExpertLoRA) -> Tensor:
+def moe_lora(x_TD: Tensor, routing: Routing, w1: Weight, w3: Weight, w2: Weight, lora: ExpertLoRA, *, precision: str = "exact") -> Tensor:
     """y [T, D] of experts that share `w1`, `w3` [F, D] and `w2` [D, F] and differ by `lora`.
 
     Differentiable in x, the routing's weights, dense matrices and LoRA factors; an expert without tokens gets zero gradients.
-    `ValueError` if the shapes do not fit.
+    `precision` as in `moe_dense`, of products with the base. `ValueError` if the shapes do not fit, or for a precision that cannot be had.
     """
     hidden, width = w1.shape
     if tuple(w3.shape) != (hidden, width) or tuple(w2.shape) != (width, hidden) or x_TD.shape[1] != width:
         shapes = ", ".join(str(tuple(part.shape)) for part in (x_TD, w1, w3, w2))
         raise ValueError(f"x, w1, w3 and w2 of shapes {shapes} do not fit: they are [T, D], [F, D], [F, D] and [D, F]")
-    return _run(x_TD, routing, [w1, w3, w2], lora)
+    return _run(x_TD, routing, [w1, w3, w2], lora, precision)
 
 
-def _run(x_TD: Tensor, routing: Routing, base: list[Weight], lora: ExpertLoRA | None) -> Tensor:
-    """The operator of `experts_ops`, or on a CPU outside `torch.compile` the reference itself: its autograd needs no second forward."""
+def _run(x_TD: Tensor, routing: Routing, base: list[Weight], lora: ExpertLoRA | None, precision: str) -> Tensor:
+    """The operator of `experts_ops`; without kernels and `torch.compile` the reference, whose autograd needs no second forward."""
+    parts = [lora.w1, lora.w3, lora.w2] if lora else []
+    wanted = [x_TD, routing.weights_TK, *base, *(factor for part in parts for factor in (part.a, part.b))]
+    training = torch.is_grad_enabled() and any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in wanted)
+    code = backend.precision_code(precision, x_TD, training=training)
     if not len(x_TD):
         return x_TD.clone()
-    parts = [lora.w1, lora.w3, lora.w2] if lora else []
-    if not backend.runs_triton(x_TD) and not torch.compiler.is_compiling():
+    compiling, cpp = torch.compiler.is_compiling(), backend.runs_cpp(x_TD)
+    if not cpp and not compiling and not backend.runs_triton(x_TD):
         return run_reference(x_TD, routing.weights_TK, routing.experts_TK, base, lora)
     x_TD = backend.as_autocast(x_TD)
     dense = [weight for weight in base if not isinstance(weight, NF4Weight)]
@@ -82,12 +89,11 @@ def _run(x_TD: Tensor, routing: Routing, base: list[Weight], lora: ExpertLoRA | 
         raise ValueError("an expert's matrices must be all dense to be trained: one of them is in NF4")
     tensors, offsets, ints = flatten(base)
     factors = [factor.to(x_TD.dtype) for part in parts for factor in (part.a, part.b)]
-    wanted = [x_TD, routing.weights_TK, *tensors, *factors]
-    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in wanted)
     scalings = [float(part.scaling) for part in parts] or [1.0]  # an empty list would be taken for one of tensors
-    y: Tensor = torch.ops.moe_kernels.experts(
-        x_TD, routing.weights_TK, routing.experts_TK, tensors, offsets, ints, factors, scalings, save
-    )[0]
+    given = x_TD, routing.weights_TK, routing.experts_TK, tensors, offsets, ints, factors, scalings
+    # The wrapper of a custom operator takes as long as a small layer: 60 µs.
+    direct = cpp and not training and not compiling and type(x_TD) is Tensor
+    y: Tensor = (torch.ops.moe_kernels.experts_cpp(*given, False, code) if direct else experts_ops.experts_op(*given, training, code))[0]
     return y
 
 

@@ -1,7 +1,8 @@
 """The experts as one PyTorch operator with a fake and an autograd formula, so that `torch.compile` sees no Python inside a layer.
 
 `moe_kernels::experts` computes both layouts: two base weights are `moe_dense`'s, three are `moe_lora`'s. Its implementation is the
-Triton one on CUDA, else the reference of `moe_kernels.experts`, whose backward is autograd over a second forward.
+Triton one on CUDA, that of `csrc/` on the CPU, else the reference of `moe_kernels.experts`, whose backward is autograd over a second
+forward.
 
 T tokens, K experts per token, E experts, N = T*K pairs, D model width, F expert hidden width, R LoRA rank.
 """
@@ -30,8 +31,12 @@ def experts_op(
     factors: list[Tensor],
     scalings: list[float],
     save: bool,
+    precision: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """y [T, D] and what a Triton backward needs: order, inverse, offsets, preact [N, 2F], z1, z3, z2 [N, R]; empty if unused."""
+    """y [T, D] and what the kernels' backward needs: order, inverse, offsets, preact [N, 2F], z1, z3, z2 [N, R]; empty if unused."""
+    if backend.runs_cpp(x):
+        call = x, routing_weights, experts, tensors, offsets, ints, factors, scalings
+        return tuple(torch.ops.moe_kernels.experts_cpp(*call, save, precision))
     base = restore(tensors, offsets, ints)
     if not backend.runs_triton(x):
         return _padded(_reference(x, routing_weights, experts, base, factors, scalings))
@@ -51,14 +56,16 @@ def experts_op(
 
 
 @experts_op.register_fake
-def _experts_fake(x, routing_weights, experts, tensors, offsets, ints, factors, scalings, save):
-    if not save or not backend.runs_triton(x):
+def _experts_fake(x, routing_weights, experts, tensors, offsets, ints, factors, scalings, save, precision):
+    cpp = backend.runs_cpp(x)
+    if not save or not (cpp or backend.runs_triton(x)):
         return _padded(_like(x))
     base = restore(tensors, offsets, ints)
     num_experts, hidden = (base[1].shape[0], base[1].shape[2]) if len(base) == 2 else (len(factors[0]), base[2].shape[1])
     pairs = experts.numel()
     saved = [experts.new_empty(pairs), experts.new_empty(pairs), experts.new_empty(num_experts + 1), x.new_empty(pairs, 2 * hidden)]
-    return _padded(_like(x), *saved, *(x.new_empty(pairs, a.shape[1]) for a in factors[::2]))
+    z_dtype = torch.promote_types(x.dtype, torch.float32) if cpp else x.dtype
+    return _padded(_like(x), *saved, *(x.new_empty(pairs, a.shape[1], dtype=z_dtype) for a in factors[::2]))
 
 
 @torch.library.custom_op("moe_kernels::experts_backward", mutates_args=())
@@ -76,6 +83,9 @@ def experts_backward_op(
     base_grads: bool,
 ) -> list[Tensor]:
     """Gradients of x, of the routing's weights, of the base's tensors if `base_grads` (then all dense), and of the factors."""
+    if backend.runs_cpp(x):
+        call = dy, x, routing_weights, tensors, offsets, ints, factors, scalings
+        return list(torch.ops.moe_kernels.experts_backward_cpp(*call, saved, base_grads))
     base = restore(tensors, offsets, ints)
     if not backend.runs_triton(x):
         return _reference_backward(dy, x, routing_weights, experts, base, factors, scalings, base_grads)
@@ -102,7 +112,7 @@ def _experts_backward_fake(dy, x, routing_weights, experts, tensors, offsets, in
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, routing_weights, experts, tensors, offsets, ints, factors, scalings, _ = inputs
+    x, routing_weights, experts, tensors, offsets, ints, factors, scalings, _, _ = inputs
     ctx.set_materialize_grads(False)  # or the backward is handed zeros for what it only kept: 235 MB for [g | u] at T = 2048
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(x, routing_weights, experts, *tensors, *factors, *output[1:])
@@ -112,8 +122,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-    x, routing_weights, experts, *rest = ctx.saved_tensors
     num_tensors, num_factors = ctx.counts
+    if grads[0] is None:
+        return None, None, None, [None] * num_tensors, None, None, [None] * num_factors, None, None, None
+    x, routing_weights, experts, *rest = ctx.saved_tensors
     offsets, ints, scalings = ctx.facts
     tensors, factors = rest[:num_tensors], rest[num_tensors : num_tensors + num_factors]
     saved = rest[num_tensors + num_factors :]
@@ -121,7 +133,7 @@ def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         grads[0], x, routing_weights, experts, tensors, offsets, ints, factors, scalings, saved, ctx.base_grads
     )
     dtensors = others[:num_tensors] if ctx.base_grads else [None] * num_tensors
-    return dx, dweights, None, dtensors, None, None, others[len(others) - num_factors :], None, None
+    return dx, dweights, None, dtensors, None, None, others[len(others) - num_factors :], None, None, None
 
 
 experts_op.register_autograd(_backward, setup_context=_setup_context)

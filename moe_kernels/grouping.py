@@ -19,7 +19,10 @@ class Grouping:
 
 
 def group_tokens(experts_TK: Tensor, num_experts: int) -> Grouping:
-    """Sorts the pairs by expert, stably: within an expert they keep their order. Every id lies in 0..E-1."""
+    """Sorts the pairs by expert, stably: within an expert they keep their order. Every id lies in 0..E-1 (`ValueError` in C++)."""
+    traced = torch.compiler.is_compiling() or type(experts_TK) is not Tensor
+    if not traced and backend.runs_cpp(experts_TK):  # without the custom operator's wrapper, which takes longer than a token's grouping
+        return Grouping(*torch.ops.moe_kernels.group_tokens_cpp(experts_TK, num_experts))
     return Grouping(*_group_tokens(experts_TK, num_experts))
 
 
@@ -27,6 +30,8 @@ def group_tokens(experts_TK: Tensor, num_experts: int) -> Grouping:
 def _group_tokens(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
     if backend.active(experts_TK.device.type) == "triton" and num_experts <= MOST_KERNEL_EXPERTS:
         return _group_by_kernels(experts_TK, num_experts)
+    if backend.runs_cpp(experts_TK):
+        return torch.ops.moe_kernels.group_tokens_cpp(experts_TK, num_experts)
     return group_tokens_reference(experts_TK, num_experts)
 
 

@@ -11,25 +11,32 @@ from .nf4 import NF4Weight, dequantize_nf4
 from .weights import Weight, flatten, restore
 
 
-def linear_nf4(x: Tensor, q: NF4Weight, bias: Tensor | None = None) -> Tensor:
+def linear_nf4(x: Tensor, q: NF4Weight, bias: Tensor | None = None, *, precision: str = "exact") -> Tensor:
     """`x` [..., in] times the transpose of `q` [out, in], plus `bias` [out]; differentiable in `x` and `bias`.
 
     The weight is what `dequantize_nf4(q)` says, cast to x's dtype, as in bitsandbytes' `Linear4bit`; for a few rows without
-    gradients on CUDA its levels are rounded to fp16 (`moe_kernels.decode`). `ValueError` if the widths differ.
+    gradients on CUDA its levels are rounded to fp16 (`moe_kernels.decode`). `precision` is one of `backend.PRECISIONS`; other than `exact`
+    it is for inference on a CPU. `ValueError` if the widths differ, or for a precision that cannot be had.
     """
     if len(q.shape) != 2 or x.shape[-1] != q.shape[1]:
         raise ValueError(f"x of width {x.shape[-1]} does not fit an NF4 weight of shape {q.shape}")
-    if backend.runs_triton(x) or torch.compiler.is_compiling():
-        exact = torch.is_grad_enabled() and x.requires_grad  # the backward's weights are exact, so the forward's must be
-        y: Tensor = torch.ops.moe_kernels.linear_nf4(backend.as_autocast(x), *flatten([q]), exact)
+    training = torch.is_grad_enabled() and x.requires_grad
+    code = backend.precision_code(precision, x, training=training)
+    compiling = torch.compiler.is_compiling()
+    y: Tensor
+    if backend.runs_cpp(x) and not training and not compiling and type(x) is Tensor:
+        y = _product_cpp(backend.as_autocast(x), flatten([q]), transposed=False, precision=code)  # without a custom operator's wrapper
+    elif compiling or backend.runs_cpp(x) or backend.runs_triton(x):
+        exact = training  # the backward's weights are exact, so the forward's must be
+        y = linear_op(backend.as_autocast(x), *flatten([q]), exact, code)
     else:
         y = _LinearNF4.apply(x, q)
     return y if bias is None else y + bias
 
 
-def linear_any(x: Tensor, weight: Weight) -> Tensor:
-    """`x` [..., in] times the transpose of a dense or NF4 `weight` [out, in]."""
-    return linear_nf4(x, weight) if isinstance(weight, NF4Weight) else linear(x, weight)
+def linear_any(x: Tensor, weight: Weight, *, precision: str = "exact") -> Tensor:
+    """`x` [..., in] times the transpose of a dense or NF4 `weight` [out, in]; `precision` is that of a product with NF4."""
+    return linear_nf4(x, weight, precision=precision) if isinstance(weight, NF4Weight) else linear(x, weight)
 
 
 class _LinearNF4(torch.autograd.Function):
@@ -47,17 +54,21 @@ class _LinearNF4(torch.autograd.Function):
 
 
 @torch.library.custom_op("moe_kernels::linear_nf4", mutates_args=())
-def linear_op(x: Tensor, tensors: list[Tensor], offsets: list[float], ints: list[int], exact: bool) -> Tensor:
+def linear_op(x: Tensor, tensors: list[Tensor], offsets: list[float], ints: list[int], exact: bool, precision: int) -> Tensor:
+    if backend.runs_cpp(x):
+        return _product_cpp(x, (tensors, offsets, ints), transposed=False, precision=precision)
     return _product(x, restore(tensors, offsets, ints)[0], transposed=False, exact=exact)
 
 
 @linear_op.register_fake
-def _linear_fake(x, tensors, offsets, ints, exact):
+def _linear_fake(x, tensors, offsets, ints, exact, precision):
     return x.new_empty(*x.shape[:-1], ints[-2])
 
 
 @torch.library.custom_op("moe_kernels::linear_nf4_backward", mutates_args=())
 def linear_backward_op(dy: Tensor, tensors: list[Tensor], offsets: list[float], ints: list[int]) -> Tensor:
+    if backend.runs_cpp(dy):
+        return _product_cpp(dy, (tensors, offsets, ints), transposed=True, precision=0)
     return _product(dy, restore(tensors, offsets, ints)[0], transposed=True, exact=True)
 
 
@@ -67,13 +78,13 @@ def _linear_backward_fake(dy, tensors, offsets, ints):
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, tensors, *ctx.facts, _ = inputs
+    _, tensors, *ctx.facts, _, _ = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor, list[None], None, None, None]:
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | list[None] | None, ...]:
     tensors = list(ctx.saved_tensors)
-    return torch.ops.moe_kernels.linear_nf4_backward(dy, tensors, *ctx.facts), [None] * len(tensors), None, None, None
+    return torch.ops.moe_kernels.linear_nf4_backward(dy, tensors, *ctx.facts), [None] * len(tensors), None, None, None, None
 
 
 linear_op.register_autograd(_backward, setup_context=_setup_context)
@@ -92,3 +103,9 @@ def _product(x: Tensor, weight: Weight, *, transposed: bool, exact: bool) -> Ten
             dense = dequantize_nf4(weight).to(x.dtype)
             y = rows @ (dense if transposed else dense.T)
     return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def _product_cpp(x: Tensor, flattened: tuple[list[Tensor], list[float], list[int]], *, transposed: bool, precision: int) -> Tensor:
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    y: Tensor = torch.ops.moe_kernels.linear_cpp(rows, *flattened, transposed, precision)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])

@@ -7,7 +7,8 @@ its block (`absmax`); values 2j and 2j+1 share byte j, the even one in the high 
     absmax[i] = DYNAMIC[absmax8[i]] * nested_absmax[i // 256] + nested_offset          in fp32, two roundings
     w[j]      = LEVELS[nibble j] * absmax[j // 64]                                     in fp32, then cast
 
-That is 4.127 bits a value. Writing is bitsandbytes' own code (well kept, and on both devices); reading needs torch alone.
+That is 4.127 bits a value. Reading needs torch alone. Writing is bitsandbytes' own code, or on the CPU the C++ extension, which makes
+the same bytes.
 """
 
 import math
@@ -154,12 +155,18 @@ def from_bitsandbytes(packed: Tensor, state: Any) -> NF4Weight:
 def quantize_nf4(weight: Tensor) -> NF4Weight:
     """`weight` (bf16, fp16 or fp32, any shape, either device) in NF4 with nested absmax, rounded as bitsandbytes does.
 
-    Needs the bitsandbytes package. Scratch memory is bounded whatever the size. `ValueError` for another dtype or no values.
+    Needs the bitsandbytes package, but not on the CPU where the C++ extension is built. Scratch memory is small whatever the size.
+    `ValueError` for another dtype or no values.
     """
     if weight.dtype not in DTYPES:
         raise ValueError(f"NF4 is made from bfloat16, float16 or float32, not {dtype_name(weight.dtype)}")
     if not weight.numel():
         raise ValueError(f"a weight of shape {tuple(weight.shape)} has no values to quantise")
+    # An extension built before it had this operator is left aside.
+    if weight.device.type == "cpu" and backend.active("cpu") == "cpp" and hasattr(torch.ops.moe_kernels, "quantize_nf4"):
+        contiguous = weight.detach().contiguous()
+        packed, absmax8, nested_absmax, offset = torch.ops.moe_kernels.quantize_nf4(contiguous, dynamic_map())
+        return NF4Weight(packed, absmax8, nested_absmax, offset.item(), tuple(weight.shape), weight.dtype)
     from bitsandbytes.functional import quantize_blockwise
 
     flat = weight.detach().reshape(-1)

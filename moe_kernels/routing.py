@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .routing_ops import route_op
+from .routing_ops import run_route
 
 KINDS = ("noisy_topk", "topk", "softmax", "switch", "sequence")
 
@@ -76,7 +76,7 @@ def route(
         raise ValueError(f"a noise_seed that is a tensor must be one int64 on {x_TD.device}, where x is, not {given}")
     top_k = {"softmax": num_experts, "switch": 1, "sequence": 1}.get(kind, top_k)
     sequence_ids_T = sequence_ids_T if kind == "sequence" else None
-    weights_TK, experts_TK, logits_TE, importance_E, load_E, _ = route_op(
+    weights_TK, experts_TK, logits_TE, importance_E, load_E, _ = run_route(
         x_TD, w_gate_ED, w_noise_ED, noise_seed, sequence_ids_T, mask_T, kind, top_k
     )
     return Routing(weights_TK, experts_TK, logits_TE, importance_E, load_E)

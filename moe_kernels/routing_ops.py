@@ -11,6 +11,8 @@ from .launch import recording
 from .routing_launch import route_backward_by_kernels, route_by_kernels
 from .routing_reference import Forward, Gradients, route_backward_reference, route_reference
 
+cpp = torch.ops.moe_kernels  # the operators of csrc/, once the extension is loaded
+
 
 @torch.library.custom_op("moe_kernels::route", mutates_args=())
 def route_op(
@@ -24,7 +26,17 @@ def route_op(
     top_k: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     run = route_by_kernels if _runs_kernels(x_TD, w_gate_ED, w_noise_ED) else route_reference
+    if backend.runs_cpp(x_TD):
+        run = cpp.route_cpp
     return run(x_TD, w_gate_ED, w_noise_ED, seed, sequence_ids_T, mask_T, kind, top_k)
+
+
+def run_route(x_TD: Tensor, w_gate_ED: Tensor, w_noise_ED: Tensor | None, *arguments: Any) -> Forward:
+    """`route_op`; where there is nothing to differentiate or trace, without its wrapper: that takes twice as long as a token in C++."""
+    traced = torch.compiler.is_compiling() or type(x_TD) is not Tensor
+    if not traced and backend.runs_cpp(x_TD) and not _wants_gradient(x_TD, w_gate_ED, w_noise_ED):
+        return cpp.route_cpp(x_TD, w_gate_ED, w_noise_ED, *arguments)
+    return route_op(x_TD, w_gate_ED, w_noise_ED, *arguments)
 
 
 @route_op.register_fake
@@ -58,9 +70,11 @@ def route_backward_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, Wg and Wnoise; one that `needs` does not ask for is an empty tensor."""
     grads = dweights_TK, dlogits_TE, dimportance_E, dload_E
+    kept = experts_TK, logits_TE, saved
     if _runs_kernels(x_TD, w_gate_ED, w_noise_ED):
-        kept = experts_TK, logits_TE, saved
         return route_backward_by_kernels(*grads, x_TD, w_gate_ED, w_noise_ED, sequence_ids_T, mask_T, *kept, kind, seed is not None, needs)
+    if backend.runs_cpp(x_TD):
+        return cpp.route_backward_cpp(*grads, x_TD, w_gate_ED, w_noise_ED, seed, sequence_ids_T, mask_T, *kept, kind, needs)
     top_k = experts_TK.shape[1]
     return route_backward_reference(*grads, x_TD, w_gate_ED, w_noise_ED, seed, sequence_ids_T, mask_T, kind, top_k, needs)
 
@@ -107,3 +121,7 @@ route_op.register_autograd(_differentiate, setup_context=_save)
 def _runs_kernels(x_TD: Tensor, w_gate_ED: Tensor, w_noise_ED: Tensor | None) -> bool:
     weights = (w_gate_ED,) if w_noise_ED is None else (w_gate_ED, w_noise_ED)
     return backend.runs_triton(x_TD) and len(w_gate_ED) <= MOST_KERNEL_EXPERTS and all(w.dtype in backend.KERNEL_DTYPES for w in weights)
+
+
+def _wants_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)

@@ -104,7 +104,7 @@ def test_nf4_weights_are_their_dequantised_values(tokens):
             y = run(x, routing, *form, lora)
             results.append((y, torch.autograd.grad(y.square().sum(), x, retain_graph=True)[0]))
         for actual, expected in zip(*results, strict=True):
-            torch.testing.assert_close(actual, expected)
+            assert (actual - expected).norm() < 2e-6 * expected.norm()
 
 
 @pytest.mark.parametrize("run", [moe_dense, moe_lora])

@@ -13,7 +13,7 @@ from moe_kernels.launch import arch_of
 from moe_kernels.linear import linear_nf4
 from moe_kernels.nf4 import dequantize_nf4, dequantize_nf4_reference, quantize_nf4, to_bitsandbytes
 from moe_kernels.routing import KINDS, Routing, route
-from tests.moe_kernels.gpu_layers import BF16, DEVICE, FP16, FP32, GPU, Layer, assert_near, randn, random_nf4
+from tests.moe_kernels.layers import BF16, DEVICE, FP16, FP32, GPU, Layer, assert_near, randn, random_nf4
 
 pytestmark = GPU
 

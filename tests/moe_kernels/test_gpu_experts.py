@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from moe_kernels import backend
-from tests.moe_kernels.gpu_layers import BF16, DEVICE, FP16, FP32, GPU, ROUTINGS, Batch, Layer, call_layer, check, results
+from tests.moe_kernels.layers import BF16, DEVICE, FP16, FP32, GPU, ROUTINGS, Batch, Layer, call_layer, check, results
 
 pytestmark = GPU
 

@@ -12,7 +12,7 @@ from moe_kernels.noise import standard_normal
 from moe_kernels.routing import KINDS, Routing, route
 from moe_kernels.routing_ops import route_op
 from moe_kernels.routing_reference import route_reference
-from tests.moe_kernels.gpu_layers import BF16, DEVICE, FP16, FP32, GPU, choose, randn
+from tests.moe_kernels.layers import BF16, DEVICE, FP16, FP32, GPU, choose, randn
 
 pytestmark = GPU
 

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from moe_kernels.nf4 import NF4Weight
 from moe_kernels.routing import importance_loss, load_loss, route
-from tests.moe_kernels.gpu_layers import BF16, DEVICE, FP16, GPU, Layer, call_layer, randn
+from tests.moe_kernels.layers import BF16, DEVICE, FP16, GPU, Layer, call_layer, randn
 
 pytestmark = GPU
 

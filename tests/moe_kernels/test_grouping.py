@@ -3,7 +3,17 @@
 import pytest
 import torch
 
+from moe_kernels import backend
 from moe_kernels.grouping import group_tokens
+
+needs_cpp = pytest.mark.skipif(bool(backend.extension_problem()), reason=backend.extension_problem() or "built")
+
+
+@pytest.fixture(autouse=True, params=["reference", pytest.param("cpp", marks=needs_cpp)])
+def implementation(request):
+    """Every test here runs on each implementation of the CPU."""
+    with backend.use(request.param):
+        yield request.param
 
 
 @pytest.mark.parametrize(("tokens", "top_k", "num_experts"), [(0, 2, 4), (1, 1, 1), (1, 2, 4), (37, 2, 4), (50, 8, 64), (9, 3, 3)])

@@ -12,7 +12,8 @@ from moe_kernels.weights import flatten
 
 T, E, K, D, F, R = 5, 4, 2, 64, 64, 4
 needs_triton = pytest.mark.skipif(bool(backend.triton_problem()), reason=backend.triton_problem() or "Triton runs")
-NAMES = ["reference", pytest.param("triton", marks=needs_triton)]
+needs_cpp = pytest.mark.skipif(bool(backend.extension_problem()), reason=backend.extension_problem() or "the extension is built")
+NAMES = ["reference", pytest.param("cpp", marks=needs_cpp), pytest.param("triton", marks=needs_triton)]
 
 
 def randn(*shape):
@@ -34,7 +35,7 @@ def test_opcheck_of_the_experts(name, shared, nf4, lora, save):
     chosen = torch.stack([torch.randperm(E)[:K] for _ in range(T)])
     weights = torch.rand(T, K, requires_grad=True)
     low_rank = factors() if lora else []
-    args = randn(T, D).requires_grad_(), weights, chosen, *flatten(base_of(shared, nf4)), low_rank, [0.5, 1.0, 2.0], bool(save)
+    args = randn(T, D).requires_grad_(), weights, chosen, *flatten(base_of(shared, nf4)), low_rank, [0.5, 1.0, 2.0], bool(save), 0
     # Without `save` there is no backward to check.
     tests = ("test_schema", "test_faketensor", *(("test_autograd_registration", "test_aot_dispatch_dynamic") if save else ()))
     with backend.use(name):
@@ -47,7 +48,7 @@ def test_opcheck_of_the_experts_backward(name, shared, nf4):
     chosen, weights = torch.stack([torch.randperm(E)[:K] for _ in range(T)]), torch.rand(T, K)
     x, base, low_rank = randn(T, D), flatten([w if nf4 else w.detach() for w in base_of(shared, nf4)]), [f.detach() for f in factors()]
     with backend.use(name):
-        _, *saved = torch.ops.moe_kernels.experts(x, weights, chosen, *base, low_rank, [0.5, 1.0, 2.0], True)
+        _, *saved = torch.ops.moe_kernels.experts(x, weights, chosen, *base, low_rank, [0.5, 1.0, 2.0], True, 0)
         args = randn(D, T).T.contiguous(), x, weights, chosen, *base, low_rank, [0.5, 1.0, 2.0], saved, not nf4
         torch.library.opcheck(torch.ops.moe_kernels.experts_backward.default, args)
 
@@ -56,7 +57,7 @@ def test_opcheck_of_the_experts_backward(name, shared, nf4):
 def test_opcheck_of_linear_and_dequantize(name):
     q = quantize_nf4(randn(96, 64))
     with backend.use(name):
-        torch.library.opcheck(torch.ops.moe_kernels.linear_nf4.default, (randn(2, 3, 64).requires_grad_(), *flatten([q]), True))
+        torch.library.opcheck(torch.ops.moe_kernels.linear_nf4.default, (randn(2, 3, 64).requires_grad_(), *flatten([q]), True, 0))
         torch.library.opcheck(torch.ops.moe_kernels.linear_nf4_backward.default, (randn(2, 3, 96), *flatten([q])))
         facts = (q.packed, q.absmax, q.nested_absmax, q.nested_offset, 0, list(q.shape), torch.float32)
         torch.library.opcheck(torch.ops.moe_kernels.dequantize.default, facts)
@@ -74,7 +75,7 @@ def test_gradients_have_the_dtypes_and_layout_that_the_fakes_promise(name):
     low_rank[0] = low_rank[0].transpose(1, 2).contiguous().transpose(1, 2)
     for tensor in (*base, *low_rank):
         tensor.requires_grad_()
-    args = x, weights, chosen, *flatten(base), low_rank, [0.5, 1.0, 2.0], True
+    args = x, weights, chosen, *flatten(base), low_rank, [0.5, 1.0, 2.0], True, 0
     with backend.use(name):
         torch.library.opcheck(torch.ops.moe_kernels.experts.default, args)
 

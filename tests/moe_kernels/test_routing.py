@@ -6,8 +6,18 @@ from statistics import NormalDist, fmean, pvariance
 import pytest
 import torch
 
+from moe_kernels import backend
 from moe_kernels.noise import standard_normal
 from moe_kernels.routing import KINDS, Routing, importance_loss, load_loss, route
+
+needs_cpp = pytest.mark.skipif(bool(backend.extension_problem()), reason=backend.extension_problem() or "built")
+
+
+@pytest.fixture(autouse=True, params=["reference", pytest.param("cpp", marks=needs_cpp)])
+def implementation(request):
+    """Every test here runs on each implementation of the CPU."""
+    with backend.use(request.param):
+        yield request.param
 
 
 def problem(tokens=23, num_experts=4, width=8, seed=0, dtype=torch.float64):

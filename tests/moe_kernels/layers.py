@@ -1,4 +1,4 @@
-"""Layers, routings and the oracle of the GPU tests.
+"""Layers, routings and the oracle of the tests of kernels: Triton's on a GPU, C++ on the CPU.
 
 NF4 weights are random bytes: every byte is a valid pair of levels, so no quantiser is needed, and 4 x 28672 x 4096 values take no time.
 The oracle is the reference on the same bytes: dequantise and multiply, in fp64, or in fp32 where fp64 is slow and the kernels' own
@@ -120,11 +120,14 @@ class Batch:
         return Batch(x, *choose(tokens, layer.experts, layer.top_k, routing, seed), dy)
 
 
-def call_layer(layer: Layer, x: Tensor, weights: Tensor, experts: Tensor, base: list[Weight], factors: list[Tensor]) -> Tensor:
+def call_layer(
+    layer: Layer, x: Tensor, weights: Tensor, experts: Tensor, base: list[Weight], factors: list[Tensor], **options: str
+) -> Tensor:
     parts = [LoRA(a, b, s) for a, b, s in zip(factors[::2], factors[1::2], SCALINGS, strict=False)]
     routing = Routing(weights, experts, None, None, None)  # type: ignore[arg-type]
     lora = [ExpertLoRA(*parts)] if parts else []
-    return moe_dense(x, routing, *base, *lora) if layer.layout == "dense" else moe_lora(x, routing, *base, *lora)  # type: ignore[misc, arg-type]
+    run = moe_dense if layer.layout == "dense" else moe_lora
+    return run(x, routing, *base, *lora, **options)  # type: ignore[operator]
 
 
 def results(layer: Layer, batch: Batch, dtype: torch.dtype, grads: bool) -> list[Tensor]:
@@ -150,9 +153,9 @@ def oracle_dtype(layer: Layer, tokens: int) -> torch.dtype:
     return FP64 if layer.dtype == FP32 or work < 1 << 28 or (fast and work < 1 << 36) else FP32
 
 
-def check(layer: Layer, batch: Batch) -> None:
-    """Inference, training forward and all gradients against the oracle, within the tolerance of the dtype."""
-    with backend.use("triton"):
+def check(layer: Layer, batch: Batch, name: str = "triton") -> None:
+    """Inference, training forward and all gradients of the implementation `name` against the oracle, within the tolerance of the dtype."""
+    with backend.use(name):
         inference = results(layer, batch, layer.dtype, grads=False)
         mine = results(layer, batch, layer.dtype, grads=True)
     tokens = len(batch.x)
@@ -162,10 +165,10 @@ def check(layer: Layer, batch: Batch) -> None:
     assert_near("inference", inference[0], true[0], layer.tolerance, sizes[0])
     names = ["y", "dx", "dweights", *(f"gradient {number}" for number in range(len(true)))]
     rms, largest = layer.tolerance
-    for name, actual, expected, size in zip(names, mine, true, sizes, strict=False):
+    for result, actual, expected, size in zip(names, mine, true, sizes, strict=False):
         # A weight's gradient from few tokens is an outer product: of its largest values the tails are heavy.
-        tail = 4 if name.startswith("gradient") and tokens < MANY else 1
-        assert_near(name, actual, expected, (rms, tail * largest), size)
+        tail = 4 if result.startswith("gradient") and tokens < MANY else 1
+        assert_near(result, actual, expected, (rms, tail * largest), size)
 
 
 def typical_sizes(layer: Layer, tokens: int) -> list[float]:

@@ -1,0 +1,52 @@
+// Activations, gathered and laid out for a product, converted to S.
+
+template <typename From>
+void pack_tile(const From* data, const Source& source, int64_t row, int64_t rows, int64_t columns, S* out) {
+  for (int64_t m = 0; m < rows; ++m) {
+    const From* from = data + source.offset(row + m);
+    for (int64_t k = 0; k < columns; ++k) out[k * rows + m] = static_cast<S>(from[k * source.column_stride]);
+  }
+}
+
+template <typename From>
+void pack_blocks(const From* data, const Source& source, int64_t rows, int64_t columns, S* out) {
+  for (int64_t m = 0; m < rows; ++m) {
+    const From* from = data + source.offset(m);
+    for (int64_t b = 0; b < columns / kBlock; ++b) {
+      for (int64_t part = 0; part < kParts; ++part) {
+        S* const to = out + ((b * kParts + part) * rows + m) * W;
+        for (int64_t i = 0; i < W; ++i) to[i] = static_cast<S>(from[(b * kBlock + column_of(part, i)) * source.column_stride]);
+      }
+    }
+  }
+}
+
+template <typename From>
+void pack_as(const From* data, const Source& source, const Packed& to, int64_t t) {
+  if (to.layout == Layout::blocks) return pack_blocks(data, source, to.rows, to.columns, static_cast<S*>(to.data));
+  if (to.layout == Layout::tiles) {
+    const int64_t row = tile_begin(to.rows, t), rows = tile_begin(to.rows, t + 1) - row;
+    return pack_tile(data, source, row, rows, to.columns, static_cast<S*>(to.data) + row * to.columns);
+  }
+  pack_int8(data, source, to, t);
+}
+
+inline void pack(const Source& source, const Packed& to, int64_t t) {
+  switch (source.dtype) {
+    case Dtype::f32: return pack_as(static_cast<const float*>(source.data), source, to, t);
+    case Dtype::bf16: return pack_as(static_cast<const c10::BFloat16*>(source.data), source, to, t);
+    case Dtype::f16: return pack_as(static_cast<const c10::Half*>(source.data), source, to, t);
+    case Dtype::f64: return pack_as(static_cast<const double*>(source.data), source, to, t);
+  }
+}
+
+inline int64_t packed_tiles(int64_t rows, Layout layout) {
+  if (layout == Layout::blocks || (layout != Layout::tiles && in_lanes(rows, layout))) return 1;
+  return layout == Layout::tiles ? num_tiles(rows) : num_tiles(rows, layout);
+}
+
+inline int64_t packed_bytes(int64_t rows, int64_t columns, Layout layout) {
+  const int64_t values = rows * columns * static_cast<int64_t>(sizeof(S));
+  if (digits(layout) == 0) return values;
+  return rows * digits(layout) * (in_lanes(rows, layout) ? 4 * lanes_stride(columns) : int8_row_bytes(columns));
+}

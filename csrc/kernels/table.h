@@ -1,0 +1,12 @@
+// The table of functions that a kernels_*.cpp hands out.
+
+inline void product(const Packed& x, const Matrix* first, int64_t first_row, const Matrix* second, int64_t second_row, const Results<S>& to) {
+  if (x.layout == Layout::tiles) return panel_product(x, first, first_row, second, second_row, to);
+  if (x.layout != Layout::blocks) return int8_product(x, first, first_row, second, second_row, to);
+  if (first != nullptr) decode_product(x, *first, first_row, to);
+  if (second != nullptr) decode_product(x, *second, second_row, {to.data + W, to.stride, to.add});
+}
+
+constexpr Kernels<S> table(const char* name) {
+  return {name, W, kDecodeRows, packed_bytes, packed_tiles, pack, product, product_transposed, swiglu, swiglu_backward};
+}

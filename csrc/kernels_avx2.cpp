@@ -1,0 +1,19 @@
+#include "kernels/standard.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+
+#define MOE_TARGET "avx2,fma,f16c"
+#include "kernels/target_begin.h"
+
+namespace moe {
+namespace {
+#include "kernels/avx2.h"
+#include "kernels/all.h"
+}  // namespace
+
+extern const Kernels<float> kAvx2 = table("avx2");
+}  // namespace moe
+
+#include "kernels/target_end.h"
+#endif

@@ -1,0 +1,174 @@
+// Writing NF4 on the CPU, bit for bit as bitsandbytes 0.50 does there: the decisions below that look arbitrary are its own, and
+// tests/moe_kernels/test_cpp_quantize.py holds them. The format is described in moe_kernels/nf4.py.
+
+#include <ATen/Dispatch_v2.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mean.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <tuple>
+
+namespace {
+
+constexpr int64_t kBlock = 64;         // values per absmax
+constexpr int64_t kNestedBlock = 256;  // absmax per nested absmax
+constexpr int64_t kGrain = 256;        // blocks that are worth a thread
+constexpr int64_t kNestedGrain = 16;   // groups of absmax that are worth a thread
+constexpr int64_t kCodes = 256;        // entries of the dynamic map
+constexpr float kSmallest = 1e-38f;    // what an absmax is raised to before it divides
+
+// Half way between neighbouring levels.
+constexpr std::array<float, 15> kBounds = [] {
+  constexpr std::array<float, 16> levels = {
+      -1.0f,
+      -0.6961928009986877f,
+      -0.5250730514526367f,
+      -0.39491748809814453f,
+      -0.28444138169288635f,
+      -0.18477343022823334f,
+      -0.09105003625154495f,
+      0.0f,
+      0.07958029955625534f,
+      0.16093020141124725f,
+      0.24611230194568634f,
+      0.33791524171829224f,
+      0.44070982933044434f,
+      0.5626170039176941f,
+      0.7229568362236023f,
+      1.0f,
+  };
+  std::array<float, 15> bounds{};
+  for (size_t i = 0; i < bounds.size(); ++i) bounds[i] = (levels[i] + levels[i + 1]) / 2;
+  return bounds;
+}();
+
+using Block = std::array<float, kBlock>;
+
+// The largest magnitude, or NaN if there is one: as integers, the bits of magnitudes are in that order.
+float largest(const Block& values) {
+  int32_t bits = 0;
+  for (const float value : values) {
+    int32_t other;
+    std::memcpy(&other, &value, sizeof(other));
+    bits = std::max(bits, other & 0x7fffffff);
+  }
+  float result;
+  std::memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+
+// Two values a byte. A value's level is the number of bounds below it: on a bound it takes the level below; NaN takes the highest.
+void pack(const Block& scaled, uint8_t* packed, int64_t bytes) {
+  std::array<int32_t, kBlock> levels;  // as wide as a float: narrowing inside the loop would take twice the time
+  for (size_t j = 0; j < scaled.size(); ++j) {
+    int32_t level = kBounds.size();
+    for (const float bound : kBounds) level -= bound >= scaled[j] ? 1 : 0;
+    levels[j] = level;
+  }
+  for (int64_t j = 0; j < bytes; ++j) packed[j] = static_cast<uint8_t>(levels[2 * j] << 4 | levels[2 * j + 1]);
+}
+
+template <typename T>
+void quantize_blocks(const T* weight, uint8_t* packed, float* absmax, int64_t values, int64_t begin, int64_t end) {
+  for (int64_t block = begin; block < end; ++block) {
+    const T* source = weight + block * kBlock;
+    const int64_t count = std::min(kBlock, values - block * kBlock);
+    Block scaled;
+    if (count == kBlock) {
+      for (size_t j = 0; j < scaled.size(); ++j) scaled[j] = static_cast<float>(source[j]);
+      absmax[block] = largest(scaled);
+      const float inverse = 1 / std::max(absmax[block], kSmallest);
+      for (float& value : scaled) value *= inverse;
+    } else {  // a last block that is not whole is divided, and the raised absmax is kept
+      scaled.fill(0);
+      for (int64_t j = 0; j < count; ++j) scaled[j] = static_cast<float>(source[j]);
+      absmax[block] = std::max(largest(scaled), kSmallest);
+      for (int64_t j = 0; j < count; ++j) scaled[j] /= absmax[block];
+    }
+    pack(scaled, packed + block * kBlock / 2, (count + 1) / 2);
+  }
+}
+
+using CodeBounds = std::array<float, kCodes - 1>;  // half way between neighbouring entries of the dynamic map
+
+// The nearest entry of the dynamic map to a value, but only after that is put on a grid of 65536 points from -1 to 1. Whether the
+// compiler fuses the multiplication and the addition makes no difference to the point (checked for every value).
+uint8_t nearest_code(float value, const CodeBounds& bounds) {
+  value = std::min(std::max(-1.0f, value), 1.0f);  // in this order NaN becomes -1
+  const auto point = static_cast<int32_t>((value + 1) * 0.5f * 65535 + 0.5f);
+  value = -1.0f + 2.0f * static_cast<float>(point) / 65535;
+  size_t code = 0;  // how many bounds are smaller: a binary search, by a product because branches would take five times as long
+  for (size_t step = kCodes / 2; step > 0; step /= 2) code += step * static_cast<size_t>(bounds[code + step - 1] < value);
+  return static_cast<uint8_t>(code);
+}
+
+void quantize_groups(const float* absmax, float offset, const CodeBounds& bounds, uint8_t* absmax8, float* nested_absmax, int64_t blocks,
+                     int64_t begin, int64_t end) {
+  for (int64_t group = begin; group < end; ++group) {
+    const int64_t first = group * kNestedBlock;
+    const int64_t last = std::min(first + kNestedBlock, blocks);
+    float scale = 0;
+    for (int64_t i = first; i < last; ++i) scale = std::max(scale, std::abs(absmax[i] - offset));  // passes over NaN
+    nested_absmax[group] = scale;
+    const float inverse = 1 / scale;  // of a group of zeros: 0 * inf is NaN, and that has code 0
+    for (int64_t i = first; i < last; ++i) absmax8[i] = nearest_code((absmax[i] - offset) * inverse, bounds);
+  }
+}
+
+using Tensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+// packed, absmax, nested_absmax and nested_offset, not yet written. Of a weight without memory this is all that is known.
+Tensors empty_outputs(const at::Tensor& weight, const at::Tensor& /*dynamic_map*/) {
+  const c10::SymInt values = weight.sym_numel();
+  const c10::SymInt blocks = (values + kBlock - 1) / kBlock;
+  const auto bytes = weight.options().dtype(at::kByte);
+  const auto floats = weight.options().dtype(at::kFloat);
+  return {at::empty_symint({(values + 1) / 2, 1}, bytes), at::empty_symint({blocks}, bytes),
+          at::empty_symint({(blocks + kNestedBlock - 1) / kNestedBlock}, floats), at::empty({}, floats)};
+}
+
+Tensors quantize_nf4(const at::Tensor& weight, const at::Tensor& dynamic_map) {
+  const int64_t values = weight.numel();
+  TORCH_CHECK_VALUE(values > 0, "a weight of shape ", weight.sizes(), " has no values to quantise");
+  TORCH_CHECK_VALUE(weight.is_contiguous() && dynamic_map.is_contiguous(), "the weight and the dynamic map must be contiguous");
+  TORCH_CHECK_VALUE(dynamic_map.numel() == kCodes, "the dynamic map has ", kCodes, " entries, not ", dynamic_map.numel());
+  auto [packed, absmax8, nested_absmax, nested_offset] = empty_outputs(weight, dynamic_map);
+
+  const int64_t blocks = absmax8.numel();
+  const at::Tensor absmax = at::empty({blocks}, nested_offset.options());
+  float* scales = absmax.mutable_data_ptr<float>();
+  uint8_t* bytes = packed.mutable_data_ptr<uint8_t>();
+  AT_DISPATCH_V2(weight.scalar_type(), "quantize_nf4", AT_WRAP([&] {
+                   const scalar_t* source = weight.const_data_ptr<scalar_t>();
+                   at::parallel_for(0, blocks, kGrain,
+                                    [&](int64_t begin, int64_t end) { quantize_blocks(source, bytes, scales, values, begin, end); });
+                 }),
+                 at::kBFloat16, at::kHalf, at::kFloat);
+
+  nested_offset = absmax.mean();  // torch's, as bitsandbytes takes it: the order it sums in decides the last bit
+  const float offset = nested_offset.item<float>();
+  CodeBounds bounds;
+  const float* codes = dynamic_map.const_data_ptr<float>();
+  for (size_t i = 0; i < bounds.size(); ++i) bounds[i] = (codes[i] + codes[i + 1]) / 2;
+  uint8_t* bytes8 = absmax8.mutable_data_ptr<uint8_t>();
+  float* nested = nested_absmax.mutable_data_ptr<float>();
+  at::parallel_for(0, nested_absmax.numel(), kNestedGrain,
+                   [&](int64_t begin, int64_t end) { quantize_groups(scales, offset, bounds, bytes8, nested, blocks, begin, end); });
+  return {packed, absmax8, nested_absmax, nested_offset};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(moe_kernels, m) {
+  m.def("quantize_nf4(Tensor weight, Tensor dynamic_map) -> (Tensor packed, Tensor absmax, Tensor nested_absmax, Tensor nested_offset)");
+}
+
+TORCH_LIBRARY_IMPL(moe_kernels, CPU, m) { m.impl("quantize_nf4", quantize_nf4); }
+TORCH_LIBRARY_IMPL(moe_kernels, Meta, m) { m.impl("quantize_nf4", empty_outputs); }
