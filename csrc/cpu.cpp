@@ -19,12 +19,12 @@
 
 namespace moe {
 
-extern const Kernels<float> kPortable, kAvx2, kAvx512, kAvx512Vnni;
+extern const Kernels<float> kPortable, kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16;
 extern const Kernels<double> kPortableDouble;
 
 namespace {
 
-constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512_vnni"};
+constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16"};
 
 #ifdef MOE_X86
 struct Registers {
@@ -70,7 +70,9 @@ std::vector<Isa> find_isas() {
   found.push_back(Isa::avx2);
   if (!has(extended.ebx, {16, 17, 30, 31}) || !has(kept, {5, 6, 7})) return found;  // AVX512 F, DQ, BW, VL
   found.push_back(Isa::avx512);
-  if (has(extended.ecx, {11})) found.push_back(Isa::avx512_vnni);
+  if (!has(extended.ecx, {11})) return found;
+  found.push_back(Isa::avx512_vnni);
+  if (has(cpuid(7, 1).eax, {5})) found.push_back(Isa::avx512_bf16);
 #endif
   return found;
 }
@@ -92,7 +94,7 @@ Isa isa() {
   const Isa best = available_isas().back();
   const char* const wanted = std::getenv("MOE_KERNELS_ISA");
   if (wanted == nullptr || *wanted == '\0') return best;
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < static_cast<int>(std::size(kNames)); ++i) {
     if (std::string(wanted) == kNames[i]) return std::min(best, static_cast<Isa>(i));
   }
   TORCH_CHECK_VALUE(false, "MOE_KERNELS_ISA is '", wanted, "'; known: ", known_names());
@@ -102,10 +104,16 @@ template <>
 const Kernels<float>& kernels<float>() {
 #ifdef MOE_X86
   switch (isa()) {
-    case Isa::avx512_vnni: return kAvx512Vnni;
-    case Isa::avx512: return kAvx512;
-    case Isa::avx2: return kAvx2;
-    case Isa::portable: break;
+    case Isa::avx512_bf16:
+      return kAvx512Bf16;
+    case Isa::avx512_vnni:
+      return kAvx512Vnni;
+    case Isa::avx512:
+      return kAvx512;
+    case Isa::avx2:
+      return kAvx2;
+    case Isa::portable:
+      break;
   }
 #endif
   return kPortable;

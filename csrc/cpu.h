@@ -6,7 +6,7 @@
 
 namespace moe {
 
-enum class Isa : int { portable, avx2, avx512, avx512_vnni };
+enum class Isa : int { portable, avx2, avx512, avx512_vnni, avx512_bf16 };
 
 // Those that this CPU and its operating system have, from the plainest to the best.
 const std::vector<Isa>& available_isas();

@@ -76,7 +76,7 @@ at::Tensor linear(const at::Tensor& x, at::TensorList tensors, c10::ArrayRef<dou
   const std::vector<Weight> weights = restore(tensors, offsets, ints);
   const auto run = [&](auto scalar) {
     using S = decltype(scalar);
-    const Term term{{x.contiguous()}, &weights[0], static_cast<Precision>(precision)};
+    const Term term{{x.contiguous()}, &weights[0], static_cast<Precision>(precision), x.scalar_type() == at::kBFloat16};
     return grouped_linear<S>(Rows::all(x.size(0)), {term}, transposed).to(x.scalar_type());
   };
   return x.scalar_type() == at::kDouble ? run(double()) : run(float());

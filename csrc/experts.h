@@ -30,14 +30,15 @@ struct Saved {
 };
 
 struct Call {
-  at::Tensor x;        // [T, D]
-  at::Tensor weights;  // [T, K] in S: the routing's
+  at::Tensor x;              // [T, D]
+  at::Tensor weights;        // [T, K] in S: the routing's
   std::vector<Weight> base;  // W1 above W3 and W2 of each expert, or W1, W3, W2 for all
   Factors lora;
   int64_t num_experts;
   int64_t top_k;
   Precision precision;
 
+  bool bf16() const { return x.scalar_type() == at::kBFloat16; }
   bool dense() const { return base.size() == 2; }
   int64_t hidden() const { return base.back().columns; }
 };

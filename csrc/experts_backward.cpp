@@ -29,7 +29,8 @@ HiddenGradients<S> hidden_gradients(const Call& call, const Saved& saved, const 
   if (!shared.defined()) packed.emplace_back(rows, Term{{dy, true}, &down}, true);
   if (v2.defined()) packed.emplace_back(rows, Term{{v2}, &call.lora.a[2]}, true);
   const at::Tensor preact = saved.preact.to(kScalar<S>);
-  HiddenGradients<S> out{at::empty({rows.count, 2 * hidden}, options), {}, keep_h ? at::empty({rows.count, hidden}, options) : at::Tensor()};
+  HiddenGradients<S> out{
+      at::empty({rows.count, 2 * hidden}, options), {}, keep_h ? at::empty({rows.count, hidden}, options) : at::Tensor()};
   // Each column of tiles adds to sums of its own, so that the order of their addition is fixed.
   at::Tensor partial = at::zeros({columns, rows.count}, options);
   S* const dpreact = out.preact.template mutable_data_ptr<S>();
@@ -56,7 +57,8 @@ HiddenGradients<S> hidden_gradients(const Call& call, const Saved& saved, const 
   for_each_tile<S>(rows, hidden, kMaxColumns, call.x.size(1), fill, [&](const Segment& segment, int64_t column, S* results) {
     const int64_t count = std::min(kMaxColumns, hidden - column), at = segment.begin * 2 * hidden + column;
     k.swiglu_backward({results, kMaxColumns, false}, segment.rows, count, kept + at, kept + at + hidden, 2 * hidden,
-                      weights.data() + segment.begin, dpreact + at, dpreact + at + hidden, sums + column / kMaxColumns * rows.count + segment.begin,
+                      weights.data() + segment.begin, dpreact + at, dpreact + at + hidden,
+                      sums + column / kMaxColumns * rows.count + segment.begin,
                       h != nullptr ? h + segment.begin * hidden + column : nullptr, hidden);
   });
 
@@ -97,8 +99,8 @@ std::vector<at::Tensor> experts_backward(const Call& call, const Saved& saved, c
     of_pairs.push_back({{v1}, &lora.a[0]});
     of_pairs.push_back({{v3}, &lora.a[1]});
     const Input x{call.x, true};
-    dfactors = {grouped_gram<S>(rows, experts, {v1}, x),         grouped_gram<S>(rows, experts, {saved.z[0]}, {dg}, true),
-                grouped_gram<S>(rows, experts, {v3}, x),         grouped_gram<S>(rows, experts, {saved.z[1]}, {du}, true),
+    dfactors = {grouped_gram<S>(rows, experts, {v1}, x),          grouped_gram<S>(rows, experts, {saved.z[0]}, {dg}, true),
+                grouped_gram<S>(rows, experts, {v3}, x),          grouped_gram<S>(rows, experts, {saved.z[1]}, {du}, true),
                 grouped_gram<S>(rows, experts, {v2}, {hidden.h}), grouped_gram<S>(rows, experts, {saved.z[2]}, {dy, true}, true)};
   }
   std::vector<at::Tensor> dbase;

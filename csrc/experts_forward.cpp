@@ -43,7 +43,7 @@ at::Tensor hidden_rows(const Call& call, const Rows& rows, const at::Tensor& sha
   const int64_t hidden = call.hidden(), width = k.width;
   const Weight& base = call.base[0];
   std::vector<PackedRows<S>> x, z;
-  if (!shared.defined()) x.emplace_back(rows, Term{{call.x, true}, &base, call.precision}, false);
+  if (!shared.defined()) x.emplace_back(rows, Term{{call.x, true}, &base, call.precision, call.bf16()}, false);
   for (size_t i = 0; i < saved.z.size(); ++i) z.emplace_back(rows, Term{{saved.z[i]}, &call.lora.b[i]}, false);
   const std::vector<S> weights = pair_weights<S>(call, saved.grouping.order);
   at::Tensor h = at::empty({rows.count, hidden}, call.x.options().dtype(kScalar<S>));
@@ -91,19 +91,20 @@ at::Tensor experts_forward(const Call& call, Saved& saved, bool save) {
   if (!call.dense()) {
     shared = at::empty({call.x.size(0), 2 * call.hidden()}, options);
     for (int64_t i = 0; i < 2; ++i) {
-      grouped_linear_into<S>(shared.narrow(1, i * call.hidden(), call.hidden()), tokens, {{{call.x}, &call.base[i], call.precision}});
+      grouped_linear_into<S>(shared.narrow(1, i * call.hidden(), call.hidden()), tokens,
+                             {{{call.x}, &call.base[i], call.precision, call.bf16()}});
     }
   }
   const at::Tensor h = hidden_rows<S>(call, rows, shared, saved, save);
   if (!call.lora.empty()) saved.z.push_back(grouped_linear<S>(rows, {{{h}, &call.lora.a[2]}}, false, call.lora.scalings[2]));
   const at::ScalarType dtype = call.x.scalar_type();
   if (call.dense()) {
-    std::vector<Term> terms{{{h}, &call.base[1], call.precision}};
+    std::vector<Term> terms{{{h}, &call.base[1], call.precision, call.bf16()}};
     if (!call.lora.empty()) terms.push_back({{saved.z[2]}, &call.lora.b[2]});
     return combine<S>(grouped_linear<S>(rows, terms), grouping.inverse, call.top_k, {}, dtype);
   }
   const at::Tensor summed = combine<S>(h, grouping.inverse, call.top_k, {}, kScalar<S>);
-  const at::Tensor y = grouped_linear<S>(tokens, {{{summed}, &call.base[2], call.precision}});
+  const at::Tensor y = grouped_linear<S>(tokens, {{{summed}, &call.base[2], call.precision, call.bf16()}});
   return combine<S>(grouped_linear<S>(rows, {{{saved.z[2]}, &call.lora.b[2]}}), grouping.inverse, call.top_k, y, dtype);
 }
 

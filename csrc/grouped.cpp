@@ -19,10 +19,12 @@ Source source_of(const Rows& rows, const Input& x, int64_t begin) {
   return {data, dtype_of(x.values), stride};
 }
 
-Layout layout_of(int64_t rows, const Matrix& w, Precision precision, bool transposed, int64_t decode_rows) {
+template <typename S>
+Layout layout_of(int64_t rows, const Matrix& w, const Term& term, bool transposed, const Kernels<S>& k) {
   if (!w.nf4 || transposed) return Layout::tiles;
-  if (precision != Precision::exact) return precision == Precision::int8 ? Layout::int8 : Layout::int8x2;
-  return rows <= decode_rows ? Layout::blocks : Layout::tiles;
+  if (term.precision != Precision::exact) return term.precision == Precision::int8 ? Layout::int8 : Layout::int8x2;
+  if (term.bf16 && w.dtype == Dtype::bf16 && k.has_pairs) return Layout::pairs;
+  return rows <= k.decode_rows ? Layout::blocks : Layout::tiles;
 }
 
 void add_expert(Rows& rows, int64_t expert, int64_t begin, int64_t end) {
@@ -63,7 +65,7 @@ PackedRows<S>::PackedRows(const Rows& rows, const Term& term, bool transposed) {
   int64_t bytes = 0;
   for (const Segment& segment : rows.segments) {
     const Matrix& w = term.weight->matrices[term.weight->experts == 1 ? 0 : segment.expert];
-    const Layout layout = layout_of(segment.rows, w, term.precision, transposed, k.decode_rows);
+    const Layout layout = layout_of(segment.rows, w, term, transposed, k);
     packed_.push_back({nullptr, segment.rows, columns, layout});
     offsets.push_back(bytes);
     bytes += (k.packed_bytes(segment.rows, columns, layout) + kAlignment - 1) / kAlignment * kAlignment;
@@ -163,10 +165,10 @@ at::Tensor grouped_gram(const Rows& rows, int64_t experts, const Input& a, const
   return out;
 }
 
-#define MOE_INSTANTIATE(S)                                                                                      \
-  template class PackedRows<S>;                                                                                 \
-  template void grouped_linear_into<S>(const at::Tensor&, const Rows&, const std::vector<Term>&, bool, double);  \
-  template at::Tensor grouped_linear<S>(const Rows&, const std::vector<Term>&, bool, double);                   \
+#define MOE_INSTANTIATE(S)                                                                                          \
+  template class PackedRows<S>;                                                                                     \
+  template void grouped_linear_into<S>(const at::Tensor&, const Rows&, const std::vector<Term>&, bool, double);     \
+  template at::Tensor grouped_linear<S>(const Rows&, const std::vector<Term>&, bool, double);                       \
   template at::Tensor combine<S>(const at::Tensor&, const at::Tensor&, int64_t, const at::Tensor&, at::ScalarType); \
   template at::Tensor grouped_gram<S>(const Rows&, int64_t, const Input&, const Input&, bool);
 MOE_INSTANTIATE(float)

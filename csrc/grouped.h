@@ -26,8 +26,8 @@ struct Segment {
 // All rows of a stage.
 struct Rows {
   int64_t count;
-  std::vector<Segment> experts;   // one for each expert that has rows, of any length
-  std::vector<Segment> segments;  // the same in stretches
+  std::vector<Segment> experts;    // one for each expert that has rows, of any length
+  std::vector<Segment> segments;   // the same in stretches
   const int64_t* order = nullptr;  // the pair at each place, whose token is order / top_k
   int64_t top_k = 1;
 
@@ -48,6 +48,7 @@ struct Term {
   Input x;
   const Weight* weight;
   Precision precision = Precision::exact;
+  bool bf16 = false;  // whether the activations are bf16, or would be if they left the operator
 };
 
 // The rows of an input as the kernels read them, each segment for itself.
@@ -70,8 +71,8 @@ void for_each_tile(const Rows& rows, int64_t width, int64_t step, int64_t depth,
   if (segments == 0) return;
   for_each_task(columns * segments, rows.count / segments * step * depth, [&](int64_t task) {
     alignas(64) thread_local S results[kMaxRows * kMaxColumns];
-    const size_t segment = static_cast<size_t>(task % segments);
-    const int64_t column = task / segments * step;
+    const size_t segment = static_cast<size_t>(task / columns);  // one after the other: a weight is read from end to end
+    const int64_t column = task % columns * step;
     fill(segment, column, results);
     finish(rows.segments[segment], column, results);
   });
@@ -79,7 +80,8 @@ void for_each_tile(const Rows& rows, int64_t width, int64_t step, int64_t depth,
 
 // scale * sum over the terms of x W_e^T [rows, out], or `transposed` of x W_e [rows, in], into S `out`, whose rows may have a stride.
 template <typename S>
-void grouped_linear_into(const at::Tensor& out, const Rows& rows, const std::vector<Term>& terms, bool transposed = false, double scale = 1);
+void grouped_linear_into(const at::Tensor& out, const Rows& rows, const std::vector<Term>& terms, bool transposed = false,
+                         double scale = 1);
 
 template <typename S>
 at::Tensor grouped_linear(const Rows& rows, const std::vector<Term>& terms, bool transposed = false, double scale = 1);

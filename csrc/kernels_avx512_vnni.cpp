@@ -10,6 +10,7 @@
 namespace moe {
 namespace {
 #include "kernels/avx512.h"
+// and then, in its terms,
 #include "kernels/all.h"
 }  // namespace
 

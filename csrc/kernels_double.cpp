@@ -5,6 +5,7 @@ namespace {
 using S = double;
 constexpr int kTileRows = 2;
 #include "kernels/portable.h"
+// and then, in its terms,
 #include "kernels/all.h"
 }  // namespace
 

@@ -5,6 +5,7 @@ namespace {
 using S = float;
 constexpr int kTileRows = 3;
 #include "kernels/portable.h"
+// and then, in its terms,
 #include "kernels/all.h"
 }  // namespace
 

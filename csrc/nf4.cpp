@@ -1,10 +1,12 @@
 // NF4 weights on the CPU. The format is described in moe_kernels/nf4.py, whose reference these functions equal bit for
 // bit (so: no contraction of multiply and add, see setup.py).
 
+#include "kernels/nf4.h"
+
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linspace.h>
@@ -18,12 +20,11 @@
 #include <cstring>
 
 #include "dequantize.h"
-#include "kernels/nf4.h"
 
 namespace moe {
 namespace {
 
-constexpr int64_t kGrain = 256;        // blocks that are worth a thread
+constexpr int64_t kGrain = 256;  // blocks that are worth a thread
 
 // Where the 8-bit absmax of a weight lie and what they mean.
 struct Absmax {

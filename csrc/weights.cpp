@@ -2,7 +2,6 @@
 
 #include <ATen/ops/empty.h>
 
-
 #include "dequantize.h"
 
 namespace moe {
@@ -50,11 +49,16 @@ Weight nf4_weight(at::TensorList tables, double offset, at::ScalarType dtype, in
 
 Dtype dtype_of(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {
-    case at::kFloat: return Dtype::f32;
-    case at::kBFloat16: return Dtype::bf16;
-    case at::kHalf: return Dtype::f16;
-    case at::kDouble: return Dtype::f64;
-    default: TORCH_CHECK_VALUE(false, "the experts take floating-point tensors, not ", tensor.scalar_type());
+    case at::kFloat:
+      return Dtype::f32;
+    case at::kBFloat16:
+      return Dtype::bf16;
+    case at::kHalf:
+      return Dtype::f16;
+    case at::kDouble:
+      return Dtype::f64;
+    default:
+      TORCH_CHECK_VALUE(false, "the experts take floating-point tensors, not ", tensor.scalar_type());
   }
 }
 

@@ -24,3 +24,14 @@ inline void decode_window(const Matrix& w, int64_t first_row, int64_t begin, int
     }
   }
 }
+
+// Memory is fastest when it is read from end to end. Where one or two rows are worked on at a time, it is: this many bytes a row ahead.
+// Four KB is what memory gives a thread in a fifth of a microsecond, twice its latency.
+constexpr int64_t kAhead = 4096;
+
+// A group of W rows is not read so: while some columns of it are worked on, as many bytes of the rows that come next are fetched into the
+// L2 cache, in their order.
+inline void prefetch_next(const Matrix& w, int64_t row, int64_t rows, int64_t begin, int64_t columns) {
+  const uint8_t* const next = static_cast<const uint8_t*>(w.values) + ((row + rows) * w.columns + begin * rows) / 2;
+  for (int64_t i = 0; i < columns * rows / 2; i += 64) prefetch(next + i);
+}

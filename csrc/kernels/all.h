@@ -17,6 +17,8 @@ MOE_INLINE inline void repeat(F&& f) {
   repeat(f, std::make_integer_sequence<int, N>());
 }
 
+// In the order in which they build on each other.
+// clang-format off
 #include "absmax.h"
 #include "decode.h"
 #include "panel.h"
@@ -24,6 +26,10 @@ MOE_INLINE inline void repeat(F&& f) {
 #include "int8.h"
 #include "int8_decode.h"
 #include "int8_panels.h"
+#ifdef MOE_BF16
+#include "pairs.h"
+#endif
 #include "pack.h"
 #include "swiglu.h"
 #include "table.h"
+// clang-format on

@@ -3,8 +3,8 @@
 using S = float;
 using Vec = __m512;
 constexpr int64_t W = 16;
-constexpr int kTileRows = 12;    // 12 x 2 accumulators, two weights and one activation: 27 of 32 registers
-constexpr int kInt8Rows = 8;     // as many sums in int32 and in float, 16 each: measured best of 6 to 12
+constexpr int kTileRows = 12;  // 12 x 2 accumulators, two weights and one activation: 27 of 32 registers
+constexpr int kInt8Rows = 8;   // as many sums in int32 and in float, 16 each: measured best of 6 to 12
 constexpr int kInt8DecodeRows = 2;
 constexpr int kDecodeRows = 16;  // accumulators of one row of weights, with 16 registers left to expand it
 
@@ -90,7 +90,7 @@ inline Vec expand(Nibbles nibbles, Table table, int part) {
 
 constexpr int64_t column_of(int64_t part, int64_t lane) { return 4 * lane + part; }
 
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }  // into L2
 
 // Vectors of 16 words of 32 bits, each 4 bytes or 8 nibbles of a row.
 using Words = __m512i;

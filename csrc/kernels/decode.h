@@ -18,11 +18,11 @@ void decode_chunk(const S* x, const Matrix& w, int64_t row, int64_t begin, int64
     decode_absmax(w, block, blocks, absmax[r]);
     bytes[r] = static_cast<const uint8_t*>(w.values) + block * (kBlock / 2);
   }
+  const uint8_t* const ahead = static_cast<const uint8_t*>(w.values) + (row * w.columns + begin * kBlock) / 2 + R * kAhead;
   Vec acc[R][M][P];
   const auto each = [](auto f) MOE_INLINE {
-    repeat<R>([f](auto r) MOE_INLINE {
-      repeat<M>([f, r](auto m) MOE_INLINE { repeat<P>([f, r, m](auto p) MOE_INLINE { f(r, m, p); }); });
-    });
+    repeat<R>([f](auto r)
+                  MOE_INLINE { repeat<M>([f, r](auto m) MOE_INLINE { repeat<P>([f, r, m](auto p) MOE_INLINE { f(r, m, p); }); }); });
   };
   each([&](auto r, auto m, auto p) MOE_INLINE { acc[r][m][p] = p == 0 ? partial[m * W + r] : zero(); });
   for (int64_t b = 0; b < blocks; ++b) {
@@ -31,8 +31,8 @@ void decode_chunk(const S* x, const Matrix& w, int64_t row, int64_t begin, int64
     repeat<R>([&](auto r) MOE_INLINE {
       table[r] = make_table(absmax[r][b], w.dtype);
       nibbles[r] = load_nibbles(bytes[r] + b * (kBlock / 2));
-      prefetch(bytes[r] + b * (kBlock / 2) + R * w.columns / 2);  // of the rows that come next
     });
+    repeat<(R + 1) / 2>([&](auto i) MOE_INLINE { prefetch(ahead + b * R * (kBlock / 2) + i * 64); });
     repeat<kParts>([&](auto part) MOE_INLINE {
       Vec values[R];
       repeat<R>([&](auto r) MOE_INLINE { values[r] = expand(nibbles[r], table[r], part); });
@@ -60,7 +60,7 @@ void add_lanes(Vec* partial, const Results<S>& to) {
 // A group of W rows of w, all columns.
 template <int M>
 void decode_group(const S* x, const Matrix& w, int64_t first_row, const Results<S>& to) {
-    constexpr int R = M == 1 ? 4 : M >= 4 && 2 * M <= kDecodeRows ? 2 : 1, P = 1 < M && M < 4 ? 2 : 1;
+  constexpr int R = M < 4 || 2 * M > kDecodeRows ? 1 : 2, P = M < 4 ? 2 : 1;
   constexpr int64_t kChunk = std::max<int64_t>(kChunkBlocks / M, 1);
   Vec partial[M * W];
   for (auto& vec : partial) vec = zero();

@@ -5,7 +5,7 @@
 // digits with the scale s / 254, which adds to the same result.
 // Budget for a block of W rows of weights: 16 vpdpbusd for each row of activations, then 3 operations to scale.
 
-constexpr int kDwords = kBlock / 4;  // of a block: the even columns 8j.. and the odd columns 8j + 1.. for j = 0..7 in turn
+constexpr int kDwords = kBlock / 4;       // of a block: the even columns 8j.. and the odd columns 8j + 1.. for j = 0..7 in turn
 constexpr int kBlockWords = kDwords + 2;  // with the scale and -128 times the sum
 
 constexpr int digits(Layout layout) { return layout == Layout::int8 ? 1 : layout == Layout::int8x2 ? 2 : 0; }

@@ -18,6 +18,7 @@ void int8_decode_chunk(const int32_t* const* words, const float* const* scales, 
   repeat<M>([&](auto m) MOE_INLINE { total[m] = partial[m * W]; });
   for (int64_t b = 0; b < blocks; b += kWordBlocks) {
     const Words nibbles = load_words(bytes + b * (kBlock / 2), std::min<int64_t>(kWordBlocks, blocks - b));
+    prefetch(bytes + b * (kBlock / 2) + kAhead);
     const Words even = even_codes(nibbles), odd = odd_codes(nibbles);
     repeat<M>([&](auto m) MOE_INLINE {
       const int32_t* const x = words[m] + (begin + b) / kWordBlocks * 3 * W;

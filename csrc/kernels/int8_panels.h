@@ -1,13 +1,14 @@
 // Many rows of int8: codes are expanded once into a panel and meet every tile of rows. Lanes run over the outputs.
 
 constexpr int64_t kInt8Depth = 256 / kBlock;  // blocks of a panel: 8 KB with AVX-512
-constexpr int64_t kNibbleTiles = 2;            // so few tiles expand nibbles themselves
+constexpr int64_t kNibbleTiles = 2;           // so few tiles expand nibbles themselves
 
 // A group of W rows over `blocks` blocks: panel[block][dword] is a vector of 4 codes a row, `stride` bytes from one to the next; or, if it
 // is not worth storing codes for the few tiles that read them, panel[block][pair of dwords] is one of 8 nibbles a row.
 template <bool kNibbles>
 void fill_codes(const Matrix& w, int64_t first_row, int64_t begin, int64_t blocks, uint8_t* panel, int64_t stride) {
   const uint8_t* const bytes = static_cast<const uint8_t*>(w.values) + begin * kBlock / 2;
+  prefetch_next(w, first_row, W, begin * kBlock, blocks * kBlock);
   for (int64_t b = 0; b < blocks; b += kWordBlocks) {
     const int64_t count = std::min<int64_t>(kWordBlocks, blocks - b);
     Words v[W];
@@ -69,14 +70,11 @@ void tile_int8(const int32_t* a, const uint8_t* panel, const float* scales, int6
     repeat<M>([&](auto m) MOE_INLINE {
       float scale;
       std::memcpy(&scale, a + kDwords * M + m, 4);
-      repeat<V>([&](auto v) MOE_INLINE {
-        total[m / D][v] = fma(to_float(acc[m][v]), mul(set1(scale), load(scales + v * W)), total[m / D][v]);
-      });
+      repeat<V>([&](auto v)
+                    MOE_INLINE { total[m / D][v] = fma(to_float(acc[m][v]), mul(set1(scale), load(scales + v * W)), total[m / D][v]); });
     });
   }
-  repeat<M / D>([&](auto m) MOE_INLINE {
-    repeat<V>([&](auto v) MOE_INLINE { store(to.data + m * to.stride + v * W, total[m][v]); });
-  });
+  repeat<M / D>([&](auto m) MOE_INLINE { repeat<V>([&](auto v) MOE_INLINE { store(to.data + m * to.stride + v * W, total[m][v]); }); });
 }
 
 using TileInt8 = void (*)(const int32_t*, const uint8_t*, const float*, int64_t, const Results<S>&);
@@ -105,7 +103,7 @@ void int8_panels(const Packed& x, const Matrix* const* w, const int64_t* first_r
       const int32_t* a = reinterpret_cast<const int32_t*>(static_cast<const char*>(x.data) + row * D * int8_row_bytes(x.columns));
       const Results<S> results{to.data + row * to.stride, to.stride, to.add || begin > 0};
       const float* const panel_scales = scales + begin % kWindow * V * W;
-      kInt8Tiles<V, D, kNibbles>[static_cast<size_t>(rows - 1)](a + begin * kBlockWords * rows * D, panel, panel_scales, blocks, results);
+      kInt8Tiles<V, D, kNibbles>[static_cast<size_t>(rows - 1)](a + begin* kBlockWords* rows* D, panel, panel_scales, blocks, results);
     }
   }
 }

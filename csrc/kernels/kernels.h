@@ -50,6 +50,7 @@ enum class Layout : int {
   blocks,  // for few rows and NF4 expanded in registers: S [block of 64][order of expansion][row]
   int8,    // int8 in blocks of 64 with their scales, for VNNI
   int8x2,  // the same, with a second digit for what the first leaves over
+  pairs,   // bf16 by twos, for AVX512-BF16
 };
 
 struct Packed {
@@ -72,6 +73,7 @@ struct Kernels {
   const char* name;
   int64_t width;        // W
   int64_t decode_rows;  // up to so many rows NF4 is expanded in registers
+  bool has_pairs;       // whether it multiplies bf16
 
   int64_t (*packed_bytes)(int64_t rows, int64_t columns, Layout layout);
   int64_t (*tiles)(int64_t rows, Layout layout);

@@ -28,25 +28,38 @@ void pack_as(const From* data, const Source& source, const Packed& to, int64_t t
     const int64_t row = tile_begin(to.rows, t), rows = tile_begin(to.rows, t + 1) - row;
     return pack_tile(data, source, row, rows, to.columns, static_cast<S*>(to.data) + row * to.columns);
   }
+#ifdef MOE_BF16
+  if (to.layout == Layout::pairs) return pack_pairs(data, source, to, t);
+#endif
   pack_int8(data, source, to, t);
 }
 
 inline void pack(const Source& source, const Packed& to, int64_t t) {
   switch (source.dtype) {
-    case Dtype::f32: return pack_as(static_cast<const float*>(source.data), source, to, t);
-    case Dtype::bf16: return pack_as(static_cast<const c10::BFloat16*>(source.data), source, to, t);
-    case Dtype::f16: return pack_as(static_cast<const c10::Half*>(source.data), source, to, t);
-    case Dtype::f64: return pack_as(static_cast<const double*>(source.data), source, to, t);
+    case Dtype::f32:
+      return pack_as(static_cast<const float*>(source.data), source, to, t);
+    case Dtype::bf16:
+      return pack_as(static_cast<const c10::BFloat16*>(source.data), source, to, t);
+    case Dtype::f16:
+      return pack_as(static_cast<const c10::Half*>(source.data), source, to, t);
+    case Dtype::f64:
+      return pack_as(static_cast<const double*>(source.data), source, to, t);
   }
 }
 
 inline int64_t packed_tiles(int64_t rows, Layout layout) {
+#ifdef MOE_BF16
+  if (layout == Layout::pairs) return rows <= kPairDecodeRows ? 1 : num_tiles(rows);
+#endif
   if (layout == Layout::blocks || (layout != Layout::tiles && in_lanes(rows, layout))) return 1;
   return layout == Layout::tiles ? num_tiles(rows) : num_tiles(rows, layout);
 }
 
 inline int64_t packed_bytes(int64_t rows, int64_t columns, Layout layout) {
   const int64_t values = rows * columns * static_cast<int64_t>(sizeof(S));
+#ifdef MOE_BF16
+  if (layout == Layout::pairs) return pair_bytes(rows, columns);
+#endif
   if (digits(layout) == 0) return values;
   return rows * digits(layout) * (in_lanes(rows, layout) ? 4 * lanes_stride(columns) : int8_row_bytes(columns));
 }

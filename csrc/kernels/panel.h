@@ -6,10 +6,14 @@ constexpr int64_t kDepth = 256;  // columns of a panel of 2 W rows: 32 KB with A
 inline void read_dense(const Matrix& w, int64_t row, int64_t begin, int64_t count, S* out) {
   const int64_t first = row * w.columns + begin;
   switch (w.dtype) {
-    case Dtype::f32: return convert(static_cast<const float*>(w.values) + first, count, out);
-    case Dtype::bf16: return convert(static_cast<const c10::BFloat16*>(w.values) + first, count, out);
-    case Dtype::f16: return convert(static_cast<const c10::Half*>(w.values) + first, count, out);
-    case Dtype::f64: return convert(static_cast<const double*>(w.values) + first, count, out);
+    case Dtype::f32:
+      return convert(static_cast<const float*>(w.values) + first, count, out);
+    case Dtype::bf16:
+      return convert(static_cast<const c10::BFloat16*>(w.values) + first, count, out);
+    case Dtype::f16:
+      return convert(static_cast<const c10::Half*>(w.values) + first, count, out);
+    case Dtype::f64:
+      return convert(static_cast<const double*>(w.values) + first, count, out);
   }
 }
 
@@ -18,6 +22,7 @@ inline void read_dense(const Matrix& w, int64_t row, int64_t begin, int64_t coun
 inline void fill_nf4(const Matrix& w, int64_t first_row, int64_t begin, int64_t depth, const float (*absmax)[kWindow], int64_t block,
                      S* panel, int64_t stride) {
   const int64_t rows = std::min(W, w.rows - first_row), blocks = depth / kBlock;
+  prefetch_next(w, first_row, W, begin, depth);
   Vec values[kParts][W];
   for (int64_t r = rows; r < W; ++r) {
     for (auto& part : values) part[r] = zero();

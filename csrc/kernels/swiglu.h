@@ -10,8 +10,8 @@ inline void swiglu(const Results<S>& gu, int64_t rows, int64_t columns, const S*
   }
 }
 
-inline void swiglu_backward(const Results<S>& dh, int64_t rows, int64_t columns, const S* g, const S* u, int64_t gu_stride, const S* weights,
-                            S* dg, S* du, S* dweights, S* h, int64_t h_stride) {
+inline void swiglu_backward(const Results<S>& dh, int64_t rows, int64_t columns, const S* g, const S* u, int64_t gu_stride,
+                            const S* weights, S* dg, S* du, S* dweights, S* h, int64_t h_stride) {
   for (int64_t m = 0; m < rows; ++m) {
     Vec total = zero();
     for (int64_t i = 0; i < columns; i += W) {
