@@ -26,7 +26,7 @@ HiddenGradients<S> hidden_gradients(const Call& call, const Saved& saved, const 
   const auto options = call.x.options().dtype(kScalar<S>);
   const Weight& down = call.base.back();
   std::vector<PackedRows<S>> packed;
-  if (!shared.defined()) packed.emplace_back(rows, Term{{dy, true}, &down}, true);
+  if (!shared.defined()) packed.emplace_back(rows, Term{{dy, true}, &down, Precision::exact, call.bf16()}, true);
   if (v2.defined()) packed.emplace_back(rows, Term{{v2}, &call.lora.a[2]}, true);
   const at::Tensor preact = saved.preact.to(kScalar<S>);
   HiddenGradients<S> out{
@@ -85,14 +85,14 @@ std::vector<at::Tensor> experts_backward(const Call& call, const Saved& saved, c
   const bool dense = call.dense();
   at::Tensor v2, shared;
   if (!lora.empty()) v2 = grouped_linear<S>(rows, {{{dy, true}, &lora.b[2]}}, true, lora.scalings[2]);
-  if (!dense) shared = grouped_linear<S>(tokens, {{{dy}, &call.base[2]}}, true);
+  if (!dense) shared = grouped_linear<S>(tokens, {{{dy}, &call.base[2], Precision::exact, call.bf16()}}, true);
   const HiddenGradients<S> hidden = hidden_gradients<S>(call, saved, rows, dy, shared, v2, !lora.empty() || base_grads);
   const at::Tensor dg = half(hidden.preact, 0), du = half(hidden.preact, 1);
 
   std::vector<at::Tensor> dfactors;
   std::vector<Term> of_pairs;  // what dx is the sum of, for each pair
   at::Tensor v1, v3;
-  if (dense) of_pairs.push_back({{hidden.preact}, &call.base[0]});
+  if (dense) of_pairs.push_back({{hidden.preact}, &call.base[0], Precision::exact, call.bf16()});
   if (!lora.empty()) {
     v1 = grouped_linear<S>(rows, {{{dg}, &lora.b[0]}}, true, lora.scalings[0]);
     v3 = grouped_linear<S>(rows, {{{du}, &lora.b[1]}}, true, lora.scalings[1]);
@@ -112,7 +112,8 @@ std::vector<at::Tensor> experts_backward(const Call& call, const Saved& saved, c
   } else {
     const at::Tensor summed = combine<S>(hidden.preact, saved.grouping.inverse, top_k, {}, kScalar<S>);  // of W1 x and W3 x, [T, 2F]
     const at::Tensor gate = half(summed, 0), up = half(summed, 1);
-    of_tokens = grouped_linear<S>(tokens, {{{gate}, &call.base[0]}, {{up}, &call.base[1]}}, true);
+    of_tokens = grouped_linear<S>(
+        tokens, {{{gate}, &call.base[0], Precision::exact, call.bf16()}, {{up}, &call.base[1], Precision::exact, call.bf16()}}, true);
     if (base_grads) {
       const at::Tensor h = combine<S>(hidden.h, saved.grouping.inverse, top_k, {}, kScalar<S>);
       dbase = {grouped_gram<S>(tokens, 1, {gate}, {call.x})[0], grouped_gram<S>(tokens, 1, {up}, {call.x})[0],

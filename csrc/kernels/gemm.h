@@ -62,7 +62,17 @@ inline void panel_product(const Packed& x, const Matrix* first, int64_t first_ro
   }
 }
 
-inline void product_transposed(const Packed& x, const Matrix& w, int64_t begin, const Results<S>& to) {
+// Columns that lie in the order of expansion, or not, into theirs.
+inline void put_in_order(const S* sums, int64_t rows, int64_t columns, bool expanded, const Results<S>& to) {
+  for (int64_t m = 0; m < rows; ++m) {
+    for (int64_t j = 0; j < columns; ++j) {
+      S& out = to.data[m * to.stride + (expanded ? column_of(j / W, j % W) : j)];
+      out = (to.add ? out : S(0)) + sums[m * kMaxColumns + j];
+    }
+  }
+}
+
+inline void panel_product_transposed(const Packed& x, const Matrix& w, int64_t begin, const Results<S>& to) {
   constexpr int64_t kRows = kDepth * 2 * W / kMaxColumns;  // of a panel as large as above
   alignas(64) S panel[kRows * kMaxColumns];
   alignas(64) S sums[kMaxRows * kMaxColumns];
@@ -74,10 +84,5 @@ inline void product_transposed(const Packed& x, const Matrix& w, int64_t begin, 
       multiply_panel(x, n, depth, panel + part * depth * W, 2, {sums + part * W, kMaxColumns, n > 0});
     }
   }
-  for (int64_t m = 0; m < x.rows; ++m) {
-    for (int64_t j = 0; j < columns; ++j) {
-      S& out = to.data[m * to.stride + (w.nf4 ? column_of(j / W, j % W) : j)];
-      out = (to.add ? out : S(0)) + sums[m * kMaxColumns + j];
-    }
-  }
+  put_in_order(sums, x.rows, columns, w.nf4, to);
 }

@@ -30,6 +30,7 @@ void pack_as(const From* data, const Source& source, const Packed& to, int64_t t
   }
 #ifdef MOE_BF16
   if (to.layout == Layout::pairs) return pack_pairs(data, source, to, t);
+  if (to.layout == Layout::row_pairs) return pack_row_pairs(data, source, to, t);
 #endif
   pack_int8(data, source, to, t);
 }
@@ -49,7 +50,8 @@ inline void pack(const Source& source, const Packed& to, int64_t t) {
 
 inline int64_t packed_tiles(int64_t rows, Layout layout) {
 #ifdef MOE_BF16
-  if (layout == Layout::pairs) return rows <= kPairDecodeRows ? 1 : num_tiles(rows);
+  if (layout == Layout::pairs && rows <= kPairDecodeRows) return 1;
+  if (layout == Layout::pairs || layout == Layout::row_pairs) return num_tiles(rows);
 #endif
   if (layout == Layout::blocks || (layout != Layout::tiles && in_lanes(rows, layout))) return 1;
   return layout == Layout::tiles ? num_tiles(rows) : num_tiles(rows, layout);
@@ -59,6 +61,7 @@ inline int64_t packed_bytes(int64_t rows, int64_t columns, Layout layout) {
   const int64_t values = rows * columns * static_cast<int64_t>(sizeof(S));
 #ifdef MOE_BF16
   if (layout == Layout::pairs) return pair_bytes(rows, columns);
+  if (layout == Layout::row_pairs) return rows * (columns + 1) / 2 * 4;
 #endif
   if (digits(layout) == 0) return values;
   return rows * digits(layout) * (in_lanes(rows, layout) ? 4 * lanes_stride(columns) : int8_row_bytes(columns));

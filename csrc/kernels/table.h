@@ -17,6 +17,14 @@ constexpr bool kHasPairs = true;
 constexpr bool kHasPairs = false;
 #endif
 
+// x is in tiles or, for NF4 of bf16, in row_pairs.
+inline void product_transposed(const Packed& x, const Matrix& w, int64_t begin, const Results<S>& to) {
+#ifdef MOE_BF16
+  if (x.layout == Layout::row_pairs) return pair_product_transposed(x, w, begin, to);
+#endif
+  panel_product_transposed(x, w, begin, to);
+}
+
 constexpr Kernels<S> table(const char* name) {
   return {name, W, kDecodeRows, kHasPairs, packed_bytes, packed_tiles, pack, product, product_transposed, swiglu, swiglu_backward};
 }
