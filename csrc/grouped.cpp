@@ -24,7 +24,7 @@ Layout layout_of(int64_t rows, const Matrix& w, const Term& term, bool transpose
   const bool pairs = w.nf4 && term.bf16 && w.dtype == Dtype::bf16 && k.has_pairs;
   if (transposed) return pairs ? Layout::row_pairs : Layout::tiles;
   if (!w.nf4) return Layout::tiles;
-  if (term.precision != Precision::exact) return term.precision == Precision::int8 ? Layout::int8 : Layout::int8x2;
+  if (term.precision == Precision::int8) return Layout::int8;
   if (pairs) return Layout::pairs;
   return rows <= k.decode_rows ? Layout::blocks : Layout::tiles;
 }

@@ -14,7 +14,7 @@
 
 namespace moe {
 
-enum class Precision : int { exact, int8, int8x2 };
+enum class Precision : int { exact, int8 };
 
 // A stretch of rows that meet the same expert, at most kMaxRows.
 struct Segment {

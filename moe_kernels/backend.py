@@ -18,7 +18,7 @@ from .launch import recording
 
 NAMES = ("reference", "cpp", "triton")
 KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-PRECISIONS = ("exact", "int8", "int8x2")  # of products with NF4; all but the first belong to the C++ extension
+PRECISIONS = ("exact", "int8")  # of products with NF4; the second belongs to the C++ extension
 _forced: str | None = None
 _chosen: str | None = None
 
@@ -59,7 +59,7 @@ def as_autocast(x: Tensor) -> Tensor:
 def precision_code(precision: str, x: Tensor, *, training: bool) -> int:
     """The number of `precision` in the extension's operators; `ValueError` if it is unknown, or not to be had for `x`.
 
-    `exact`: activations as they are. `int8`: quantised in blocks of 64 (`csrc/kernels/int8.h`). `int8x2`: with a second digit.
+    `exact`: activations as they are. `int8`: quantised in blocks of 64 (`csrc/kernels/int8.h`).
     """
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")

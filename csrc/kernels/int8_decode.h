@@ -1,8 +1,8 @@
 // One or two rows of int8: memory is the limit, so weights are read from end to end and used at once. Lanes run over the columns.
 //
-// Budget of AVX-512 for 128 columns: 1 load, 5 operations to expand, then for each row of digits 2 vpdpbusd and 2 to scale.
+// Budget of AVX-512 for 128 columns: 1 load, 5 operations to expand, then for each row of activations 2 vpdpbusd and 2 to scale.
 
-// partial[m][r] += digits times row `row` of w, over `blocks` blocks from `begin`, a multiple of a vector's.
+// partial[m][r] += activations times row `row` of w, over `blocks` blocks from `begin`, a multiple of a vector's.
 template <int M>
 void int8_decode_chunk(const int32_t* const* words, const float* const* scales, const Matrix& w, int64_t row, int64_t begin, int64_t blocks,
                        Vec* partial) {
@@ -29,25 +29,22 @@ void int8_decode_chunk(const int32_t* const* words, const float* const* scales, 
   repeat<M>([&](auto m) MOE_INLINE { partial[m * W] = total[m]; });
 }
 
-// A group of W rows of w, all columns, for M rows of activations of D digits.
-template <int M, int D>
+// A group of W rows of w, all columns, for M rows of activations.
+template <int M>
 void int8_decode_group(const Packed& x, const Matrix& w, int64_t first_row, const Results<S>& to) {
-  const int32_t* words[M * D];
-  const float* scales[M * D];
-  for (int m = 0; m < M * D; ++m) {
+  const int32_t* words[M];
+  const float* scales[M];
+  for (int m = 0; m < M; ++m) {
     words[m] = static_cast<const int32_t*>(x.data) + m * lanes_stride(x.columns);
     scales[m] = reinterpret_cast<const float*>(words[m] + lanes_words(x.columns));
   }
-  Vec partial[M * D * W];
+  Vec partial[M * W];
   for (auto& vec : partial) vec = zero();
   const int64_t blocks = w.columns / kBlock, rows = std::min(W, w.rows - first_row);
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t begin = 0; begin < blocks; begin += kWindow) {
-      int8_decode_chunk<M * D>(words, scales, w, first_row + r, begin, std::min(kWindow, blocks - begin), partial + r);
+      int8_decode_chunk<M>(words, scales, w, first_row + r, begin, std::min(kWindow, blocks - begin), partial + r);
     }
-  }
-  for (int m = 0; m < M * W; ++m) {  // the digits of a row are one sum
-    for (int digit = 1; digit < D; ++digit) partial[m] = add(partial[m], partial[m + digit * W]);
   }
   add_lanes<M>(partial, to);
 }

@@ -37,11 +37,11 @@ inline void fill_scales(const Matrix& w, int64_t first_row, int64_t begin, int64
   }
 }
 
-// to[M / D, V * W] (+)= M rows of digits, D for each row of results.
-template <int M, int V, int D, bool kNibbles>
+// to[M, V * W] (+)= M rows of activations times the panel.
+template <int M, int V, bool kNibbles>
 void tile_int8(const int32_t* a, const uint8_t* panel, const float* scales, int64_t blocks, const Results<S>& to) {
-  Vec total[M / D][V];
-  repeat<M / D>([&](auto m) MOE_INLINE {
+  Vec total[M][V];
+  repeat<M>([&](auto m) MOE_INLINE {
     repeat<V>([&](auto v) MOE_INLINE { total[m][v] = to.add ? load(to.data + m * to.stride + v * W) : zero(); });
   });
   for (int64_t b = 0; b < blocks; ++b, a += kBlockWords * M, scales += V * W) {
@@ -70,28 +70,27 @@ void tile_int8(const int32_t* a, const uint8_t* panel, const float* scales, int6
     repeat<M>([&](auto m) MOE_INLINE {
       float scale;
       std::memcpy(&scale, a + kDwords * M + m, 4);
-      repeat<V>([&](auto v)
-                    MOE_INLINE { total[m / D][v] = fma(to_float(acc[m][v]), mul(set1(scale), load(scales + v * W)), total[m / D][v]); });
+      repeat<V>([&](auto v) MOE_INLINE { total[m][v] = fma(to_float(acc[m][v]), mul(set1(scale), load(scales + v * W)), total[m][v]); });
     });
   }
-  repeat<M / D>([&](auto m) MOE_INLINE { repeat<V>([&](auto v) MOE_INLINE { store(to.data + m * to.stride + v * W, total[m][v]); }); });
+  repeat<M>([&](auto m) MOE_INLINE { repeat<V>([&](auto v) MOE_INLINE { store(to.data + m * to.stride + v * W, total[m][v]); }); });
 }
 
 using TileInt8 = void (*)(const int32_t*, const uint8_t*, const float*, int64_t, const Results<S>&);
 
-template <int V, int D, bool kNibbles, int... M>
+template <int V, bool kNibbles, int... M>
 constexpr std::array<TileInt8, sizeof...(M)> int8_tiles_of(std::integer_sequence<int, M...>) {
-  return {tile_int8<(M + 1) * D, V, D, kNibbles>...};
+  return {tile_int8<M + 1, V, kNibbles>...};
 }
 
-template <int V, int D, bool kNibbles>
-constexpr auto kInt8Tiles = int8_tiles_of<V, D, kNibbles>(std::make_integer_sequence<int, kInt8Rows / D>());
+template <int V, bool kNibbles>
+constexpr auto kInt8Tiles = int8_tiles_of<V, kNibbles>(std::make_integer_sequence<int, kInt8Rows>());
 
-template <int V, int D, bool kNibbles>
+template <int V, bool kNibbles>
 void int8_panels(const Packed& x, const Matrix* const* w, const int64_t* first_row, const Results<S>& to) {
   alignas(64) uint8_t panel[kInt8Depth * kDwords * V * W * 4];
   alignas(64) float scales[kWindow * V * W];
-  const int64_t all = x.columns / kBlock, tiles = num_tiles(x.rows, x.layout);
+  const int64_t all = x.columns / kBlock, tiles = num_int8_tiles(x.rows);
   for (int64_t begin = 0; begin < all; begin += kInt8Depth) {
     const int64_t blocks = std::min(kInt8Depth, all - begin);
     for (int v = 0; v < V; ++v) {
@@ -99,25 +98,19 @@ void int8_panels(const Packed& x, const Matrix* const* w, const int64_t* first_r
       fill_codes<kNibbles>(*w[v], first_row[v], begin, blocks, panel + v * W * 4, V * W * 4);
     }
     for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t row = tile_begin(x.rows, t, x.layout), rows = tile_begin(x.rows, t + 1, x.layout) - row;
-      const int32_t* a = reinterpret_cast<const int32_t*>(static_cast<const char*>(x.data) + row * D * int8_row_bytes(x.columns));
+      const int64_t row = int8_tile_begin(x.rows, t), rows = int8_tile_begin(x.rows, t + 1) - row;
+      const int32_t* a = reinterpret_cast<const int32_t*>(static_cast<const char*>(x.data) + row * int8_row_bytes(x.columns));
       const Results<S> results{to.data + row * to.stride, to.stride, to.add || begin > 0};
       const float* const panel_scales = scales + begin % kWindow * V * W;
-      kInt8Tiles<V, D, kNibbles>[static_cast<size_t>(rows - 1)](a + begin* kBlockWords* rows* D, panel, panel_scales, blocks, results);
+      kInt8Tiles<V, kNibbles>[static_cast<size_t>(rows - 1)](a + begin* kBlockWords* rows, panel, panel_scales, blocks, results);
     }
   }
 }
 
-template <int V, int D>
-void int8_panels(const Packed& x, const Matrix* const* w, const int64_t* first_row, const Results<S>& to) {
-  (num_tiles(x.rows, x.layout) <= kNibbleTiles ? int8_panels<V, D, true> : int8_panels<V, D, false>)(x, w, first_row, to);
-}
-
 inline void int8_product(const Packed& x, const Matrix* first, int64_t first_row, const Matrix* second, int64_t second_row,
                          const Results<S>& to) {
-  const bool two = x.layout == Layout::int8x2;
-  if (x.rows * digits(x.layout) <= kInt8DecodeRows) {
-    const auto decode = two ? int8_decode_group<1, 2> : x.rows == 1 ? int8_decode_group<1, 1> : int8_decode_group<2, 1>;
+  if (in_lanes(x.rows)) {
+    const auto decode = x.rows == 1 ? int8_decode_group<1> : int8_decode_group<2>;
     if (first != nullptr) decode(x, *first, first_row, to);
     if (second != nullptr) decode(x, *second, second_row, {to.data + W, to.stride, to.add});
     return;
@@ -125,6 +118,7 @@ inline void int8_product(const Packed& x, const Matrix* first, int64_t first_row
   const Matrix* const w[2] = {first != nullptr ? first : second, second};
   const int64_t rows[2] = {first != nullptr ? first_row : second_row, second_row};
   const Results<S> at{to.data + (first != nullptr ? 0 : W), to.stride, to.add};
-  const bool both = first != nullptr && second != nullptr;
-  (both ? two ? int8_panels<2, 2> : int8_panels<2, 1> : two ? int8_panels<1, 2> : int8_panels<1, 1>)(x, w, rows, at);
+  const bool nibbles = num_int8_tiles(x.rows) <= kNibbleTiles;
+  if (first != nullptr && second != nullptr) return (nibbles ? int8_panels<2, true> : int8_panels<2, false>)(x, w, rows, at);
+  (nibbles ? int8_panels<1, true> : int8_panels<1, false>)(x, w, rows, at);
 }

@@ -49,7 +49,6 @@ enum class Layout : int {
   tiles,      // for panels of expanded weights: S [tile][column][row of the tile]
   blocks,     // for few rows and NF4 expanded in registers: S [block of 64][order of expansion][row]
   int8,       // int8 in blocks of 64 with their scales, for VNNI
-  int8x2,     // the same, with a second digit for what the first leaves over
   pairs,      // bf16 by twos, for AVX512-BF16
   row_pairs,  // the same for `product_transposed`: [tile][pair of columns][row of the tile]
 };

@@ -53,8 +53,8 @@ inline int64_t packed_tiles(int64_t rows, Layout layout) {
   if (layout == Layout::pairs && rows <= kPairDecodeRows) return 1;
   if (layout == Layout::pairs || layout == Layout::row_pairs) return num_tiles(rows);
 #endif
-  if (layout == Layout::blocks || (layout != Layout::tiles && in_lanes(rows, layout))) return 1;
-  return layout == Layout::tiles ? num_tiles(rows) : num_tiles(rows, layout);
+  if (layout == Layout::int8) return num_int8_tiles(rows);
+  return layout == Layout::blocks ? 1 : num_tiles(rows);
 }
 
 inline int64_t packed_bytes(int64_t rows, int64_t columns, Layout layout) {
@@ -63,6 +63,5 @@ inline int64_t packed_bytes(int64_t rows, int64_t columns, Layout layout) {
   if (layout == Layout::pairs) return pair_bytes(rows, columns);
   if (layout == Layout::row_pairs) return rows * (columns + 1) / 2 * 4;
 #endif
-  if (digits(layout) == 0) return values;
-  return rows * digits(layout) * (in_lanes(rows, layout) ? 4 * lanes_stride(columns) : int8_row_bytes(columns));
+  return layout == Layout::int8 ? int8_bytes(rows, columns) : values;
 }
