@@ -3,7 +3,10 @@
 #include <c10/util/Exception.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <initializer_list>
+#include <iterator>
 #include <string>
 
 #include "kernels/kernels.h"
@@ -19,10 +22,9 @@
 
 namespace moe {
 
-extern const Kernels<float> kPortable, kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16;
-extern const Kernels<double> kPortableDouble;
-
 namespace {
+
+thread_local Isa chosen = Isa::portable;
 
 constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16"};
 
@@ -72,7 +74,9 @@ std::vector<Isa> find_isas() {
   found.push_back(Isa::avx512);
   if (!has(extended.ecx, {11})) return found;
   found.push_back(Isa::avx512_vnni);
+#ifdef MOE_BUILDS_BF16
   if (has(cpuid(7, 1).eax, {5})) found.push_back(Isa::avx512_bf16);
+#endif
 #endif
   return found;
 }
@@ -100,12 +104,16 @@ Isa isa() {
   TORCH_CHECK_VALUE(false, "MOE_KERNELS_ISA is '", wanted, "'; known: ", known_names());
 }
 
+void choose_isa() { chosen = isa(); }
+
 template <>
 const Kernels<float>& kernels<float>() {
 #ifdef MOE_X86
-  switch (isa()) {
+  switch (chosen) {
     case Isa::avx512_bf16:
+#ifdef MOE_BUILDS_BF16
       return kAvx512Bf16;
+#endif
     case Isa::avx512_vnni:
       return kAvx512Vnni;
     case Isa::avx512:

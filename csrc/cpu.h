@@ -15,4 +15,8 @@ const std::vector<Isa>& available_isas();
 // ValueError for a name that is none.
 Isa isa();
 
+// Settles `kernels<S>()` of this thread for the operator that begins: what it packs must fit what it multiplies, whatever becomes of the
+// environment meanwhile.
+void choose_isa();
+
 }  // namespace moe

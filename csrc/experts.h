@@ -39,7 +39,7 @@ struct Call {
   Precision precision;
 
   bool bf16() const { return x.scalar_type() == at::kBFloat16; }
-  bool dense() const { return base.size() == 2; }
+  bool own_matrices() const { return base.size() == 2; }  // the layout `dense`
   int64_t hidden() const { return base.back().columns; }
 };
 

@@ -8,9 +8,6 @@ namespace moe {
 namespace {
 
 template <typename S>
-constexpr at::ScalarType kScalar = std::is_same_v<S, double> ? at::kDouble : at::kFloat;
-
-template <typename S>
 struct HiddenGradients {
   at::Tensor preact;   // [N, 2F]: of g beside u
   at::Tensor weights;  // [T, K]: of the routing's
@@ -28,7 +25,7 @@ HiddenGradients<S> hidden_gradients(const Call& call, const Saved& saved, const 
   std::vector<PackedRows<S>> packed;
   if (!shared.defined()) packed.emplace_back(rows, Term{{dy, true}, &down, Precision::exact, call.bf16()}, true);
   if (v2.defined()) packed.emplace_back(rows, Term{{v2}, &call.lora.a[2]}, true);
-  const at::Tensor preact = saved.preact.to(kScalar<S>);
+  const at::Tensor preact = saved.preact.to(kScalar<S>).contiguous();
   HiddenGradients<S> out{
       at::empty({rows.count, 2 * hidden}, options), {}, keep_h ? at::empty({rows.count, hidden}, options) : at::Tensor()};
   // Each column of tiles adds to sums of its own, so that the order of their addition is fixed.
@@ -38,8 +35,8 @@ HiddenGradients<S> hidden_gradients(const Call& call, const Saved& saved, const 
   S* const sums = partial.mutable_data_ptr<S>();
   const S* const kept = preact.const_data_ptr<S>();
   const S* const products = shared.defined() ? shared.const_data_ptr<S>() : nullptr;
-  std::vector<S> weights(static_cast<size_t>(rows.count));
-  for (int64_t n = 0; n < rows.count; ++n) weights[n] = call.weights.const_data_ptr<S>()[rows.order[n]];
+  const at::Tensor weights = call.weights.reshape(-1).index_select(0, saved.grouping.order);  // of each pair in expert order
+  const S* const pair_weights = weights.const_data_ptr<S>();
 
   const auto fill = [&](size_t i, int64_t column, S* results) {
     const Segment& segment = rows.segments[i];
@@ -57,7 +54,7 @@ HiddenGradients<S> hidden_gradients(const Call& call, const Saved& saved, const 
   for_each_tile<S>(rows, hidden, kMaxColumns, call.x.size(1), fill, [&](const Segment& segment, int64_t column, S* results) {
     const int64_t count = std::min(kMaxColumns, hidden - column), at = segment.begin * 2 * hidden + column;
     k.swiglu_backward({results, kMaxColumns, false}, segment.rows, count, kept + at, kept + at + hidden, 2 * hidden,
-                      weights.data() + segment.begin, dpreact + at, dpreact + at + hidden,
+                      pair_weights + segment.begin, dpreact + at, dpreact + at + hidden,
                       sums + column / kMaxColumns * rows.count + segment.begin,
                       h != nullptr ? h + segment.begin * hidden + column : nullptr, hidden);
   });
@@ -82,17 +79,17 @@ std::vector<at::Tensor> experts_backward(const Call& call, const Saved& saved, c
   const Rows rows = Rows::by_expert(saved.grouping.order, saved.grouping.offsets, call.top_k), tokens = Rows::all(call.x.size(0));
   const Factors& lora = call.lora;
   const int64_t experts = call.num_experts, top_k = call.top_k;
-  const bool dense = call.dense();
+  const bool own = call.own_matrices();
   at::Tensor v2, shared;
   if (!lora.empty()) v2 = grouped_linear<S>(rows, {{{dy, true}, &lora.b[2]}}, true, lora.scalings[2]);
-  if (!dense) shared = grouped_linear<S>(tokens, {{{dy}, &call.base[2], Precision::exact, call.bf16()}}, true);
+  if (!own) shared = grouped_linear<S>(tokens, {{{dy}, &call.base[2], Precision::exact, call.bf16()}}, true);
   const HiddenGradients<S> hidden = hidden_gradients<S>(call, saved, rows, dy, shared, v2, !lora.empty() || base_grads);
   const at::Tensor dg = half(hidden.preact, 0), du = half(hidden.preact, 1);
 
   std::vector<at::Tensor> dfactors;
   std::vector<Term> of_pairs;  // what dx is the sum of, for each pair
   at::Tensor v1, v3;
-  if (dense) of_pairs.push_back({{hidden.preact}, &call.base[0], Precision::exact, call.bf16()});
+  if (own) of_pairs.push_back({{hidden.preact}, &call.base[0], Precision::exact, call.bf16()});
   if (!lora.empty()) {
     v1 = grouped_linear<S>(rows, {{{dg}, &lora.b[0]}}, true, lora.scalings[0]);
     v3 = grouped_linear<S>(rows, {{{du}, &lora.b[1]}}, true, lora.scalings[1]);
@@ -105,7 +102,7 @@ std::vector<at::Tensor> experts_backward(const Call& call, const Saved& saved, c
   }
   std::vector<at::Tensor> dbase;
   at::Tensor of_tokens;
-  if (dense) {
+  if (own) {
     if (base_grads) {
       dbase = {grouped_gram<S>(rows, experts, {hidden.preact}, {call.x, true}), grouped_gram<S>(rows, experts, {dy, true}, {hidden.h})};
     }

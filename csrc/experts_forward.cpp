@@ -6,9 +6,6 @@
 namespace moe {
 namespace {
 
-template <typename S>
-constexpr at::ScalarType kScalar = std::is_same_v<S, double> ? at::kDouble : at::kFloat;
-
 // Rows of [g | u], each W columns wide, as [N, 2F] in another dtype.
 template <typename S>
 void keep_preact(at::Tensor& preact, const S* results, const Segment& segment, int64_t column, int64_t count, int64_t width) {
@@ -25,16 +22,6 @@ void keep_preact(at::Tensor& preact, const S* results, const Segment& segment, i
   });
 }
 
-// The routing's weight of each pair in expert order.
-template <typename S>
-std::vector<S> pair_weights(const Call& call, const at::Tensor& order) {
-  const S* const weights = call.weights.const_data_ptr<S>();
-  const int64_t* const pairs = order.const_data_ptr<int64_t>();
-  std::vector<S> out(static_cast<size_t>(order.numel()));
-  for (size_t n = 0; n < out.size(); ++n) out[n] = weights[pairs[n]];
-  return out;
-}
-
 // h [N, F]: the gate and up products of each pair, their LoRA, and the activation. In the layout `lora`, `shared` [T, 2F] has the
 // products with the base.
 template <typename S>
@@ -45,7 +32,8 @@ at::Tensor hidden_rows(const Call& call, const Rows& rows, const at::Tensor& sha
   std::vector<PackedRows<S>> x, z;
   if (!shared.defined()) x.emplace_back(rows, Term{{call.x, true}, &base, call.precision, call.bf16()}, false);
   for (size_t i = 0; i < saved.z.size(); ++i) z.emplace_back(rows, Term{{saved.z[i]}, &call.lora.b[i]}, false);
-  const std::vector<S> weights = pair_weights<S>(call, saved.grouping.order);
+  const at::Tensor weights = call.weights.reshape(-1).index_select(0, saved.grouping.order);  // of each pair in expert order
+  const S* const pair_weights = weights.const_data_ptr<S>();
   at::Tensor h = at::empty({rows.count, hidden}, call.x.options().dtype(kScalar<S>));
   S* const data = h.mutable_data_ptr<S>();
   const S* const products = shared.defined() ? shared.const_data_ptr<S>() : nullptr;
@@ -70,7 +58,7 @@ at::Tensor hidden_rows(const Call& call, const Rows& rows, const at::Tensor& sha
     const int64_t count = std::min(width, hidden - column);
     if (save) keep_preact(saved.preact, results, segment, column, count, width);
     S* const out = data + segment.begin * hidden + column;
-    k.swiglu({results, 2 * width, false}, segment.rows, count, weights.data() + segment.begin, out, hidden);
+    k.swiglu({results, 2 * width, false}, segment.rows, count, pair_weights + segment.begin, out, hidden);
   });
   return h;
 }
@@ -88,7 +76,7 @@ at::Tensor experts_forward(const Call& call, Saved& saved, bool save) {
     saved.z.push_back(grouped_linear<S>(rows, {{x, &call.lora.a[i]}}, false, call.lora.scalings[i]));
   }
   at::Tensor shared;
-  if (!call.dense()) {
+  if (!call.own_matrices()) {
     shared = at::empty({call.x.size(0), 2 * call.hidden()}, options);
     for (int64_t i = 0; i < 2; ++i) {
       grouped_linear_into<S>(shared.narrow(1, i * call.hidden(), call.hidden()), tokens,
@@ -98,7 +86,7 @@ at::Tensor experts_forward(const Call& call, Saved& saved, bool save) {
   const at::Tensor h = hidden_rows<S>(call, rows, shared, saved, save);
   if (!call.lora.empty()) saved.z.push_back(grouped_linear<S>(rows, {{{h}, &call.lora.a[2]}}, false, call.lora.scalings[2]));
   const at::ScalarType dtype = call.x.scalar_type();
-  if (call.dense()) {
+  if (call.own_matrices()) {
     std::vector<Term> terms{{{h}, &call.base[1], call.precision, call.bf16()}};
     if (!call.lora.empty()) terms.push_back({{saved.z[2]}, &call.lora.b[2]});
     return combine<S>(grouped_linear<S>(rows, terms), grouping.inverse, call.top_k, {}, dtype);

@@ -9,23 +9,22 @@ namespace {
 
 constexpr int64_t kAlignment = 64;
 
-template <typename S>
-constexpr at::ScalarType kScalar = std::is_same_v<S, double> ? at::kDouble : at::kFloat;
-
 Source source_of(const Rows& rows, const Input& x, int64_t begin) {
   const int64_t stride = x.values.size(1);
-  if (x.gather) return {x.values.const_data_ptr(), dtype_of(x.values), stride, 1, rows.order + begin, rows.top_k};
+  if (x.gather) return {x.values.const_data_ptr(), dtype_of(x.values), stride, rows.order + begin, rows.top_k};
   const char* data = static_cast<const char*>(x.values.const_data_ptr()) + begin * stride * x.values.element_size();
   return {data, dtype_of(x.values), stride};
 }
 
 template <typename S>
 Layout layout_of(int64_t rows, const Matrix& w, const Term& term, bool transposed, const Kernels<S>& k) {
-  const bool pairs = w.nf4 && term.bf16 && w.dtype == Dtype::bf16 && k.has_pairs;
+  // Weights are then cast to bf16, as the reference casts them; of fp16 that would round twice.
+  const bool pairs = w.nf4 && term.bf16 && w.dtype != Dtype::f16 && k.pair_rows > 0;
   if (transposed) return pairs ? Layout::row_pairs : Layout::tiles;
   if (!w.nf4) return Layout::tiles;
   if (term.precision == Precision::int8) return Layout::int8;
   if (pairs) return Layout::pairs;
+  if (w.dtype == Dtype::bf16 && rows <= k.pair_rows) return Layout::wide_pairs;
   return rows <= k.decode_rows ? Layout::blocks : Layout::tiles;
 }
 
@@ -40,6 +39,11 @@ void add_expert(Rows& rows, int64_t expert, int64_t begin, int64_t end) {
 }
 
 }  // namespace
+
+void* scratch() {
+  alignas(kAlignment) thread_local unsigned char memory[kMaxRows * kMaxColumns * sizeof(double)];
+  return memory;
+}
 
 Rows Rows::all(int64_t count) {
   Rows rows{count, {}, {}};

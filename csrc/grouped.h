@@ -16,6 +16,9 @@ namespace moe {
 
 enum class Precision : int { exact, int8 };
 
+template <typename S>
+constexpr at::ScalarType kScalar = std::is_same_v<S, double> ? at::kDouble : at::kFloat;
+
 // A stretch of rows that meet the same expert, at most kMaxRows.
 struct Segment {
   int64_t expert;
@@ -63,6 +66,9 @@ class PackedRows {
   std::vector<Packed> packed_;
 };
 
+// Memory of this thread for the results of a task in float or double, aligned to a vector.
+void* scratch();
+
 // finish(segment, first column, results [rows, kMaxColumns]) for every segment and every `step` columns of `width`, where fill(segment,
 // first column, results) has computed the results.
 template <typename S, typename Fill, typename Finish>
@@ -70,7 +76,7 @@ void for_each_tile(const Rows& rows, int64_t width, int64_t step, int64_t depth,
   const int64_t segments = static_cast<int64_t>(rows.segments.size()), columns = (width + step - 1) / step;
   if (segments == 0) return;
   for_each_task(columns * segments, rows.count / segments * step * depth, [&](int64_t task) {
-    alignas(64) thread_local S results[kMaxRows * kMaxColumns];
+    S* const results = static_cast<S*>(scratch());
     const size_t segment = static_cast<size_t>(task / columns);  // one after the other: a weight is read from end to end
     const int64_t column = task % columns * step;
     fill(segment, column, results);

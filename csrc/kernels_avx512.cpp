@@ -13,7 +13,7 @@ namespace {
 #include "kernels/all.h"
 }  // namespace
 
-extern const Kernels<float> kAvx512 = table("avx512");
+constexpr Kernels<float> kAvx512 = table();  // a constant: nothing of this file runs when the library is loaded
 }  // namespace moe
 
 #include "kernels/target_end.h"

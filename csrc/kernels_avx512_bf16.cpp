@@ -1,6 +1,6 @@
 #include "kernels/standard.h"
 
-#if defined(__x86_64__) || defined(_M_X64)
+#if (defined(__x86_64__) || defined(_M_X64)) && defined(MOE_BUILDS_BF16)
 #include <immintrin.h>
 
 #define MOE_VNNI
@@ -16,7 +16,7 @@ namespace {
 #include "kernels/all.h"
 }  // namespace
 
-extern const Kernels<float> kAvx512Bf16 = table("avx512_bf16");
+constexpr Kernels<float> kAvx512Bf16 = table();  // a constant: nothing of this file runs when the library is loaded
 }  // namespace moe
 
 #include "kernels/target_end.h"

@@ -14,7 +14,7 @@ namespace {
 #include "kernels/all.h"
 }  // namespace
 
-extern const Kernels<float> kAvx512Vnni = table("avx512_vnni");
+constexpr Kernels<float> kAvx512Vnni = table();  // a constant: nothing of this file runs when the library is loaded
 }  // namespace moe
 
 #include "kernels/target_end.h"

@@ -20,6 +20,7 @@
 #include <cstring>
 
 #include "dequantize.h"
+#include "kernels/kernels.h"
 
 namespace moe {
 namespace {
@@ -63,9 +64,10 @@ void dequantize_blocks(const uint8_t* packed, const Absmax& absmax, T* out, int6
 
 const at::Tensor& dynamic_map() {
   static const at::Tensor map = [] {
-    std::vector<at::Tensor> values{at::scalar_tensor(0.0f), at::scalar_tensor(1.0f)};
+    const at::TensorOptions options = at::TensorOptions().dtype(at::kFloat);  // whatever the default dtype is just now
+    std::vector<at::Tensor> values{at::scalar_tensor(0.0f, options), at::scalar_tensor(1.0f, options)};
     for (int64_t i = 0; i < 7; ++i) {
-      const at::Tensor edges = at::linspace(0.1, 1, (1 << i) + 1);
+      const at::Tensor edges = at::linspace(0.1, 1, (1 << i) + 1, options);
       const at::Tensor middles = (edges.slice(0, 0, -1) + edges.slice(0, 1)) / 2 * std::pow(10.0, i - 6);
       values.insert(values.end(), {middles, -middles});
     }

@@ -15,37 +15,21 @@
 #include <cstring>
 #include <tuple>
 
+#include "kernels/kernels.h"
+#include "kernels/nf4.h"
+
+namespace moe {
 namespace {
 
-constexpr int64_t kBlock = 64;         // values per absmax
-constexpr int64_t kNestedBlock = 256;  // absmax per nested absmax
-constexpr int64_t kGrain = 256;        // blocks that are worth a thread
-constexpr int64_t kNestedGrain = 16;   // groups of absmax that are worth a thread
-constexpr int64_t kCodes = 256;        // entries of the dynamic map
-constexpr float kSmallest = 1e-38f;    // what an absmax is raised to before it divides
+constexpr int64_t kGrain = 256;       // blocks that are worth a thread
+constexpr int64_t kNestedGrain = 16;  // groups of absmax that are worth a thread
+constexpr int64_t kCodes = 256;       // entries of the dynamic map
+constexpr float kSmallest = 1e-38f;   // what an absmax is raised to before it divides
 
 // Half way between neighbouring levels.
 constexpr std::array<float, 15> kBounds = [] {
-  constexpr std::array<float, 16> levels = {
-      -1.0f,
-      -0.6961928009986877f,
-      -0.5250730514526367f,
-      -0.39491748809814453f,
-      -0.28444138169288635f,
-      -0.18477343022823334f,
-      -0.09105003625154495f,
-      0.0f,
-      0.07958029955625534f,
-      0.16093020141124725f,
-      0.24611230194568634f,
-      0.33791524171829224f,
-      0.44070982933044434f,
-      0.5626170039176941f,
-      0.7229568362236023f,
-      1.0f,
-  };
   std::array<float, 15> bounds{};
-  for (size_t i = 0; i < bounds.size(); ++i) bounds[i] = (levels[i] + levels[i + 1]) / 2;
+  for (size_t i = 0; i < bounds.size(); ++i) bounds[i] = (kLevels[i] + kLevels[i + 1]) / 2;
   return bounds;
 }();
 
@@ -152,7 +136,12 @@ Tensors quantize_nf4(const at::Tensor& weight, const at::Tensor& dynamic_map) {
                  }),
                  at::kBFloat16, at::kHalf, at::kFloat);
 
-  nested_offset = absmax.mean();  // torch's, as bitsandbytes takes it: the order it sums in decides the last bit
+  // torch's mean, as bitsandbytes takes it. Above some hundred thousand values it adds in another order for every number of threads; on one
+  // thread the bytes are the same on every machine.
+  const int threads = at::get_num_threads();
+  at::set_num_threads(1);
+  nested_offset = absmax.mean();
+  at::set_num_threads(threads);
   const float offset = nested_offset.item<float>();
   CodeBounds bounds;
   const float* codes = dynamic_map.const_data_ptr<float>();
@@ -165,10 +154,11 @@ Tensors quantize_nf4(const at::Tensor& weight, const at::Tensor& dynamic_map) {
 }
 
 }  // namespace
+}  // namespace moe
 
 TORCH_LIBRARY_FRAGMENT(moe_kernels, m) {
   m.def("quantize_nf4(Tensor weight, Tensor dynamic_map) -> (Tensor packed, Tensor absmax, Tensor nested_absmax, Tensor nested_offset)");
 }
 
-TORCH_LIBRARY_IMPL(moe_kernels, CPU, m) { m.impl("quantize_nf4", quantize_nf4); }
-TORCH_LIBRARY_IMPL(moe_kernels, Meta, m) { m.impl("quantize_nf4", empty_outputs); }
+TORCH_LIBRARY_IMPL(moe_kernels, CPU, m) { m.impl("quantize_nf4", moe::quantize_nf4); }
+TORCH_LIBRARY_IMPL(moe_kernels, Meta, m) { m.impl("quantize_nf4", moe::empty_outputs); }

@@ -84,12 +84,14 @@ std::vector<Weight> restore(at::TensorList tensors, c10::ArrayRef<double> offset
   std::vector<Weight> weights;
   size_t tensor = 0, fact = 0;
   for (const double offset : offsets) {
-    const int64_t kind = ints[fact++];
+    const int64_t kind = ints.at(fact++);
     if (kind < 0) {
-      weights.push_back(dense_weight(tensors[tensor++]));
+      weights.push_back(dense_weight(tensors.at(tensor++)));
       continue;
     }
-    const int64_t first_block = ints[fact], dims = ints[fact + 1];
+    const int64_t first_block = ints.at(fact), dims = ints.at(fact + 1);
+    TORCH_CHECK_VALUE(kind < 3 && (dims == 2 || dims == 3) && fact + 2 + dims <= ints.size() && tensor + 3 <= tensors.size(),
+                      "the description of a weight does not fit its tensors");
     weights.push_back(nf4_weight(tensors.slice(tensor, 3), offset, kNf4Dtypes[kind], first_block, ints.slice(fact + 2, dims)));
     tensor += 3;
     fact += 2 + dims;

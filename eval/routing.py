@@ -8,7 +8,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
-from model.cli import make_parser, run_command
+from model.cli import add_precision, make_parser, run_command
 from model.languages import LANGUAGES
 from model.load import load_model
 from model.output import output_folder, write_json, write_run
@@ -23,7 +23,7 @@ from .runs import ARRAYS, ROUTING
 def main(args: Namespace) -> None:
     check_flags(args, "limit", "batch_size")
     points, sources = load_points(args)
-    model, tokenizer = load_model(args.model, device=args.device)
+    model, tokenizer = load_model(args.model, device=args.device, precision=args.precision)
     names = expert_names(model, args)
     languages = {}
     for lang, kinds in points.items():
@@ -71,6 +71,7 @@ def parse() -> ArgumentParser:
     parser.add_argument("--model", required=True, help="a mixture's folder")
     parser.add_argument("--experts", help="what the experts are, in order, comma-separated (default: as the mixture says)")
     add_point_flags(parser)
+    add_precision(parser)
     return parser
 
 

@@ -50,6 +50,11 @@ def runs_cpp(x: Tensor) -> bool:
     return x.device.type == "cpu" and active("cpu") == "cpp"
 
 
+def runs_cpp_directly(x: Tensor) -> bool:
+    """Whether C++ can be called without the wrapper of a custom operator: nothing traces `x`."""
+    return type(x) is Tensor and not torch.compiler.is_compiling() and runs_cpp(x)
+
+
 def as_autocast(x: Tensor) -> Tensor:
     """`x` in the dtype that autocast, where it is on, computes products in."""
     device = x.device.type

@@ -92,7 +92,7 @@ def _run(x_TD: Tensor, routing: Routing, base: list[Weight], lora: ExpertLoRA | 
     scalings = [float(part.scaling) for part in parts] or [1.0]  # an empty list would be taken for one of tensors
     given = x_TD, routing.weights_TK, routing.experts_TK, tensors, offsets, ints, factors, scalings
     # The wrapper of a custom operator takes as long as a small layer: 60 µs.
-    direct = cpp and not training and not compiling and type(x_TD) is Tensor
+    direct = not training and backend.runs_cpp_directly(x_TD)
     y: Tensor = (torch.ops.moe_kernels.experts_cpp(*given, False, code) if direct else experts_ops.experts_op(*given, training, code))[0]
     return y
 

@@ -63,7 +63,8 @@ def _experts_fake(x, routing_weights, experts, tensors, offsets, ints, factors, 
     base = restore(tensors, offsets, ints)
     num_experts, hidden = (base[1].shape[0], base[1].shape[2]) if len(base) == 2 else (len(factors[0]), base[2].shape[1])
     pairs = experts.numel()
-    saved = [experts.new_empty(pairs), experts.new_empty(pairs), experts.new_empty(num_experts + 1), x.new_empty(pairs, 2 * hidden)]
+    ids = [experts.new_empty(size, dtype=torch.int64) for size in (pairs, pairs, num_experts + 1)]
+    saved = [*ids, x.new_empty(pairs, 2 * hidden)]
     z_dtype = torch.promote_types(x.dtype, torch.float32) if cpp else x.dtype
     return _padded(_like(x), *saved, *(x.new_empty(pairs, a.shape[1], dtype=z_dtype) for a in factors[::2]))
 

@@ -14,7 +14,7 @@ from .weights import Weight, flatten, restore
 def linear_nf4(x: Tensor, q: NF4Weight, bias: Tensor | None = None, *, precision: str = "exact") -> Tensor:
     """`x` [..., in] times the transpose of `q` [out, in], plus `bias` [out]; differentiable in `x` and `bias`.
 
-    The weight is what `dequantize_nf4(q)` says, cast to x's dtype, as in bitsandbytes' `Linear4bit`; for a few rows without
+    The weight is what `dequantize_nf4(q)` says, cast to x's dtype as in bitsandbytes' `Linear4bit` (C++ does not cast it); for a few rows without
     gradients on CUDA its levels are rounded to fp16 (`moe_kernels.decode`). `precision` is one of `backend.PRECISIONS`; other than `exact`
     it is for inference on a CPU. `ValueError` if the widths differ, or for a precision that cannot be had.
     """
@@ -24,7 +24,7 @@ def linear_nf4(x: Tensor, q: NF4Weight, bias: Tensor | None = None, *, precision
     code = backend.precision_code(precision, x, training=training)
     compiling = torch.compiler.is_compiling()
     y: Tensor
-    if backend.runs_cpp(x) and not training and not compiling and type(x) is Tensor:
+    if not training and backend.runs_cpp_directly(x):
         y = _product_cpp(backend.as_autocast(x), flatten([q]), transposed=False, precision=code)  # without a custom operator's wrapper
     elif compiling or backend.runs_cpp(x) or backend.runs_triton(x):
         exact = training  # the backward's weights are exact, so the forward's must be

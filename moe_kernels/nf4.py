@@ -162,8 +162,7 @@ def quantize_nf4(weight: Tensor) -> NF4Weight:
         raise ValueError(f"NF4 is made from bfloat16, float16 or float32, not {dtype_name(weight.dtype)}")
     if not weight.numel():
         raise ValueError(f"a weight of shape {tuple(weight.shape)} has no values to quantise")
-    # An extension built before it had this operator is left aside.
-    if weight.device.type == "cpu" and backend.active("cpu") == "cpp" and hasattr(torch.ops.moe_kernels, "quantize_nf4"):
+    if backend.runs_cpp(weight):
         contiguous = weight.detach().contiguous()
         packed, absmax8, nested_absmax, offset = torch.ops.moe_kernels.quantize_nf4(contiguous, dynamic_map())
         return NF4Weight(packed, absmax8, nested_absmax, offset.item(), tuple(weight.shape), weight.dtype)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.cpu.problem import Problem, Weights
 
-EXACT, INT8 = "ours exact", "ours int8"
+EXACT, EXACT_BF16, INT8 = "ours exact", "ours exact, bf16", "ours int8"  # activations in fp32, in bf16, in fp32
 BEST, DENSE, BNB, INFO = "best 4-bit peer", "transformers fp32", "bitsandbytes NF4", ""  # what a peer is measured against as
 
 

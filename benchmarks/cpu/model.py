@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from benchmarks.cpu.layer import first_line, give_back_memory
-from benchmarks.cpu.model_peers import CONTENDERS, OURS, PEERS, active_parameters
+from benchmarks.cpu.model_peers import CONTENDERS, OURS, PEERS, active_parameters, ours
 from benchmarks.cpu.problem import THREADS
 from benchmarks.cpu.timing import Times, measure
 from model.modeling_moe import MoEForCausalLM
@@ -49,16 +49,17 @@ class Runner:
         self.cache.crop(PROMPT - self.cache.get_seq_length())
 
 
-def run_model(title: str, mixture: MoEForCausalLM, seconds: float, names: tuple[str, ...] = tuple(CONTENDERS)) -> list[dict[str, Any]]:
+def run_model(title: str, mixture: MoEForCausalLM, seconds: float) -> list[dict[str, Any]]:
     """Measures a mixture, some `seconds` for the rounds of prefill and again of decode, and prints the table that it returns."""
     torch.set_num_threads(THREADS)
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(3, mixture.config.vocab_size, (1, PROMPT + DECODED), generator=draw)
+    bases = {dtype: ours(mixture, dtype) for dtype in (torch.float32, torch.bfloat16)}
     runners: dict[str, Runner] = {}
     left_out: dict[str, str] = {}
-    for name in names:
+    for name, (dtype, make) in CONTENDERS.items():
         try:
-            runners[name] = Runner(CONTENDERS[name](mixture), ids)
+            runners[name] = Runner(make(bases[dtype]), ids)
         except Exception as error:  # whatever a peer raises
             left_out[name] = first_line(error)
         gc.collect()
@@ -86,11 +87,10 @@ def row(name: str, runner: Runner, expected: Tensor, prefill: Times, decode: Tim
 def show(title: str, rows: list[dict[str, Any]], prefill: Times, decode: Times, left_out: dict[str, str]) -> str:
     """The table; a ratio is the tokens a second over those of the 4-bit peer of the same dtype."""
     found = {entry["name"]: entry for entry in rows}
-    rounds = [
-        f"{len(times.counted)} of {len(times.rounds)} rounds, others had {statistics.median(times.foreign):.0%}"
-        for times in (prefill, decode)
-    ]
-    lines = [f"\n{title}; {THREADS} threads; prefill of {PROMPT}: {rounds[0]}; decode of {DECODED}: {rounds[1]}"]
+    lines = [f"\n{title}; {THREADS} threads"]
+    for what, times in ((f"prefill of {PROMPT} tokens", prefill), (f"decode of {DECODED}", decode)):
+        others = statistics.median(times.foreign)
+        lines.append(f"  {what}: {len(times.counted)} of {len(times.rounds)} rounds, others had {others:.0%} of the machine")
     lines.append(f"  {'':28}{'prefill tok/s':>14}{'/ peer':>9}{'decode tok/s':>14}{'/ peer':>9}   logits' cosine with {OURS}: mean, least")
     for entry in rows:
         peer = found.get(PEERS[entry["name"][-4:]])

@@ -12,7 +12,7 @@ import copy
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import init_empty_weights
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from transformers import MixtralConfig, MixtralForCausalLM
 
+from benchmarks.cpu.contender import Missing
 from model.configuration_moe import MoEConfig
 from model.experts import PROJECTIONS
 from model.modeling_moe import ATTENTION, MoEForCausalLM
@@ -32,18 +33,18 @@ def random_mixture(seed: int = 0, **sizes: Any) -> MoEForCausalLM:
     torch.manual_seed(seed)
     model = MoEForCausalLM(MoEConfig(quantization="nf4", router_type="topk", **sizes))
     for module in model.modules():
-        for name, shape in module.quantized_matrices().items() if isinstance(module, MatrixModule) else ():
-            module.set_nf4(name, random_nf4(shape))
-    return model.eval()
+        if isinstance(module, MatrixModule):
+            for name, shape in module.quantized_matrices().items():
+                module.set_nf4(name, random_nf4(shape))
+    model.eval()
+    return model
 
 
 def random_nf4(shape: tuple[int, ...]) -> NF4Weight:
     """Random levels times an absmax of 0.03 to 0.05."""
     blocks = -(-torch.Size(shape).numel() // 64)
-    packed = torch.randint(256, (blocks * 32, 1), dtype=torch.uint8)
-    return NF4Weight(
-        packed, torch.randint(256, (blocks,), dtype=torch.uint8), torch.full((-(-blocks // 256),), 0.01), 0.04, shape, torch.float32
-    )
+    packed, absmax = (torch.randint(256, size, dtype=torch.uint8) for size in ((blocks * 32, 1), (blocks,)))
+    return NF4Weight(packed, absmax, torch.full((-(-blocks // 256),), 0.01), 0.04, shape, torch.float32)
 
 
 def active_parameters(model: MoEForCausalLM) -> int:
@@ -52,29 +53,25 @@ def active_parameters(model: MoEForCausalLM) -> int:
     total = model.lm_head.weight.numel() + sum(layer.mlp.gate.weight.numel() for layer in model.model.layers)
     for module in model.modules():
         if isinstance(module, MatrixModule):
-            shapes = [*module.quantized_matrices().values(), *(tuple(factor.shape) for factor in module.parameters())]
-            stacks = [torch.Size(shape).numel() * (config.num_experts_per_tok if len(shape) == 3 else 1) for shape in shapes]
-            total += sum(size // shape[0] if len(shape) == 3 else size for size, shape in zip(stacks, shapes, strict=True))
+            for shape in (*module.quantized_matrices().values(), *(factor.shape for factor in module.parameters())):
+                each = torch.Size(shape[-2:]).numel()
+                total += each * config.num_experts_per_tok if len(shape) == 3 else each
     return total
 
 
-def ours(model: MoEForCausalLM, dtype: torch.dtype, precision: str) -> MoEForCausalLM:
-    """The same mixture in another dtype and precision, on the same NF4 bytes."""
-    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
-    return cast(twin, dtype).set_precision(precision)
-
-
-def cast(model: Any, dtype: torch.dtype) -> Any:
-    """`model` with its own parameters in `dtype`; buffers, such as the frequencies of the positions, stay as they are."""
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.is_floating_point():
-                module._parameters[name] = nn.Parameter(parameter.to(dtype), requires_grad=False)
-    return model
+def ours(model: MoEForCausalLM, dtype: torch.dtype, precision: str = "exact") -> MoEForCausalLM:
+    """The same mixture in a dtype and precision, on the same memory but for what the dtype changes: parameters, never NF4 or buffers."""
+    twin: Any = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+    for module in twin.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            # Not frozen, as it is loaded: torch's product of the prompt's last position with a frozen head copies the whole head.
+            setattr(module, name, nn.Parameter(parameter.detach().to(dtype)))
+    made: MoEForCausalLM = twin.set_precision(precision)
+    return made
 
 
 def linear4bit(weight: Any, dtype: torch.dtype) -> Any:
-    """bitsandbytes' layer on the bytes of `weight` [out, in], read as `dtype`."""
+    """bitsandbytes' layer on the bytes of `weight` [out, in], for inputs of `dtype`."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     made = Linear4bit(weight.shape[1], weight.shape[0], bias=False, device="meta")
@@ -107,7 +104,7 @@ class Experts(nn.Module):
     def forward(self, x_TD: Tensor, experts_TK: Tensor, weights_TK: Tensor) -> Tensor:
         y_TD = torch.zeros_like(x_TD)
         for e in experts_TK.unique().tolist():
-            gate, up, down = self.experts[e]  # type: ignore[misc]
+            gate, up, down = cast(nn.ModuleList, self.experts[e])
             tokens, slots = (experts_TK == e).nonzero(as_tuple=True)
             rows = x_TD[tokens]
             y = down(silu(gate(rows)) * up(rows)) * weights_TK[tokens, slots, None]
@@ -128,41 +125,42 @@ def expert_matrices(experts: Any, dtype: torch.dtype) -> list[tuple[nn.Module, .
     return [tuple(linear4bit(q, dtype) for q in (halves.expert(2 * e), halves.expert(2 * e + 1), down.expert(e))) for e in range(count)]
 
 
-def mixtral(model: MoEForCausalLM, dtype: torch.dtype, replace_matrices: Callable[[Any, Any], None]) -> MixtralForCausalLM:
+def mixtral(model: MoEForCausalLM, replace_matrices: Callable[[Any, Any], None]) -> MixtralForCausalLM:
     """transformers' Mixtral on the weights of `model`; `replace_matrices` gives a decoder layer those that are NF4 in ours."""
     known = MixtralConfig().to_dict()
     config = MixtralConfig(**{name: value for name, value in model.config.to_dict().items() if name in known and name != "model_type"})
     with init_empty_weights(include_buffers=False):
-        peer = MixtralForCausalLM._from_config(config, dtype=dtype)
+        peer = MixtralForCausalLM._from_config(config, dtype=model.dtype)
     for layer, own in zip(peer.model.layers, model.model.layers, strict=True):
         replace_matrices(layer, own)
-    state = {name: tensor for name, tensor in model.state_dict().items() if name in dict(peer.named_parameters(remove_duplicate=False))}
-    dense = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
-    peer.load_state_dict(dense, strict=False, assign=True)
-    if missing := [name for name, parameter in peer.named_parameters() if parameter.is_meta]:
-        raise ValueError(f"the peer has no values for {missing[:3]}")
-    return cast(peer, dtype).eval()
+    missing = {name for name, parameter in peer.named_parameters() if parameter.is_meta}
+    peer.load_state_dict({name: tensor for name, tensor in model.named_parameters() if name in missing}, strict=False, assign=True)
+    if left := [name for name, parameter in peer.named_parameters() if parameter.is_meta]:
+        raise ValueError(f"the peer has no values for {left[:3]}")
+    return peer.eval()
 
 
-def bitsandbytes(model: MoEForCausalLM, dtype: torch.dtype) -> MixtralForCausalLM:
+def bitsandbytes(model: MoEForCausalLM) -> MixtralForCausalLM:
     def replace_matrices(layer: Any, own: Any) -> None:
         for name in ATTENTION:
-            setattr(layer.self_attn, name, linear4bit(getattr(own.self_attn, name).matrix("weight"), dtype))
-        layer.mlp.experts = Experts(expert_matrices(own.mlp.experts, dtype))
+            setattr(layer.self_attn, name, linear4bit(getattr(own.self_attn, name).matrix("weight"), model.dtype))
+        layer.mlp.experts = Experts(expert_matrices(own.mlp.experts, model.dtype))
 
-    return mixtral(model, dtype, replace_matrices)
+    return mixtral(model, replace_matrices)
 
 
-def dense(model: MoEForCausalLM, dtype: torch.dtype) -> MixtralForCausalLM:
-    """transformers' own Mixtral, dequantised: a mixture of the `lora` layout is not one."""
+def dense(model: MoEForCausalLM) -> MixtralForCausalLM:
+    """transformers' own Mixtral, dequantised."""
+    if model.config.expert_layout != "dense":
+        raise Missing("transformers has no mixture whose experts share their matrices")
 
     def replace_matrices(layer: Any, own: Any) -> None:
         for name in ATTENTION:
-            _set(getattr(layer.self_attn, name), "weight", getattr(own.self_attn, name).matrix("weight"), dtype)
+            _set(getattr(layer.self_attn, name), "weight", getattr(own.self_attn, name).matrix("weight"), model.dtype)
         for name in ("gate_up_proj", "down_proj"):
-            _set(layer.mlp.experts, name, own.mlp.experts.matrix(name), dtype)
+            _set(layer.mlp.experts, name, own.mlp.experts.matrix(name), model.dtype)
 
-    return mixtral(model, dtype, replace_matrices)
+    return mixtral(model, replace_matrices)
 
 
 def _set(module: nn.Module, name: str, weight: Any, dtype: torch.dtype) -> None:
@@ -172,12 +170,12 @@ def _set(module: nn.Module, name: str, weight: Any, dtype: torch.dtype) -> None:
 OURS = "ours exact fp32"
 PEERS = {"fp32": "Mixtral Linear4bit fp32", "bf16": "Mixtral Linear4bit bf16"}  # the 4-bit peer of each dtype
 FP32, BF16 = torch.float32, torch.bfloat16
-CONTENDERS: dict[str, Callable[[MoEForCausalLM], Any]] = {
-    OURS: partial(ours, dtype=FP32, precision="exact"),
-    "ours exact bf16": partial(ours, dtype=BF16, precision="exact"),
-    "ours int8 fp32": partial(ours, dtype=FP32, precision="int8"),
-    "ours int8 bf16": partial(ours, dtype=BF16, precision="int8"),
-    PEERS["fp32"]: partial(bitsandbytes, dtype=FP32),
-    PEERS["bf16"]: partial(bitsandbytes, dtype=BF16),
-    "Mixtral dense bf16": partial(dense, dtype=BF16),
+CONTENDERS: dict[str, tuple[torch.dtype, Callable[[MoEForCausalLM], Any]]] = {  # what makes a model of our mixture in that dtype
+    OURS: (FP32, lambda mixture: mixture),
+    "ours exact bf16": (BF16, lambda mixture: mixture),
+    "ours int8 fp32": (FP32, partial(ours, dtype=FP32, precision="int8")),
+    "ours int8 bf16": (BF16, partial(ours, dtype=BF16, precision="int8")),
+    PEERS["fp32"]: (FP32, bitsandbytes),
+    PEERS["bf16"]: (BF16, bitsandbytes),
+    "Mixtral dense bf16": (BF16, dense),
 }

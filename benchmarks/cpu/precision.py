@@ -1,8 +1,8 @@
-"""`python -m benchmarks.cpu.precision`: what `int8` and `int8x2` change of a mixture's answers, beside `exact`.
+"""`python -m benchmarks.cpu.precision`: what precisions such as `int8` change of a mixture's answers, beside `exact`.
 
-On test pairs of each language: the cosine of the logits with those of `exact` at every position of prompt and program, how often the likeliest
-token is another, and the negative log-likelihood of the program's tokens, each after the right ones. With --codebleu also what the programs
-that the mixture writes score, and how many are exactly those of `exact`. B batch, S positions, V vocabulary.
+On test pairs of each language: the cosine of the logits with those of `exact` at every position of prompt and program, how often the
+likeliest token is another, and the negative log-likelihood of the program's tokens, each after the right ones. With --codebleu also what
+the programs that the mixture writes score, and how many are exactly those of `exact`. B batch, S positions, V vocabulary.
 """
 
 import math
@@ -21,6 +21,7 @@ from model.cli import make_parser, run_command
 from model.generation import complete
 from model.languages import LANGUAGES, get_language
 from model.load import load_model
+from model.modeling_moe import MoEForCausalLM
 from model.prompt import format_prompt
 from moe_kernels.backend import PRECISIONS
 from train.data import load_pairs
@@ -61,7 +62,7 @@ def main(args: Namespace) -> None:
     if args.limit < 1 or args.codebleu < 0 or args.batch_size < 1:
         raise ValueError("--limit and --batch-size must be at least 1, --codebleu at least 0")
     model, tokenizer = load_model(args.model, device="cpu")
-    if not hasattr(model, "set_precision"):
+    if not isinstance(model, MoEForCausalLM):
         raise ValueError(f"{args.model} is not a mixture, so it has no precision but {EXACT!r}")
     rows = {lang: load_pairs(args.data, lang, "test").rows for lang in LANGUAGES}
     costs = {precision: Cost() for precision in PRECISIONS}
@@ -109,7 +110,7 @@ def table(costs: dict[str, Cost]) -> str:
     lines.append(f"{'':10}{'1 - cosine, mean':>18}{'cosine, least':>15}{'other token':>13}{'NLL, nats a token':>19}{'perplexity':>12}")
     for precision, cost in costs.items():
         nll = cost.nll / cost.tokens
-        distance, others = 1 - cost.cosines / cost.positions, cost.others / cost.positions
+        distance, others = max(0.0, 1 - cost.cosines / cost.positions), cost.others / cost.positions
         lines.append(f"{precision:10}{distance:18.2e}{cost.least:15.6f}{others:13.3%}{nll:19.5f}{math.exp(nll):12.4f}")
     return "\n".join(lines)
 

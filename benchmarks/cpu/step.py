@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cpu.contender import EXACT
+from benchmarks.cpu.contender import EXACT, EXACT_BF16
 from benchmarks.cpu.layer import Bench, first_line, row
 from benchmarks.cpu.problem import Problem, make_problem
 from benchmarks.cpu.targets import STEP, Verdict
@@ -47,6 +47,7 @@ def run_step(bench: Bench, tokens: int) -> dict[str, Any]:
     forwards: dict[str, Callable[[], Tensor]] = {
         DEQUANTISE: dequantise_loop(bench, problem),
         EXACT: partial(moe_dense, problem.x, problem.routing, *bench.weights.nf4),
+        EXACT_BF16: lambda: moe_dense(problem.x.bfloat16(), problem.routing, *bench.weights.nf4).float(),
         FOUR_BIT: bitsandbytes(torch.float32, bench.weights)(problem),
         FOUR_BIT_BF16: bitsandbytes(torch.bfloat16, bench.weights)(problem),
     }
@@ -67,12 +68,16 @@ def run_step(bench: Bench, tokens: int) -> dict[str, Any]:
     medians = times.medians
     peers = [medians[name] for name in (DEQUANTISE, FOUR_BIT) if name in medians]
     found_ratio = medians[EXACT] / min(peers) if peers and EXACT in medians else None
+    ratio_bf16 = medians[EXACT_BF16] / medians[FOUR_BIT_BF16] if {EXACT_BF16, FOUR_BIT_BF16} <= medians.keys() else None
     point = {
         "tokens": tokens,
         "rounds": len(times.rounds),
         "counted": len(times.counted),
         "rows": [row(times, name) | {"error": errors[name]} for name in runs],
-        "verdicts": [Verdict(f"step: {EXACT} / bitsandbytes NF4 fp32", found_ratio, STEP)],
+        "verdicts": [
+            Verdict(f"step: {EXACT} / bitsandbytes NF4 fp32", found_ratio, STEP),
+            Verdict(f"step: {EXACT_BF16} / bitsandbytes NF4 bf16", ratio_bf16, STEP),
+        ],
     }
     bench.steps.append(point)
     return point

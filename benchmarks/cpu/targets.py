@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from benchmarks.cpu.contender import BEST, BNB, DENSE, EXACT, INT8
+from benchmarks.cpu.contender import BEST, BNB, DENSE, EXACT, EXACT_BF16, INT8
 from benchmarks.cpu.probe import FMA, READ, VNNI
 
 TOKENS = (1, 16, 128, 512)
@@ -11,6 +11,7 @@ TOKENS = (1, 16, 128, 512)
 TIMES: dict[tuple[str, str], tuple[float, ...]] = {
     (INT8, BEST): (0.7, 0.45, 0.5, 0.5),
     (EXACT, BEST): (0.95, 0.95, 1.1, 1.2),
+    (EXACT_BF16, BEST): (0.95, 0.95, 1.1, 1.2),
     (EXACT, DENSE): (0.18, 0.18, 0.65, 0.95),
     (EXACT, BNB): (1 / 50, 1 / 28, 1 / 5, 1 / 2),
 }
@@ -19,6 +20,7 @@ TIMES: dict[tuple[str, str], tuple[float, ...]] = {
 SHARES: dict[tuple[str, str], dict[int, float]] = {
     (INT8, READ): {1: 0.9},
     (EXACT, READ): {1: 0.75},
+    (EXACT_BF16, READ): {1: 0.75},
     (INT8, VNNI): {128: 0.45, 512: 0.55},
     (EXACT, FMA): {512: 0.7},
 }

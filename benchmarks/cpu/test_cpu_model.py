@@ -3,7 +3,8 @@
 pytest benchmarks/cpu -s -k model        some five minutes and 7 GB on two cores
 
 MOE_BENCH_MODEL names the folder of a mixture that is measured too, such as runs/demo/mixture; MOE_BENCH_LAYERS=2 makes the random one of a
-billion active parameters smaller; MOE_BENCH_SECONDS as in `test_cpu_layer`.
+billion active parameters smaller; MOE_BENCH_SECONDS (default 10) is for the rounds
+of prefill and again of decode, at least three rounds.
 """
 
 import os
@@ -14,7 +15,7 @@ from benchmarks.cpu.model import run_model
 from benchmarks.cpu.model_peers import OURS, PEERS, random_mixture
 from model.modeling_moe import MoEForCausalLM
 
-SECONDS = float(os.environ.get("MOE_BENCH_SECONDS", "20"))
+SECONDS = float(os.environ.get("MOE_BENCH_SECONDS", "10"))
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 SMALL = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 1024}
 LARGE = {"hidden_size": 2048, "intermediate_size": 5632, "vocab_size": 32000}  # 12 layers: 1.02 billion active parameters

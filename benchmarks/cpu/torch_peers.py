@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from benchmarks.cpu.contender import BNB, DENSE, EXACT, INFO, INT8, Contender, Missing
+from benchmarks.cpu.contender import BNB, DENSE, EXACT, EXACT_BF16, INFO, INT8, Contender, Missing
 from benchmarks.cpu.problem import D, E, F, K, Problem, Weights
 from moe_kernels.experts import moe_dense
 from moe_kernels.nf4 import to_bitsandbytes
@@ -27,10 +27,9 @@ def by_expert(problem: Problem, product: Callable[[Tensor, int, int], Tensor], d
     return y
 
 
-def ours(precision: str, weights: Weights) -> Callable[[Problem], Run]:
+def ours(precision: str, weights: Weights, dtype: torch.dtype = torch.float32) -> Callable[[Problem], Run]:
     gate_up, down = weights.nf4
-    options: Any = {"precision": precision}
-    return lambda problem: partial(moe_dense, problem.x, problem.routing, gate_up, down, **options)
+    return lambda problem: partial(moe_dense, problem.x.to(dtype), problem.routing, gate_up, down, precision=precision)
 
 
 def bnb_states(weights: Weights) -> list[list[Any]]:
@@ -96,6 +95,7 @@ def _cast(dense: Tensor, dtype: torch.dtype) -> Tensor:
 
 CONTENDERS = [
     Contender(EXACT, partial(ours, "exact"), "nf4", 1e-4),
+    Contender(EXACT_BF16, partial(ours, "exact", dtype=torch.bfloat16), "nf4", 0.02, result=Tensor.float),
     Contender(INT8, partial(ours, "int8"), "nf4", 0.03),
     Contender("bitsandbytes fp32", partial(bitsandbytes, torch.float32), "nf4", 5e-3, BNB),
     Contender("bitsandbytes bf16", partial(bitsandbytes, torch.bfloat16), "nf4", 0.02, INFO),

@@ -2,7 +2,7 @@
 
 constexpr int64_t kWindow = 64;  // blocks of a row
 
-// out[i] = the absmax of block first + i.
+// out[i] = the absmax of block first + i. Two roundings, as bitsandbytes has them: nothing here may become a fused multiply-add.
 inline void decode_absmax(const Matrix& w, int64_t first, int64_t count, float* out) {
   const uint8_t* codes = w.absmax8 + first;
   const int64_t before = w.first_block + first;

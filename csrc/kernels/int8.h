@@ -95,7 +95,7 @@ void pack_int8(const From* data, const Source& source, const Packed& to, int64_t
     const From* from = data + source.offset(row + m);
     for (int64_t b = 0; b < to.columns / kBlock; ++b) {
       float values[kBlock];
-      for (int64_t i = 0; i < kBlock; ++i) values[i] = static_cast<float>(from[(b * kBlock + i) * source.column_stride]);
+      for (int64_t i = 0; i < kBlock; ++i) values[i] = static_cast<float>(from[b * kBlock + i]);
       const QuantizedBlock block = quantize_block(values);
       if (lanes) {
         int32_t* const own = out + m * lanes_stride(to.columns);

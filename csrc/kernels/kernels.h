@@ -32,12 +32,11 @@ struct Matrix {
   int64_t first_block = 0;
 };
 
-// Activations in memory. Value (i, k) lies index[i] / divisor (without an index: i) rows and k columns from `data`; strides in values.
+// Activations in memory. Row i lies index[i] / divisor (without an index: i) times `row_stride` values from `data`.
 struct Source {
   const void* data;
   Dtype dtype;
   int64_t row_stride;
-  int64_t column_stride = 1;
   const int64_t* index = nullptr;
   int64_t divisor = 1;
 
@@ -46,11 +45,12 @@ struct Source {
 
 // How activations are laid out for a product.
 enum class Layout : int {
-  tiles,      // for panels of expanded weights: S [tile][column][row of the tile]
-  blocks,     // for few rows and NF4 expanded in registers: S [block of 64][order of expansion][row]
-  int8,       // int8 in blocks of 64 with their scales, for VNNI
-  pairs,      // bf16 by twos, for AVX512-BF16
-  row_pairs,  // the same for `product_transposed`: [tile][pair of columns][row of the tile]
+  tiles,       // for panels of expanded weights: S [tile][column][row of the tile]
+  blocks,      // for few rows and NF4 expanded in registers: S [block of 64][order of expansion][row]
+  int8,        // int8 in blocks of 64 with their scales, for VNNI
+  pairs,       // bf16 by twos, for AVX512-BF16
+  wide_pairs,  // for few rows in float and NF4 of bf16, for which AVX512-BF16 makes quicker tables
+  row_pairs,   // bf16 by twos for `product_transposed`: [tile][pair of columns][row of the tile]
 };
 
 struct Packed {
@@ -70,10 +70,9 @@ struct Results {
 
 template <typename S>
 struct Kernels {
-  const char* name;
   int64_t width;        // W
   int64_t decode_rows;  // up to so many rows NF4 is expanded in registers
-  bool has_pairs;       // whether it multiplies bf16
+  int64_t pair_rows;    // up to so many rows wide_pairs are quicker; 0 without AVX512-BF16
 
   int64_t (*packed_bytes)(int64_t rows, int64_t columns, Layout layout);
   int64_t (*tiles)(int64_t rows, Layout layout);
@@ -91,6 +90,15 @@ struct Kernels {
                           S* dg, S* du, S* dweights, S* h, int64_t h_stride);
 };
 
+// AVX512-BF16 needs GCC 10 or clang 9; MSVC has not been tried with it.
+#if (defined(__clang__) && __clang_major__ >= 9) || (!defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 10)
+#define MOE_BUILDS_BF16
+#endif
+
+extern const Kernels<float> kPortable, kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16;
+extern const Kernels<double> kPortableDouble;
+
+// The table that this operator runs: see `choose_isa` in cpu.h.
 template <typename S>
 const Kernels<S>& kernels();
 

@@ -4,7 +4,7 @@ inline void product(const Packed& x, const Matrix* first, int64_t first_row, con
                     const Results<S>& to) {
   if (x.layout == Layout::tiles) return panel_product(x, first, first_row, second, second_row, to);
 #ifdef MOE_BF16
-  if (x.layout == Layout::pairs) return pair_product(x, first, first_row, second, second_row, to);
+  if (x.layout == Layout::pairs || x.layout == Layout::wide_pairs) return pair_product(x, first, first_row, second, second_row, to);
 #endif
   if (x.layout != Layout::blocks) return int8_product(x, first, first_row, second, second_row, to);
   if (first != nullptr) decode_product(x, *first, first_row, to);
@@ -12,12 +12,12 @@ inline void product(const Packed& x, const Matrix* first, int64_t first_row, con
 }
 
 #ifdef MOE_BF16
-constexpr bool kHasPairs = true;
+constexpr int64_t kPairRows = kPairDecodeRows;
 #else
-constexpr bool kHasPairs = false;
+constexpr int64_t kPairRows = 0;
 #endif
 
-// x is in tiles or, for NF4 of bf16, in row_pairs.
+// x is in tiles or, for NF4 and activations in bf16, in row_pairs.
 inline void product_transposed(const Packed& x, const Matrix& w, int64_t begin, const Results<S>& to) {
 #ifdef MOE_BF16
   if (x.layout == Layout::row_pairs) return pair_product_transposed(x, w, begin, to);
@@ -25,6 +25,6 @@ inline void product_transposed(const Packed& x, const Matrix& w, int64_t begin, 
   panel_product_transposed(x, w, begin, to);
 }
 
-constexpr Kernels<S> table(const char* name) {
-  return {name, W, kDecodeRows, kHasPairs, packed_bytes, packed_tiles, pack, product, product_transposed, swiglu, swiglu_backward};
+constexpr Kernels<S> table() {
+  return {W, kDecodeRows, kPairRows, packed_bytes, packed_tiles, pack, product, product_transposed, swiglu, swiglu_backward};
 }

@@ -3,6 +3,10 @@
 T tokens, K experts per token, E experts, D model width, F expert hidden width, R LoRA rank.
 """
 
+import subprocess
+import sys
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,6 +16,7 @@ from moe_kernels.linear import linear_nf4
 from moe_kernels.nf4 import NF4Weight, dequantize_nf4, quantize_nf4
 from moe_kernels.nf4_format import NF4
 from moe_kernels.routing import Routing
+from moe_kernels.weights import flatten
 from tests.moe_kernels.layers import (
     BF16,
     FP16,
@@ -89,13 +94,17 @@ def test_fp64_is_computed_in_fp64(layer):
 
 
 @pytest.mark.parametrize("layer", [DENSE, SHARED], ids=str)
-def test_threads_and_repeats_change_no_bit(layer, isa):
+@pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
+def test_threads_and_repeats_change_no_bit(layer, dtype, isa):
     threads, found = torch.get_num_threads(), []
-    batch = Batch.of(layer, 301)
+    layer = replace(layer, dtype=dtype)
+    many, few = Batch.of(layer, 301), Batch.of(layer, 3)
     with backend.use("cpp"):
         for count in (1, 2, 5, 2):
             torch.set_num_threads(count)
-            found.append([*results(layer, batch, FP32, grads=True), *results(layer, Batch.of(layer, 3), FP32, grads=True)])
+            call = many.x, many.weights, many.experts, layer.base(), layer.factors()
+            coarse = call_layer(layer, *call, precision="int8")
+            found.append([*results(layer, many, dtype, grads=True), *results(layer, few, dtype, grads=True), coarse])
     torch.set_num_threads(threads)
     for others in found[1:]:
         assert all(map(torch.equal, found[0], others))
@@ -194,6 +203,21 @@ def test_the_weights_are_those_of_dequantize_bit_for_bit(stored, isa):
     assert torch.equal(leaf.grad, expected.T)
 
 
+@pytest.mark.parametrize("stored", [BF16, FP16, FP32], ids=str)
+def test_the_weights_are_those_of_dequantize_in_bf16_too(stored, isa):
+    """Where bf16 is multiplied in hardware, by kernels of their own."""
+    q = quantize_nf4(randn(80, 192, seed=8).to(stored))
+    eye, expected = torch.eye(192, dtype=BF16), dequantize_nf4(q).to(BF16).T
+    with backend.use("cpp"):
+        few = torch.cat([linear_nf4(part, q) for part in eye.split(3)])
+        many = linear_nf4(eye, q)
+        leaf = torch.zeros(80, 192, dtype=BF16, requires_grad=True)
+        linear_nf4(leaf, q).backward(torch.eye(80, dtype=BF16))
+    assert torch.equal(few, expected)
+    assert torch.equal(many, expected)
+    assert torch.equal(leaf.grad, expected.T)
+
+
 def int8_of(x):
     """x as the precision int8 sees it, fp64: in blocks of 64, rounded to 127ths of their largest value."""
     blocks = x.unflatten(1, (-1, 64))
@@ -262,3 +286,45 @@ def test_sizes_are_checked_before_memory_is_read():
         routing = Routing(torch.ones(3, 1), torch.zeros(3, 1, dtype=torch.int64), None, None, None)
         with pytest.raises(ValueError, match="not a whole number of NF4 blocks"):
             moe_dense(randn(3, 3, seed=19), routing, quantize_nf4(randn(2, 6, 3, seed=20)), quantize_nf4(randn(2, 3, 3, seed=21)))
+
+
+def misfits():
+    """Arguments of the operator that do not fit each other, each a way to read memory that is not there."""
+    layer = DENSE
+    batch, base, factors = Batch.of(layer, 6), layer.base(), layer.factors()
+    good = {"x": batch.x, "weights": batch.weights, "experts": batch.experts, "base": base, "factors": factors}
+    other = replace(layer, width=64, hidden=64)
+    return {
+        "factors of fewer experts": good | {"factors": [factor[:1] for factor in factors]},
+        "factors of another width": good | {"factors": other.factors()},
+        "a rank of zero": good | {"factors": [factor[:, :0] if i % 2 == 0 else factor[..., :0] for i, factor in enumerate(factors)]},
+        "fewer weights than ids": good | {"weights": batch.weights[:, :1]},
+        "more rows of routing than tokens": good | {"weights": batch.weights.repeat(9, 1), "experts": batch.experts.repeat(9, 1)},
+        "no experts for a token": good | {"weights": batch.weights[:, :0], "experts": batch.experts[:, :0]},
+        "ids that are no integers": good | {"experts": batch.experts.float()},
+        "an id that is no expert": good | {"experts": batch.experts + 1},
+        "x of another width": good | {"x": batch.x[:, :64]},
+        "matrices of different experts": good | {"base": [base[0], other.base()[1]]},
+        "one matrix": good | {"base": base[:1]},
+    }
+
+
+@pytest.mark.parametrize("name", misfits() if not backend.extension_problem() else [])
+def test_what_does_not_fit_is_refused_before_memory_is_read(name):
+    call = misfits()[name]
+    tensors, offsets, ints = flatten(call["base"])
+    with pytest.raises(ValueError):
+        torch.ops.moe_kernels.experts_cpp(
+            call["x"], call["weights"], call["experts"], tensors, offsets, ints, call["factors"], [1.0, 1.0, 1.0], True, 0
+        )
+
+
+def test_the_default_dtype_changes_nothing():
+    """Loaders set it while they load; the map of absmax is made at the first use."""
+    program = (
+        "import torch; from moe_kernels.nf4 import quantize_nf4; from moe_kernels.linear import linear_nf4;"
+        "q = quantize_nf4(torch.randn(64, 64)); torch.set_default_dtype(torch.bfloat16);"
+        "print(linear_nf4(torch.ones(1, 64, dtype=torch.float32), q).dtype)"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "torch.float32"
