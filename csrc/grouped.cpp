@@ -19,12 +19,11 @@ Source source_of(const Rows& rows, const Input& x, int64_t begin) {
 template <typename S>
 Layout layout_of(int64_t rows, const Matrix& w, const Term& term, bool transposed, const Kernels<S>& k) {
   // Weights are then cast to bf16, as the reference casts them; of fp16 that would round twice.
-  const bool pairs = w.nf4 && term.bf16 && w.dtype != Dtype::f16 && k.pair_rows > 0;
+  const bool pairs = w.nf4 && term.bf16 && w.dtype != Dtype::f16 && k.has_pairs;
   if (transposed) return pairs ? Layout::row_pairs : Layout::tiles;
   if (!w.nf4) return Layout::tiles;
   if (term.precision == Precision::int8) return Layout::int8;
   if (pairs) return Layout::pairs;
-  if (w.dtype == Dtype::bf16 && rows <= k.pair_rows) return Layout::wide_pairs;
   return rows <= k.decode_rows ? Layout::blocks : Layout::tiles;
 }
 

@@ -45,12 +45,11 @@ struct Source {
 
 // How activations are laid out for a product.
 enum class Layout : int {
-  tiles,       // for panels of expanded weights: S [tile][column][row of the tile]
-  blocks,      // for few rows and NF4 expanded in registers: S [block of 64][order of expansion][row]
-  int8,        // int8 in blocks of 64 with their scales, for VNNI
-  pairs,       // bf16 by twos, for AVX512-BF16
-  wide_pairs,  // for few rows in float and NF4 of bf16, for which AVX512-BF16 makes quicker tables
-  row_pairs,   // bf16 by twos for `product_transposed`: [tile][pair of columns][row of the tile]
+  tiles,      // for panels of expanded weights: S [tile][column][row of the tile]
+  blocks,     // for few rows and NF4 expanded in registers: S [block of 64][order of expansion][row]
+  int8,       // int8 in blocks of 64 with their scales, for VNNI
+  pairs,      // bf16 by twos, for AVX512-BF16
+  row_pairs,  // bf16 by twos for `product_transposed`: [tile][pair of columns][row of the tile]
 };
 
 struct Packed {
@@ -72,7 +71,7 @@ template <typename S>
 struct Kernels {
   int64_t width;        // W
   int64_t decode_rows;  // up to so many rows NF4 is expanded in registers
-  int64_t pair_rows;    // up to so many rows wide_pairs are quicker; 0 without AVX512-BF16
+  bool has_pairs;       // whether it multiplies bf16
 
   int64_t (*packed_bytes)(int64_t rows, int64_t columns, Layout layout);
   int64_t (*tiles)(int64_t rows, Layout layout);

@@ -31,7 +31,6 @@ void pack_as(const From* data, const Source& source, const Packed& to, int64_t t
 #ifdef MOE_BF16
   if (to.layout == Layout::pairs) return pack_pairs(data, source, to, t);
   if (to.layout == Layout::row_pairs) return pack_row_pairs(data, source, to, t);
-  if (to.layout == Layout::wide_pairs) return pack_wide_pairs(data, source, to);
 #endif
   pack_int8(data, source, to, t);
 }
@@ -51,7 +50,7 @@ inline void pack(const Source& source, const Packed& to, int64_t t) {
 
 inline int64_t packed_tiles(int64_t rows, Layout layout) {
 #ifdef MOE_BF16
-  if (layout == Layout::wide_pairs || (layout == Layout::pairs && rows <= kPairDecodeRows)) return 1;
+  if (layout == Layout::pairs && rows <= kPairDecodeRows) return 1;
   if (layout == Layout::pairs || layout == Layout::row_pairs) return num_tiles(rows);
 #endif
   if (layout == Layout::int8) return num_int8_tiles(rows);
@@ -62,7 +61,6 @@ inline int64_t packed_bytes(int64_t rows, int64_t columns, Layout layout) {
   const int64_t values = rows * columns * static_cast<int64_t>(sizeof(S));
 #ifdef MOE_BF16
   if (layout == Layout::pairs) return pair_bytes(rows, columns);
-  if (layout == Layout::wide_pairs) return 2 * pair_bytes(rows, columns);
   if (layout == Layout::row_pairs) return rows * ((columns + 1) / 2) * 4;
 #endif
   return layout == Layout::int8 ? int8_bytes(rows, columns) : values;

@@ -31,21 +31,6 @@ void pack_pairs(const From* data, const Source& source, const Packed& to, int64_
   }
 }
 
-// For few rows in float: [group][part][row][first or second of the pairs][pair].
-template <typename From>
-void pack_wide_pairs(const From* data, const Source& source, const Packed& to) {
-  S* const out = static_cast<S*>(to.data);
-  for (int64_t m = 0; m < to.rows; ++m) {
-    const From* const from = data + source.offset(m);
-    for (int64_t vec = 0; vec < pair_groups(to.columns) * kPairParts; ++vec) {
-      for (int64_t i = 0; i < 2 * W; ++i) {
-        const int64_t k = vec / kPairParts * kGroup + first_of_pair(vec % kPairParts, i % W) + i / W * 4;
-        out[(vec * to.rows + m) * 2 * W + i] = k < to.columns ? static_cast<S>(from[k]) : S(0);
-      }
-    }
-  }
-}
-
 // The absmax of a row's blocks from `begin`, and a zero after an odd last one.
 inline void decode_row(const Matrix& w, int64_t row, int64_t begin, int64_t groups, float* out) {
   const int64_t row_blocks = w.columns / kBlock, blocks = std::min(2 * groups, row_blocks - begin);
@@ -58,33 +43,8 @@ inline Words load_group(const Matrix& w, int64_t row, int64_t group) {
   return load_words(static_cast<const uint8_t*>(w.values) + (row * w.columns + begin) / 2, begin + kGroup <= w.columns ? 2 : 1);
 }
 
-// What few rows of activations in bf16 do with a vector of pairs.
-struct ByPairs {
-  using Values = Words;
-  static constexpr int kBytes = W * 4;  // of activations
-  static Values prepare(Words pairs) { return pairs; }
-  static Vec multiply(Vec acc, Values values, const uint8_t* x) { return dot_pairs(acc, values, read_words(x)); }
-};
-
-// And in float: both halves are widened. That is still a third fewer of the shifts and lookups, two of which go in a cycle at most, than
-// decode.h takes, whose tables are in float.
-struct Widened {
-  struct Values {
-    Vec first, second;
-  };
-  static constexpr int kBytes = 2 * W * 4;
-  static Values prepare(Words pairs) {
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)),
-            _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
-  }
-  static Vec multiply(Vec acc, Values values, const uint8_t* x) {
-    const float* const activations = reinterpret_cast<const float*>(x);
-    return fma(values.second, load(activations + W), fma(values.first, load(activations), acc));
-  }
-};
-
 // partial[m][r] += x times rows row..row+R-1 of w, over `groups` groups from `begin`.
-template <typename Kind, int M, int R, int P>
+template <int M, int R, int P>
 void decode_pairs_chunk(const uint8_t* x, const Matrix& w, int64_t row, int64_t begin, int64_t groups, Vec* partial) {
   float absmax[R][2 * kChunkGroups];
   int64_t rows[R];
@@ -108,18 +68,18 @@ void decode_pairs_chunk(const uint8_t* x, const Matrix& w, int64_t row, int64_t 
     });
     repeat<R>([&](auto r) MOE_INLINE { prefetch(ahead + (g * R + r) * 64); });
     repeat<kPairParts>([&](auto part) MOE_INLINE {
-      typename Kind::Values values[R];
-      repeat<R>([&](auto r) MOE_INLINE { values[r] = Kind::prepare(expand_pairs(nibbles[r], table[r], part)); });
+      Words values[R];
+      repeat<R>([&](auto r) MOE_INLINE { values[r] = expand_pairs(nibbles[r], table[r], part); });
       repeat<M>([&](auto m) MOE_INLINE {
-        const uint8_t* const from = x + ((g * kPairParts + part) * M + m) * Kind::kBytes;
-        repeat<R>([&](auto r) MOE_INLINE { acc[r][m][part % P] = Kind::multiply(acc[r][m][part % P], values[r], from); });
+        const Words a = read_words(x + ((g * kPairParts + part) * M + m) * W * 4);
+        repeat<R>([&](auto r) MOE_INLINE { acc[r][m][part % P] = dot_pairs(acc[r][m][part % P], values[r], a); });
       });
     });
   }
   each([&](auto r, auto m, auto p) MOE_INLINE { partial[m * W + r] = p == 0 ? acc[r][m][p] : add(partial[m * W + r], acc[r][m][p]); });
 }
 
-template <typename Kind, int M>
+template <int M>
 void decode_pairs_group(const uint8_t* x, const Matrix& w, int64_t first_row, const Results<S>& to) {
   constexpr int R = M < 4 ? 1 : 2, P = M < 4 ? 2 : 1;
   constexpr int64_t kChunk = std::max<int64_t>(kChunkGroups / M, 1);
@@ -127,9 +87,9 @@ void decode_pairs_group(const uint8_t* x, const Matrix& w, int64_t first_row, co
   for (auto& vec : partial) vec = zero();
   const int64_t groups = pair_groups(w.columns), rows = std::min(W, w.rows - first_row);
   for (int64_t begin = 0; begin < groups; begin += kChunk) {
-    const uint8_t* const from = x + begin * kPairParts * M * Kind::kBytes;
+    const uint8_t* const from = x + begin * kGroupPairs * M * 4;
     for (int64_t r = 0; r < rows; r += R) {
-      decode_pairs_chunk<Kind, M, R, P>(from, w, first_row + r, begin, std::min(kChunk, groups - begin), partial + r);
+      decode_pairs_chunk<M, R, P>(from, w, first_row + r, begin, std::min(kChunk, groups - begin), partial + r);
     }
   }
   add_lanes<M>(partial, to);
@@ -137,13 +97,12 @@ void decode_pairs_group(const uint8_t* x, const Matrix& w, int64_t first_row, co
 
 using DecodePairs = void (*)(const uint8_t*, const Matrix&, int64_t, const Results<S>&);
 
-template <typename Kind, int... M>
+template <int... M>
 constexpr std::array<DecodePairs, sizeof...(M)> decode_pairs_of(std::integer_sequence<int, M...>) {
-  return {decode_pairs_group<Kind, M + 1>...};
+  return {decode_pairs_group<M + 1>...};
 }
 
-template <typename Kind>
-constexpr auto kDecodePairs = decode_pairs_of<Kind>(std::make_integer_sequence<int, kPairDecodeRows>());
+constexpr auto kDecodePairs = decode_pairs_of(std::make_integer_sequence<int, kPairDecodeRows>());
 
 // panel[group][part][pair] is a vector of one pair a row, `stride` bytes from one to the next.
 inline void fill_pairs(const Matrix& w, int64_t first_row, int64_t begin, int64_t groups, uint8_t* panel, int64_t stride) {
@@ -217,7 +176,7 @@ void pair_panels(const Packed& x, const Matrix* const* w, const int64_t* first_r
 inline void pair_product(const Packed& x, const Matrix* first, int64_t first_row, const Matrix* second, int64_t second_row,
                          const Results<S>& to) {
   if (x.rows <= kPairDecodeRows) {
-    const auto decode = (x.layout == Layout::wide_pairs ? kDecodePairs<Widened> : kDecodePairs<ByPairs>)[static_cast<size_t>(x.rows - 1)];
+    const auto decode = kDecodePairs[static_cast<size_t>(x.rows - 1)];
     const auto* const data = static_cast<const uint8_t*>(x.data);
     if (first != nullptr) decode(data, *first, first_row, to);
     if (second != nullptr) decode(data, *second, second_row, {to.data + W, to.stride, to.add});

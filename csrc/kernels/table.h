@@ -4,7 +4,7 @@ inline void product(const Packed& x, const Matrix* first, int64_t first_row, con
                     const Results<S>& to) {
   if (x.layout == Layout::tiles) return panel_product(x, first, first_row, second, second_row, to);
 #ifdef MOE_BF16
-  if (x.layout == Layout::pairs || x.layout == Layout::wide_pairs) return pair_product(x, first, first_row, second, second_row, to);
+  if (x.layout == Layout::pairs) return pair_product(x, first, first_row, second, second_row, to);
 #endif
   if (x.layout != Layout::blocks) return int8_product(x, first, first_row, second, second_row, to);
   if (first != nullptr) decode_product(x, *first, first_row, to);
@@ -12,9 +12,9 @@ inline void product(const Packed& x, const Matrix* first, int64_t first_row, con
 }
 
 #ifdef MOE_BF16
-constexpr int64_t kPairRows = kPairDecodeRows;
+constexpr bool kHasPairs = true;
 #else
-constexpr int64_t kPairRows = 0;
+constexpr bool kHasPairs = false;
 #endif
 
 // x is in tiles or, for NF4 and activations in bf16, in row_pairs.
@@ -26,5 +26,5 @@ inline void product_transposed(const Packed& x, const Matrix& w, int64_t begin, 
 }
 
 constexpr Kernels<S> table() {
-  return {W, kDecodeRows, kPairRows, packed_bytes, packed_tiles, pack, product, product_transposed, swiglu, swiglu_backward};
+  return {W, kDecodeRows, kHasPairs, packed_bytes, packed_tiles, pack, product, product_transposed, swiglu, swiglu_backward};
 }
