@@ -1,5 +1,6 @@
 """Packages, dependencies, and the optional C++ operators of `csrc/`."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -58,7 +59,8 @@ def optional_extension() -> dict[str, object]:
     # OpenMP is compiled in but not linked: its symbols are then those of the runtime in libtorch, and the threads are PyTorch's.
     # A fused multiply-add would round the absmax once instead of twice, and no longer equal bitsandbytes.
     # No flag names an instruction set: the sources that are for one say so themselves, and csrc/cpu.cpp chooses among them at run time.
-    flags = ["-O3", "-g0", "-ffp-contract=off", *(["-fopenmp"] if sys.platform == "linux" else [])]
+    optimisation = [] if "-O" in os.environ.get("CFLAGS", "") else ["-O3", "-g0"]  # these come last, and would win
+    flags = [*optimisation, "-ffp-contract=off", *(["-fopenmp"] if sys.platform == "linux" else [])]
     root = Path(__file__).parent
     sources = sorted(str(path.relative_to(root)) for path in root.glob("csrc/*.cpp"))
     headers = sorted(str(path.relative_to(root)) for path in root.glob("csrc/**/*.h"))
