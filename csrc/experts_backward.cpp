@@ -84,13 +84,13 @@ std::vector<at::Tensor> experts_backward(const Call& call, const Saved& saved, c
   if (!lora.empty()) v2 = grouped_linear<S>(rows, {{{dy, true}, &lora.b[2]}}, true, lora.scalings[2]);
   if (!own) shared = grouped_linear<S>(tokens, {{{dy}, &call.base[2], Precision::exact, call.bf16()}}, true);
   const HiddenGradients<S> hidden = hidden_gradients<S>(call, saved, rows, dy, shared, v2, !lora.empty() || base_grads);
-  const at::Tensor dg = half(hidden.preact, 0), du = half(hidden.preact, 1);
 
   std::vector<at::Tensor> dfactors;
   std::vector<Term> of_pairs;  // what dx is the sum of, for each pair
   at::Tensor v1, v3;
   if (own) of_pairs.push_back({{hidden.preact}, &call.base[0], Precision::exact, call.bf16()});
   if (!lora.empty()) {
+    const at::Tensor dg = half(hidden.preact, 0), du = half(hidden.preact, 1);
     v1 = grouped_linear<S>(rows, {{{dg}, &lora.b[0]}}, true, lora.scalings[0]);
     v3 = grouped_linear<S>(rows, {{{du}, &lora.b[1]}}, true, lora.scalings[1]);
     of_pairs.push_back({{v1}, &lora.a[0]});

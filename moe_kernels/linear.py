@@ -14,7 +14,7 @@ from .weights import Weight, flatten, restore
 def linear_nf4(x: Tensor, q: NF4Weight, bias: Tensor | None = None, *, precision: str = "exact") -> Tensor:
     """`x` [..., in] times the transpose of `q` [out, in], plus `bias` [out]; differentiable in `x` and `bias`.
 
-    The weight is what `dequantize_nf4(q)` says, cast to x's dtype as in bitsandbytes' `Linear4bit` (not in C++); for a few rows without
+    The weight is what `dequantize_nf4(q)` says, cast to x's dtype as in bitsandbytes' `Linear4bit` (C++ may not); for a few rows without
     gradients on CUDA its levels are rounded to fp16 (`moe_kernels.decode`). `precision` is one of `backend.PRECISIONS`; other than `exact`
     it is for inference on a CPU. `ValueError` if the widths differ, or for a precision that cannot be had.
     """

@@ -28,6 +28,7 @@ MOE_INLINE inline void repeat(F&& f) {
 #include "int8_panels.h"
 #ifdef MOE_BF16
 #include "pairs.h"
+#include "pairs_transposed.h"
 #endif
 #include "pack.h"
 #include "swiglu.h"
