@@ -20,6 +20,7 @@ MOE_INLINE inline void repeat(F&& f) {
 // In the order in which they build on each other.
 // clang-format off
 #include "absmax.h"
+#include "dequantize.h"
 #include "decode.h"
 #include "panel.h"
 #include "gemm.h"

@@ -93,14 +93,38 @@ using Nibbles = __m256i;
 
 inline Nibbles load_nibbles(const uint8_t* bytes) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)); }
 
+inline Vec lookup(Table table, __m256i index, __m256i fourth) {
+  return _mm256_blendv_ps(_mm256_permutevar8x32_ps(table.low, index), _mm256_permutevar8x32_ps(table.high, index),
+                          _mm256_castsi256_ps(fourth));
+}
+
 inline Vec expand(Nibbles nibbles, Table table, int part) {
   const int shift = part / 2 * 8 + (part % 2 == 0 ? 4 : 0);  // the high nibble of a byte is the even column
-  const __m256i index = _mm256_srli_epi32(nibbles, shift);
-  const Vec fourth = _mm256_castsi256_ps(_mm256_slli_epi32(nibbles, 28 - shift));
-  return _mm256_blendv_ps(_mm256_permutevar8x32_ps(table.low, index), _mm256_permutevar8x32_ps(table.high, index), fourth);
+  return lookup(table, _mm256_srli_epi32(nibbles, shift), _mm256_slli_epi32(nibbles, 28 - shift));
 }
 
 constexpr int64_t column_of(int64_t part, int64_t lane) { return 8 * lane + part; }
+
+// 8 values of consecutive columns in their order: a byte to 64 bits, its nibbles to 32 each.
+inline Vec expand_in_order(const uint8_t* bytes, Table table) {
+  int32_t four;
+  std::memcpy(&four, bytes, 4);
+  const __m256i wide = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(four));
+  const __m256i index = _mm256_or_si256(_mm256_srli_epi64(wide, 4), _mm256_slli_epi64(wide, 32));
+  return lookup(table, index, _mm256_slli_epi32(index, 28));
+}
+
+// Values that these types hold as they are.
+inline void store(c10::BFloat16* p, Vec a) {
+  const __m256i high = _mm256_srli_epi32(_mm256_castps_si256(a), 16);
+  const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+}
+inline void store(c10::Half* p, Vec a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a, _MM_FROUND_NO_EXC)); }
+inline void store(double* p, Vec a) {
+  _mm256_storeu_pd(p, _mm256_cvtps_pd(_mm256_castps256_ps128(a)));
+  _mm256_storeu_pd(p + 4, _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)));
+}
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 

@@ -90,6 +90,23 @@ inline Vec expand(Nibbles nibbles, Table table, int part) {
 
 constexpr int64_t column_of(int64_t part, int64_t lane) { return 4 * lane + part; }
 
+// 16 values of consecutive columns in their order: a byte to 64 bits, its nibbles to 32 each.
+inline Vec expand_in_order(const uint8_t* bytes, Table table) {
+  const __m512i wide = _mm512_cvtepu8_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes)));
+  return _mm512_permutexvar_ps(_mm512_or_si512(_mm512_srli_epi64(wide, 4), _mm512_slli_epi64(wide, 32)), table);
+}
+
+// Values that these types hold as they are.
+inline void store(c10::BFloat16* p, Vec a) {
+  const __m512i high = _mm512_srli_epi32(_mm512_castps_si512(a), 16);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(high));
+}
+inline void store(c10::Half* p, Vec a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_NO_EXC)); }
+inline void store(double* p, Vec a) {
+  _mm512_storeu_pd(p, _mm512_cvtps_pd(_mm512_castps512_ps256(a)));
+  _mm512_storeu_pd(p + 8, _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)));
+}
+
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }  // into L2
 
 // Vectors of 16 words of 32 bits, each 4 bytes or 8 nibbles of a row.

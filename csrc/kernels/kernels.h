@@ -75,6 +75,8 @@ struct Kernels {
 
   int64_t (*packed_bytes)(int64_t rows, int64_t columns, Layout layout);
   int64_t (*tiles)(int64_t rows, Layout layout);
+  // Blocks begin..end-1 of a weight of one row, of any number of columns, as dense values of its dtype into the row `out`.
+  void (*dequantize)(const Matrix& w, int64_t begin, int64_t end, void* out);
   void (*pack)(const Source& source, const Packed& to, int64_t tile);
 
   // x times rows first_row..+W-1 of `first`, into columns 0..W-1 of the results, and of `second`, into W..2W-1. Either may be null.

@@ -97,6 +97,8 @@ inline Vec expand(Nibbles nibbles, const Table& table, int64_t part) {
 
 constexpr int64_t column_of(int64_t part, int64_t lane) { return W * part + lane; }
 
+inline Vec expand_in_order(const uint8_t* bytes, const Table& table) { return expand(bytes, table, 0); }
+
 inline void prefetch(const void*) {}
 
 // Vectors of W words of 32 bits, each 4 bytes or 8 nibbles of a row, in the order of memory whatever a CPU's order of bytes is.

@@ -26,5 +26,5 @@ inline void product_transposed(const Packed& x, const Matrix& w, int64_t begin, 
 }
 
 constexpr Kernels<S> table() {
-  return {W, kDecodeRows, kHasPairs, packed_bytes, packed_tiles, pack, product, product_transposed, swiglu, swiglu_backward};
+  return {W, kDecodeRows, kHasPairs, packed_bytes, packed_tiles, dequantize, pack, product, product_transposed, swiglu, swiglu_backward};
 }
