@@ -15,12 +15,18 @@ DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 SHAPES = [(64, 128), (4, 96, 64), (3, 128, 192), (5, 7), (1,), (63,), (64,), (65,), (96, 48), (300, 64), (2, 3, 5, 7)]
 
 
-@pytest.fixture(params=backend.NAMES)
-def implementation(request):
-    if request.param == "cpp" and backend.extension_problem():
+ISAS = [] if backend.extension_problem() else [f"cpp {isa}" for isa in backend.cpu_isas()]
+
+
+@pytest.fixture(params=[*(name for name in backend.NAMES if name != "cpp"), *(ISAS or ["cpp"])])
+def implementation(request, monkeypatch):
+    name, *isa = request.param.split()
+    if name == "cpp" and backend.extension_problem():
         pytest.skip(backend.extension_problem())
-    with backend.use(request.param):
-        yield request.param
+    if isa:
+        monkeypatch.setenv("MOE_KERNELS_ISA", isa[0])
+    with backend.use(name):
+        yield name
 
 
 def bnb_quantize(w):
