@@ -114,7 +114,7 @@ inline Vec expand_in_order(const uint8_t* bytes, Table table) {
   return lookup(table, index, _mm256_slli_epi32(index, 28));
 }
 
-// Values that these types hold as they are.
+// Of values that these types hold as they are.
 inline void store(c10::BFloat16* p, Vec a) {
   const __m256i high = _mm256_srli_epi32(_mm256_castps_si256(a), 16);
   const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
@@ -124,6 +124,12 @@ inline void store(c10::Half* p, Vec a) { _mm_storeu_si128(reinterpret_cast<__m12
 inline void store(double* p, Vec a) {
   _mm256_storeu_pd(p, _mm256_cvtps_pd(_mm256_castps256_ps128(a)));
   _mm256_storeu_pd(p + 4, _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)));
+}
+
+// A block of values of T, which holds those of the table as they are.
+template <typename T>
+void write_block(const uint8_t* bytes, Table table, T* out) {
+  for (int64_t i = 0; i < kBlock; i += W) store(out + i, expand_in_order(bytes + i / 2, table));
 }
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

@@ -96,7 +96,7 @@ inline Vec expand_in_order(const uint8_t* bytes, Table table) {
   return _mm512_permutexvar_ps(_mm512_or_si512(_mm512_srli_epi64(wide, 4), _mm512_slli_epi64(wide, 32)), table);
 }
 
-// Values that these types hold as they are.
+// Of values that these types hold as they are.
 inline void store(c10::BFloat16* p, Vec a) {
   const __m512i high = _mm512_srli_epi32(_mm512_castps_si512(a), 16);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(high));
@@ -105,6 +105,12 @@ inline void store(c10::Half* p, Vec a) { _mm256_storeu_si256(reinterpret_cast<__
 inline void store(double* p, Vec a) {
   _mm512_storeu_pd(p, _mm512_cvtps_pd(_mm512_castps512_ps256(a)));
   _mm512_storeu_pd(p + 8, _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)));
+}
+
+// A block of values of T, which holds those of the table as they are.
+template <typename T>
+void write_block(const uint8_t* bytes, Table table, T* out) {
+  for (int64_t i = 0; i < kBlock; i += W) store(out + i, expand_in_order(bytes + i / 2, table));
 }
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }  // into L2

@@ -1,10 +1,5 @@
 // NF4 written out as dense values of its dtype.
 
-template <typename T>
-void write_block(const uint8_t* bytes, const Table& table, T* out) {
-  for (int64_t i = 0; i < kBlock; i += W) store(out + i, expand_in_order(bytes + i / 2, table));
-}
-
 // Blocks begin..end-1 of w, of which the last may be cut off by the end of its one row.
 template <typename T>
 void dequantize_as(const Matrix& w, int64_t begin, int64_t end, T* out) {

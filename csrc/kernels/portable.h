@@ -97,7 +97,16 @@ inline Vec expand(Nibbles nibbles, const Table& table, int64_t part) {
 
 constexpr int64_t column_of(int64_t part, int64_t lane) { return W * part + lane; }
 
-inline Vec expand_in_order(const uint8_t* bytes, const Table& table) { return expand(bytes, table, 0); }
+// A block of values of T, which holds those of the table as they are.
+template <typename T>
+void write_block(const uint8_t* bytes, const Table& table, T* out) {
+  T values[16];
+  for (int i = 0; i < 16; ++i) values[i] = static_cast<T>(table.v[i]);
+  for (int64_t j = 0; j < kBlock / 2; ++j) {  // one store a pair: of two stores GCC makes vector code that takes fp32 five times as long
+    const T pair[2] = {values[bytes[j] >> 4], values[bytes[j] & 15]};
+    std::memcpy(out + 2 * j, pair, sizeof(pair));
+  }
+}
 
 inline void prefetch(const void*) {}
 
