@@ -7,6 +7,7 @@ from transformers import MixtralConfig
 ROUTER_TYPES = ("noisy_topk", "topk", "softmax", "switch")
 EXPERT_LAYOUTS = ("dense", "lora")
 QUANTIZATIONS = (None, "nf4")
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 class MoEConfig(MixtralConfig):
@@ -18,8 +19,12 @@ class MoEConfig(MixtralConfig):
         importance_coef, load_coef: weights of Shazeer et al.'s CV² losses (arXiv:1701.06538, eq. 7 and 11), averaged over layers.
         expert_layout: `dense` (three matrices for each expert) or `lora` (one shared FFN, and LoRA factors for each expert).
         lora_rank: rank R of the stored factors (the greatest of the experts'; the others are padded with zeros). Only for `lora`.
+        attention_experts: projections of attention (of q_proj, k_proj, v_proj, o_proj) in which each expert has LoRA factors; None: it is shared.
+        attention_lora_rank: rank R of these factors.
+        num_shared_experts: how many always-on experts come after the routed ones. Each sees every token, outside the gate's choice.
+        shared_expert_scale: their weight (1 in DeepSeek-MoE, arXiv:2401.06066; less keeps a composed mixture's outputs near its experts').
         quantization: None, or `nf4` for the expert and attention matrices.
-        expert_names: what each expert is called, e.g. its programming language.
+        expert_names: what each routed expert, then each shared one, is called, e.g. its programming language.
     """
 
     model_type = "moe_experts"
@@ -30,6 +35,10 @@ class MoEConfig(MixtralConfig):
     load_coef: float = 0.01
     expert_layout: str = "dense"
     lora_rank: int = 0
+    attention_experts: list[str] | None = None
+    attention_lora_rank: int = 0
+    num_shared_experts: int = 0
+    shared_expert_scale: float = 1.0
     quantization: str | None = None
     expert_names: list[str] | None = None
 
@@ -42,8 +51,19 @@ class MoEConfig(MixtralConfig):
             raise ValueError(f"num_experts_per_tok is {self.num_experts_per_tok}; it must lie in 1..{self.num_local_experts} (experts)")
         if (self.expert_layout == "lora") != (self.lora_rank > 0):
             raise ValueError(f"lora_rank is {self.lora_rank}, but expert_layout is {self.expert_layout!r}: only the lora layout has a rank")
-        if self.expert_names is not None and len(self.expert_names) != self.num_local_experts:
-            raise ValueError(f"expert_names has {len(self.expert_names)} names for {self.num_local_experts} experts")
+        for projection in self.attention_experts or ():
+            _check_choice("attention_experts", projection, ATTENTION)
+        if bool(self.attention_experts) != (self.attention_lora_rank > 0):
+            raise ValueError(f"attention_lora_rank is {self.attention_lora_rank}, but attention_experts is {self.attention_experts}: one needs the other")
+        if self.num_shared_experts < 0:
+            raise ValueError(f"num_shared_experts is {self.num_shared_experts}; it must be at least 0")
+        if self.expert_names is not None and len(self.expert_names) != self.num_stored_experts:
+            raise ValueError(f"expert_names has {len(self.expert_names)} names for {self.num_stored_experts} experts")
+
+    @property
+    def num_stored_experts(self) -> int:
+        """E of the expert tensors: the routed experts, then the shared ones."""
+        return self.num_local_experts + self.num_shared_experts
 
 
 def _check_choice(field: str, value: str | None, allowed: tuple[str | None, ...]) -> None:

@@ -20,7 +20,7 @@ class DenseExperts(MatrixModule):
 
     def __init__(self, config: MoEConfig) -> None:
         super().__init__(quantized=config.quantization == "nf4")
-        experts, width, hidden = config.num_local_experts, config.hidden_size, config.intermediate_size
+        experts, width, hidden = config.num_stored_experts, config.hidden_size, config.intermediate_size
         self.add_matrix("gate_up_proj", experts, 2 * hidden, width)
         self.add_matrix("down_proj", experts, width, hidden)
 
@@ -40,8 +40,8 @@ class LoraExperts(MatrixModule):
         for name in PROJECTIONS:
             out_features, in_features = (width, hidden) if name == "down_proj" else (hidden, width)
             self.add_matrix(name, out_features, in_features)
-            self.register_parameter(f"{name}_lora_A", nn.Parameter(torch.empty(config.num_local_experts, rank, in_features)))
-            self.register_parameter(f"{name}_lora_B", nn.Parameter(torch.empty(config.num_local_experts, out_features, rank)))
+            self.register_parameter(f"{name}_lora_A", nn.Parameter(torch.empty(config.num_stored_experts, rank, in_features)))
+            self.register_parameter(f"{name}_lora_B", nn.Parameter(torch.empty(config.num_stored_experts, out_features, rank)))
 
     def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
         lora = ExpertLoRA(w1=self._factors("gate_proj"), w3=self._factors("up_proj"), w2=self._factors("down_proj"))

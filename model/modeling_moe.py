@@ -29,14 +29,13 @@ from transformers.utils.output_capturing import OutputRecorder
 
 from moe_kernels.backend import precision_code
 
+from .attention import MoEAttention
 from .checkpoint import CONFIG, Checkpoint, model_folder, parse_dtype, read_json
-from .configuration_moe import MoEConfig
+from .configuration_moe import ATTENTION, MoEConfig
 from .conversion import load_weights
 from .experts import DenseExperts, LoraExperts
 from .quantization import MatrixModule, NF4Linear
 from .routers import MoERouter
-
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 class MoEBlock(nn.Module):
@@ -60,7 +59,7 @@ class MoEDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: MoEConfig, layer_idx: int) -> None:
         super().__init__()
         self.hidden_size = config.hidden_size
-        self.self_attn = MixtralAttention(config, layer_idx)
+        self.self_attn = (MoEAttention if config.attention_experts else MixtralAttention)(config, layer_idx)
         if config.quantization == "nf4":
             for name in ATTENTION:
                 linear = getattr(self.self_attn, name)
@@ -71,6 +70,8 @@ class MoEDecoderLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: Tensor, token_mask: Tensor | None = None, router_step: int = 0, **attention_arguments: Any) -> Tensor:
         """`router_step` is an argument, not state, so that a checkpointed recompute draws the same noise."""
+        if isinstance(self.self_attn, MoEAttention):
+            attention_arguments |= {"token_mask": token_mask, "router_step": router_step}
         attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **attention_arguments)
         hidden_states = hidden_states + attended
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states), token_mask, router_step)
@@ -81,7 +82,7 @@ class MoEPreTrainedModel(MixtralPreTrainedModel):
     config_class = MoEConfig
     _no_split_modules = ["MoEDecoderLayer"]  # noqa: RUF012
     _can_record_outputs = {  # noqa: RUF012
-        "router_logits": OutputRecorder(MoERouter, index=0),
+        "router_logits": OutputRecorder(MoERouter, index=0, layer_name="mlp"),
         "router_losses": OutputRecorder(MoERouter, index=1),
         "hidden_states": MoEDecoderLayer,
         "attentions": MixtralAttention,
@@ -90,7 +91,7 @@ class MoEPreTrainedModel(MixtralPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if not isinstance(module, MoERouter | DenseExperts | LoraExperts):
+        if not isinstance(module, MoERouter | DenseExperts | LoraExperts | MoEAttention):
             return
         for name, parameter in module.named_parameters(recurse=False):
             if name == "noise_weight" or name.endswith("lora_B"):

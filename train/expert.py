@@ -1,8 +1,8 @@
 """`python -m train.expert --lang cpp`: one language's expert, trained with QLoRA.
 
 The base is loaded in bitsandbytes' NF4 with nested absmax and stays frozen; PEFT's LoRA learns beside the three FFN
-matrices of every layer (`--target all`: attention too), because the FFN is what composing takes. The loss counts the
-completion only. Dettmers et al. 2023, QLoRA, arXiv:2305.14314.
+matrices of every layer; with `--target all` also beside attention's q and o, which a mixture then mixes by a gate of
+their own. The loss counts the completion only. Dettmers et al. 2023, QLoRA, arXiv:2305.14314.
 
 The output is a plain PEFT adapter with `run.json`, `log.jsonl` and TensorBoard's files beside it.
 """
@@ -35,8 +35,7 @@ from .settings import add_training_flags, check_flags, has_bf16, use_checkpointi
 from .trainer import train_pairs, write_logs
 from .workspace import check_free, workspace
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-TARGETS = {"ffn": PROJECTIONS, "all": PROJECTIONS + ATTENTION}
+TARGETS = {"ffn": PROJECTIONS, "all": (*PROJECTIONS, "q_proj", "o_proj")}  # keys and values stay those of the base, as in JetMoE
 DEFAULT_OUT = "runs/expert-{lang}"
 
 
@@ -140,7 +139,7 @@ def main() -> int:
     parser.add_argument("--data", default="auto", help="corpus, xlcost, a file or folder; auto: xlcost where Mistral-7B fits, else corpus")
     parser.add_argument("--level", choices=("program", "snippet"), default="program", help="whole programs, or fragments")
     parser.add_argument("--out", help=f"output folder (default: {DEFAULT_OUT})")
-    parser.add_argument("--target", choices=tuple(TARGETS), default="ffn", help="ffn: what composing takes; all: attention too")
+    parser.add_argument("--target", choices=tuple(TARGETS), default="ffn", help="ffn: the matrices of a Mixtral expert; all: attention's q and o too")
     parser.add_argument("--rank", type=int, default=16, help="of the LoRA factors")
     parser.add_argument("--alpha", type=int, default=0, help="LoRA scale numerator; 0: twice the rank")
     parser.add_argument("--dropout", type=float, default=0.05, help="of the LoRA factors' input")

@@ -28,7 +28,7 @@ from .settings import add_training_flags, check_flags
 from .trainer import PairTrainer, train_pairs, write_logs
 from .workspace import check_free, workspace
 
-TRAINED = {"gate": (".mlp.gate.",), "gate+lora": (".mlp.gate.", "lora_")}
+TRAINED = {"gate": (".gate.",), "gate+lora": (".gate.", "lora_")}
 
 
 class GateTrainer(PairTrainer):

@@ -62,7 +62,7 @@ def plan_expert(base: str, args: argparse.Namespace) -> Plan:
     head = getattr(config, "head_dim", None) or D // config.num_attention_heads
     q, kv = config.num_attention_heads * head, config.num_key_value_heads * head
     attention, ffn = 2 * D * q + 2 * D * kv, 3 * D * F
-    lora = 3 * (D + F) + (0 if args.target == "ffn" else 2 * (D + q) + 2 * (D + kv))
+    lora = 3 * (D + F) + (0 if args.target == "ffn" else 2 * (D + q))
     trained = L * args.rank * lora
     tokens = args.batch_size * args.max_length
     layer = (16 * D + 5 * F) * tokens * a

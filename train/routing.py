@@ -29,7 +29,7 @@ def measure_routing(model: nn.Module, examples: list[Example], own: int | None, 
     """
     device = next(model.parameters()).device
     model.eval()
-    routers = [module for module in model.modules() if isinstance(module, MoERouter)]
+    routers = [module for name, module in model.named_modules() if isinstance(module, MoERouter) and name.endswith(".mlp.gate")]
     totals: dict[str, Any] = {}
     tokens = 0
     for start in tqdm(range(0, len(examples), batch_size), desc="routing", unit="batch"):
