@@ -126,7 +126,7 @@ def extension_problem() -> str:
         torch.ops.load_library(spec.origin)
     except OSError as error:  # as after another torch was installed
         return f"the C++ extension does not load and needs a rebuild ({error})"
-    if not hasattr(torch.ops.moe_kernels, "experts_cpp"):  # the newest of its operators
+    if not hasattr(torch.ops.moe_kernels, "quantize_absmax"):  # the newest of its operators
         return "the C++ extension is older than its sources and needs a rebuild"
     torch.library.register_fake("moe_kernels::dequantize_nf4", _dequantize_nf4_fake)
     return ""
