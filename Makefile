@@ -7,7 +7,8 @@ READY := $(VENV)/.ready
 .PHONY: help demo test test-all bench sanitize gpu lint format setup clean
 
 help:
-	@echo "make demo      the whole study on the embedded base and corpus, and a report to look at (about 20 minutes on 2 cores)"
+	@echo "make setup     .venv with everything in it; what the other targets begin with"
+	@echo "make demo      the whole study on the embedded base and corpus, and a report to look at (about 14 minutes on 2 cores)"
 	@echo "make test      lint, types and every test that needs no GPU (about 10 minutes)"
 	@echo "make test-all  the same with the slow tests: every program of the corpus compiled and run"
 	@echo "make bench     pytest benchmarks/"

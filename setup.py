@@ -2,6 +2,7 @@
 
 import os
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -39,10 +40,13 @@ def skip_extension(reason: object) -> None:
 
 def optional_extension() -> dict[str, object]:
     """The arguments of `setup` that build `moe_kernels._C`; none if torch is out of the build's sight."""
+    # pip builds in an environment that hides what is installed, and a torch that it fetched for the build alone would be another than
+    # the one that the extension is loaded into (and several GB). So: the installed one, found where packages are installed.
+    sys.path.append(sysconfig.get_path("purelib"))
     try:
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError:
-        skip_extension("torch is not installed, or hidden from the build: install it, then use pip's --no-build-isolation")
+        skip_extension("torch is not installed, or hidden from the build: install it first, then use pip's --no-build-isolation")
         return {}
 
     class OptionalBuild(BuildExtension):

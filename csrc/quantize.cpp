@@ -6,6 +6,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mean.h>
+#include <ATen/ops/scalar_tensor.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -13,6 +14,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <tuple>
 
 #include "kernels/kernels.h"
@@ -106,59 +108,84 @@ void quantize_groups(const float* absmax, float offset, const CodeBounds& bounds
   }
 }
 
-using Tensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using Blocks = std::tuple<at::Tensor, at::Tensor>;              // packed bytes, fp32 absmax
+using Absmax = std::tuple<at::Tensor, at::Tensor, at::Tensor>;  // 8-bit absmax, nested absmax, nested offset
 
-// packed, absmax, nested_absmax and nested_offset, not yet written. Of a weight without memory this is all that is known.
-Tensors empty_outputs(const at::Tensor& weight, const at::Tensor& /*dynamic_map*/) {
+// Not yet written. Of a weight without memory this is all that is known.
+Blocks empty_blocks(const at::Tensor& weight) {
   const c10::SymInt values = weight.sym_numel();
-  const c10::SymInt blocks = (values + kBlock - 1) / kBlock;
-  const auto bytes = weight.options().dtype(at::kByte);
-  const auto floats = weight.options().dtype(at::kFloat);
-  return {at::empty_symint({(values + 1) / 2, 1}, bytes), at::empty_symint({blocks}, bytes),
-          at::empty_symint({(blocks + kNestedBlock - 1) / kNestedBlock}, floats), at::empty({}, floats)};
+  return {at::empty_symint({(values + 1) / 2, 1}, weight.options().dtype(at::kByte)),
+          at::empty_symint({(values + kBlock - 1) / kBlock}, weight.options().dtype(at::kFloat))};
 }
 
-Tensors quantize_nf4(const at::Tensor& weight, const at::Tensor& dynamic_map) {
+Absmax empty_absmax(const at::Tensor& absmax, const at::Tensor& /*dynamic_map*/, std::optional<double> /*nested_offset*/) {
+  const c10::SymInt blocks = absmax.sym_numel();
+  return {at::empty_symint({blocks}, absmax.options().dtype(at::kByte)),
+          at::empty_symint({(blocks + kNestedBlock - 1) / kNestedBlock}, absmax.options()), at::empty({}, absmax.options())};
+}
+
+Blocks quantize_nf4_blocks(const at::Tensor& weight) {
   const int64_t values = weight.numel();
   TORCH_CHECK_VALUE(values > 0, "a weight of shape ", weight.sizes(), " has no values to quantise");
-  TORCH_CHECK_VALUE(weight.is_contiguous() && dynamic_map.is_contiguous(), "the weight and the dynamic map must be contiguous");
-  TORCH_CHECK_VALUE(dynamic_map.numel() == kCodes, "the dynamic map has ", kCodes, " entries, not ", dynamic_map.numel());
-  auto [packed, absmax8, nested_absmax, nested_offset] = empty_outputs(weight, dynamic_map);
-
-  const int64_t blocks = absmax8.numel();
-  const at::Tensor absmax = at::empty({blocks}, nested_offset.options());
+  TORCH_CHECK_VALUE(weight.is_contiguous(), "the weight must be contiguous");
+  auto [packed, absmax] = empty_blocks(weight);
   float* scales = absmax.mutable_data_ptr<float>();
   uint8_t* bytes = packed.mutable_data_ptr<uint8_t>();
-  AT_DISPATCH_V2(weight.scalar_type(), "quantize_nf4", AT_WRAP([&] {
+  AT_DISPATCH_V2(weight.scalar_type(), "quantize_nf4_blocks", AT_WRAP([&] {
                    const scalar_t* source = weight.const_data_ptr<scalar_t>();
-                   at::parallel_for(0, blocks, kGrain,
+                   at::parallel_for(0, absmax.numel(), kGrain,
                                     [&](int64_t begin, int64_t end) { quantize_blocks(source, bytes, scales, values, begin, end); });
                  }),
                  at::kBFloat16, at::kHalf, at::kFloat);
+  return {packed, absmax};
+}
 
-  // torch's mean, as bitsandbytes takes it. Above some hundred thousand values it adds in another order for every number of threads; on one
-  // thread the bytes are the same on every machine.
+// torch's mean, as bitsandbytes takes it. Above some hundred thousand values it adds in another order for every number of threads; on one
+// thread the bytes are the same on every machine.
+at::Tensor mean_on_one_thread(const at::Tensor& absmax) {
   const int threads = at::get_num_threads();
   at::set_num_threads(1);
-  nested_offset = absmax.mean();
+  const at::Tensor mean = absmax.mean();
   at::set_num_threads(threads);
-  const float offset = nested_offset.item<float>();
+  return mean;
+}
+
+// The second quantisation. Without a nested offset it is the mean of the absmax.
+Absmax quantize_absmax(const at::Tensor& absmax, const at::Tensor& dynamic_map, std::optional<double> nested_offset) {
+  TORCH_CHECK_VALUE(absmax.scalar_type() == at::kFloat && absmax.is_contiguous() && dynamic_map.is_contiguous(),
+                    "absmax must be float32, and it and the dynamic map contiguous");
+  TORCH_CHECK_VALUE(absmax.numel() > 0, "there are no absmax to quantise");
+  TORCH_CHECK_VALUE(dynamic_map.numel() == kCodes, "the dynamic map has ", kCodes, " entries, not ", dynamic_map.numel());
+  auto [absmax8, nested_absmax, mean] = empty_absmax(absmax, dynamic_map, nested_offset);
+  mean = nested_offset ? at::scalar_tensor(*nested_offset, absmax.options()) : mean_on_one_thread(absmax);
+  const float offset = mean.item<float>();
   CodeBounds bounds;
   const float* codes = dynamic_map.const_data_ptr<float>();
   for (size_t i = 0; i < bounds.size(); ++i) bounds[i] = (codes[i] + codes[i + 1]) / 2;
-  uint8_t* bytes8 = absmax8.mutable_data_ptr<uint8_t>();
+  const int64_t blocks = absmax.numel();
+  const float* scales = absmax.const_data_ptr<float>();
+  uint8_t* bytes = absmax8.mutable_data_ptr<uint8_t>();
   float* nested = nested_absmax.mutable_data_ptr<float>();
   at::parallel_for(0, nested_absmax.numel(), kNestedGrain,
-                   [&](int64_t begin, int64_t end) { quantize_groups(scales, offset, bounds, bytes8, nested, blocks, begin, end); });
-  return {packed, absmax8, nested_absmax, nested_offset};
+                   [&](int64_t begin, int64_t end) { quantize_groups(scales, offset, bounds, bytes, nested, blocks, begin, end); });
+  return {absmax8, nested_absmax, mean};
 }
 
 }  // namespace
 }  // namespace moe
 
 TORCH_LIBRARY_FRAGMENT(moe_kernels, m) {
-  m.def("quantize_nf4(Tensor weight, Tensor dynamic_map) -> (Tensor packed, Tensor absmax, Tensor nested_absmax, Tensor nested_offset)");
+  m.def("quantize_nf4_blocks(Tensor weight) -> (Tensor packed, Tensor absmax)");
+  m.def(
+      "quantize_absmax(Tensor absmax, Tensor dynamic_map, float? nested_offset=None) -> (Tensor absmax8, Tensor nested_absmax, "
+      "Tensor nested_offset)");
 }
 
-TORCH_LIBRARY_IMPL(moe_kernels, CPU, m) { m.impl("quantize_nf4", moe::quantize_nf4); }
-TORCH_LIBRARY_IMPL(moe_kernels, Meta, m) { m.impl("quantize_nf4", moe::empty_outputs); }
+TORCH_LIBRARY_IMPL(moe_kernels, CPU, m) {
+  m.impl("quantize_nf4_blocks", moe::quantize_nf4_blocks);
+  m.impl("quantize_absmax", moe::quantize_absmax);
+}
+TORCH_LIBRARY_IMPL(moe_kernels, Meta, m) {
+  m.impl("quantize_nf4_blocks", moe::empty_blocks);
+  m.impl("quantize_absmax", moe::empty_absmax);
+}

@@ -142,9 +142,10 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
     def set_precision(self, precision: str) -> "MoEForCausalLM":
         """How products with NF4 are computed on a CPU: one of `moe_kernels.backend.PRECISIONS`, of which only `exact` can be trained in.
 
-        `ValueError` for an unknown name, or for one that this machine or this model's device does not have.
+        `ValueError` for an unknown name, or for one that this machine, this model's device or its matrices do not allow.
         """
-        precision_code(precision, self.lm_head.weight, training=False)
+        weights = [module.matrix(name) for module in self.modules() if isinstance(module, MatrixModule) for name in module.matrices()]
+        precision_code(precision, self.lm_head.weight, training=False, weights=weights)
         for module in self.modules():
             if isinstance(module, MatrixModule):
                 module.precision = precision

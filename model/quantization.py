@@ -1,5 +1,6 @@
 """Modules whose matrices are either Parameters or bitsandbytes' NF4 bytes, under the same names and state-dict keys."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -28,6 +29,10 @@ class MatrixModule(nn.Module):
         self._shapes[name] = shape
         if not self._quantized:
             self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+
+    def matrices(self) -> Iterable[str]:
+        """The names of all matrices."""
+        return self._shapes
 
     def quantized_matrices(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every matrix that is kept in NF4."""

@@ -7,14 +7,19 @@ built, else `reference`. An operator that has no `cpp` form, or tensors that its
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .launch import recording
+from .nf4_format import NF4
+
+if TYPE_CHECKING:
+    from .nf4 import NF4Weight  # which imports this module
 
 NAMES = ("reference", "cpp", "triton")
 KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -36,7 +41,7 @@ def active(device: str = "cpu") -> str:
         problem = extension_problem()
         _chosen = "reference" if problem else "cpp"
         if problem:
-            logging.getLogger("moe_kernels").warning("moe_kernels: %s; the reference operators run", problem)
+            logging.getLogger("moe_kernels").warning("moe_kernels: %s; the reference operators run, at a fraction of the speed", problem)
     return _chosen
 
 
@@ -61,10 +66,10 @@ def as_autocast(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
-def precision_code(precision: str, x: Tensor, *, training: bool) -> int:
-    """The number of `precision` in the extension's operators; `ValueError` if it is unknown, or not to be had for `x`.
+def precision_code(precision: str, x: Tensor, *, training: bool, weights: "Sequence[Tensor | NF4Weight]" = ()) -> int:
+    """The number of `precision` in the extension's operators; `ValueError` if it is unknown, or not to be had for `x` and `weights`.
 
-    `exact`: activations as they are. `int8`: quantised in blocks of 64 (`csrc/kernels/int8.h`).
+    `exact`: activations as they are. `int8`: quantised in blocks of 64 (`csrc/kernels/int8.h`), for NF4 weights of whole blocks a row.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
@@ -75,6 +80,13 @@ def precision_code(precision: str, x: Tensor, *, training: bool) -> int:
             raise ValueError(
                 f"precision {precision!r} needs the C++ extension and the CPU; here {active(x.device.type)} runs on {x.device}"
             )
+        for weight in weights:
+            if isinstance(weight, Tensor) or weight.shape[-1] % NF4.block:
+                kind = "dense" if isinstance(weight, Tensor) else "NF4"
+                raise ValueError(
+                    f"precision {precision!r} needs NF4 weights whose rows are multiples of {NF4.block}, "
+                    f"not a {kind} weight of shape {list(weight.shape)}"
+                )
     return PRECISIONS.index(precision)
 
 
@@ -109,12 +121,12 @@ def extension_problem() -> str:
     """Loads the extension's operators into `torch.ops.moe_kernels`; returns why that fails, or the empty string."""
     spec = importlib.util.find_spec("moe_kernels._C")
     if spec is None or spec.origin is None:
-        return "the C++ extension is not built"
+        return "the C++ extension is not built (with a C++ compiler and torch in place: pip install --no-build-isolation --no-deps .)"
     try:
         torch.ops.load_library(spec.origin)
     except OSError as error:  # as after another torch was installed
         return f"the C++ extension does not load and needs a rebuild ({error})"
-    if not hasattr(torch.ops.moe_kernels, "experts_cpp"):  # the newest of its operators
+    if not hasattr(torch.ops.moe_kernels, "quantize_absmax"):  # the newest of its operators
         return "the C++ extension is older than its sources and needs a rebuild"
     torch.library.register_fake("moe_kernels::dequantize_nf4", _dequantize_nf4_fake)
     return ""

@@ -9,6 +9,7 @@ T tokens, K experts per token, E experts, D model width, F expert hidden width, 
 The sum over k is a gather and an addition in fixed order, forward and backward: no atomics, equal bits from run to run.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import linear, silu
 
 from . import backend, experts_ops
-from .grouping import group_tokens
+from .grouping import check_expert_ids, group_tokens
 from .linear import linear_any
 from .nf4 import NF4Weight
 from .routing import Routing
@@ -52,11 +53,13 @@ def moe_dense(
     `precision` is one of `backend.PRECISIONS`; other than `exact` it is for inference on a CPU, with NF4 weights.
     `ValueError` if the shapes do not fit, or for a precision that cannot be had.
     """
-    num_experts, twice_hidden, width = w_gate_up.shape
-    if tuple(w_down.shape) != (num_experts, width, twice_hidden // 2) or x_TD.shape[1] != width:
-        shapes = ", ".join(str(tuple(part.shape)) for part in (x_TD, w_gate_up, w_down))
-        raise ValueError(f"x, w_gate_up and w_down of shapes {shapes} do not fit: they are [T, D], [E, 2F, D] and [E, D, F]")
-    return _run(x_TD, routing, [w_gate_up, w_down], lora, precision)
+    shapes = [tuple(part.shape) for part in (x_TD, w_gate_up, w_down)]
+    num_experts, hidden, width = (*shapes[2], 0, 0, 0)[0], shapes[2][-1], shapes[0][-1]
+    if shapes[1:] != [(num_experts, 2 * hidden, width), (num_experts, width, hidden)] or len(shapes[0]) != 2:
+        raise ValueError(f"x, w_gate_up and w_down of shapes {_listed(shapes)} do not fit: they are [T, D], [E, 2F, D] and [E, D, F]")
+    if lora is not None:
+        _check_lora(lora, num_experts, hidden, width)
+    return _run(x_TD, routing, [w_gate_up, w_down], lora, num_experts, precision)
 
 
 def moe_lora(x_TD: Tensor, routing: Routing, w1: Weight, w3: Weight, w2: Weight, lora: ExpertLoRA, *, precision: str = "exact") -> Tensor:
@@ -65,23 +68,52 @@ def moe_lora(x_TD: Tensor, routing: Routing, w1: Weight, w3: Weight, w2: Weight,
     Differentiable in x, the routing's weights, dense matrices and LoRA factors; an expert without tokens gets zero gradients.
     `precision` as in `moe_dense`, of products with the base. `ValueError` if the shapes do not fit, or for a precision that cannot be had.
     """
-    hidden, width = w1.shape
-    if tuple(w3.shape) != (hidden, width) or tuple(w2.shape) != (width, hidden) or x_TD.shape[1] != width:
-        shapes = ", ".join(str(tuple(part.shape)) for part in (x_TD, w1, w3, w2))
-        raise ValueError(f"x, w1, w3 and w2 of shapes {shapes} do not fit: they are [T, D], [F, D], [F, D] and [D, F]")
-    return _run(x_TD, routing, [w1, w3, w2], lora, precision)
+    shapes = [tuple(part.shape) for part in (x_TD, w1, w3, w2)]
+    hidden, width = shapes[1][0], shapes[0][-1]
+    if shapes[1:] != [(hidden, width), (hidden, width), (width, hidden)] or len(shapes[0]) != 2:
+        raise ValueError(f"x, w1, w3 and w2 of shapes {_listed(shapes)} do not fit: they are [T, D], [F, D], [F, D] and [D, F]")
+    num_experts = lora.w1.a.shape[0]
+    _check_lora(lora, num_experts, hidden, width)
+    return _run(x_TD, routing, [w1, w3, w2], lora, num_experts, precision)
 
 
-def _run(x_TD: Tensor, routing: Routing, base: list[Weight], lora: ExpertLoRA | None, precision: str) -> Tensor:
+def _listed(shapes: Iterable[tuple[int, ...]]) -> str:
+    return ", ".join(str(list(shape)) for shape in shapes)
+
+
+def _check_lora(lora: ExpertLoRA, num_experts: int, hidden: int, width: int) -> None:
+    for name, part, inside, outside in (("w1", lora.w1, width, hidden), ("w3", lora.w3, width, hidden), ("w2", lora.w2, hidden, width)):
+        rank = part.a.shape[1] if part.a.dim() == 3 else 0
+        if (part.a.shape, part.b.shape) != ((num_experts, rank, inside), (num_experts, outside, rank)):
+            found = _listed((tuple(part.a.shape), tuple(part.b.shape)))
+            wanted = f"[{num_experts}, R, {inside}] and [{num_experts}, {outside}, R]"
+            raise ValueError(f"the LoRA factors a and b of {name} have the shapes {found}; they must be {wanted}")
+
+
+def _check_routing(routing: Routing, num_tokens: int) -> None:
+    """Expert ids are checked where they are read."""
+    shapes = [tuple(routing.weights_TK.shape), tuple(routing.experts_TK.shape)]
+    if shapes[0] != shapes[1] or len(shapes[0]) != 2 or shapes[0][0] != num_tokens:
+        raise ValueError(
+            f"the routing's weights and experts have the shapes {_listed(shapes)}; for {num_tokens} tokens both are [{num_tokens}, K]"
+        )
+
+
+def _run(x_TD: Tensor, routing: Routing, base: list[Weight], lora: ExpertLoRA | None, num_experts: int, precision: str) -> Tensor:
     """The operator of `experts_ops`; without kernels and `torch.compile` the reference, whose autograd needs no second forward."""
+    if not x_TD.is_floating_point():
+        raise ValueError(f"x must be a floating-point tensor, not {x_TD.dtype}")
+    _check_routing(routing, len(x_TD))
     parts = [lora.w1, lora.w3, lora.w2] if lora else []
     wanted = [x_TD, routing.weights_TK, *base, *(factor for part in parts for factor in (part.a, part.b))]
     training = torch.is_grad_enabled() and any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in wanted)
-    code = backend.precision_code(precision, x_TD, training=training)
-    if not len(x_TD):
-        return x_TD.clone()
+    code = backend.precision_code(precision, x_TD, training=training, weights=base)
     compiling, cpp = torch.compiler.is_compiling(), backend.runs_cpp(x_TD)
+    if not len(x_TD):  # part of the graph all the same: every gradient is zero then, not absent
+        nothing = sum((tensor.sum() for tensor in wanted[1:] if isinstance(tensor, Tensor)), start=torch.zeros((), device=x_TD.device))
+        return backend.as_autocast(x_TD) + nothing.to(x_TD.dtype)
     if not cpp and not compiling and not backend.runs_triton(x_TD):
+        check_expert_ids(routing.experts_TK, num_experts)
         return run_reference(x_TD, routing.weights_TK, routing.experts_TK, base, lora)
     x_TD = backend.as_autocast(x_TD)
     dense = [weight for weight in base if not isinstance(weight, NF4Weight)]

@@ -26,6 +26,14 @@ def group_tokens(experts_TK: Tensor, num_experts: int) -> Grouping:
     return Grouping(*_group_tokens(experts_TK, num_experts))
 
 
+def check_expert_ids(experts_TK: Tensor, num_experts: int) -> None:
+    """`ValueError` for an expert outside 0..E-1 (on a CPU; a GPU would have to wait for the answer)."""
+    if experts_TK.device.type == "cpu" and experts_TK.numel():
+        lowest, highest = torch.aminmax(experts_TK)
+        if lowest < 0 or highest >= num_experts:
+            raise ValueError(f"the routing has expert {int(lowest if lowest < 0 else highest)}, which lies outside 0..{num_experts - 1}")
+
+
 @torch.library.custom_op("moe_kernels::group_tokens", mutates_args=())
 def _group_tokens(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
     if backend.active(experts_TK.device.type) == "triton" and num_experts <= MOST_KERNEL_EXPERTS:

@@ -18,10 +18,14 @@ def linear_nf4(x: Tensor, q: NF4Weight, bias: Tensor | None = None, *, precision
     gradients on CUDA its levels are rounded to fp16 (`moe_kernels.decode`). `precision` is one of `backend.PRECISIONS`; other than `exact`
     it is for inference on a CPU. `ValueError` if the widths differ, or for a precision that cannot be had.
     """
-    if len(q.shape) != 2 or x.shape[-1] != q.shape[1]:
-        raise ValueError(f"x of width {x.shape[-1]} does not fit an NF4 weight of shape {q.shape}")
+    if not isinstance(q, NF4Weight):
+        raise ValueError(f"the weight must be an NF4Weight, not a {type(q).__name__}: torch.nn.functional.linear takes tensors")
+    if len(q.shape) != 2 or not x.dim() or x.shape[-1] != q.shape[1] or (bias is not None and bias.shape != q.shape[:1]):
+        beside = "" if bias is None else f" and a bias of shape {list(bias.shape)}"
+        raise ValueError(f"x of shape {list(x.shape)}{beside} do not fit an NF4 weight of shape {list(q.shape)}")
     training = torch.is_grad_enabled() and x.requires_grad
-    code = backend.precision_code(precision, x, training=training)
+    learns = training or (torch.is_grad_enabled() and bias is not None and bias.requires_grad)
+    code = backend.precision_code(precision, x, training=learns, weights=[q])
     compiling = torch.compiler.is_compiling()
     y: Tensor
     if not training and backend.runs_cpp_directly(x):

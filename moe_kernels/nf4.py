@@ -12,7 +12,7 @@ the same bytes.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -152,30 +152,75 @@ def from_bitsandbytes(packed: Tensor, state: Any) -> NF4Weight:
     return NF4Weight(packed, state.absmax, state.state2.absmax, float(state.offset), tuple(state.shape), state.dtype)
 
 
-def quantize_nf4(weight: Tensor) -> NF4Weight:
+def quantize_nf4(weight: Tensor, *, nested_offset: float | None = None) -> NF4Weight:
     """`weight` (bf16, fp16 or fp32, any shape, either device) in NF4 with nested absmax, rounded as bitsandbytes does.
 
+    `nested_offset` replaces the mean of the absmax, so that the weight can stand beside others in one stack.
     Needs the bitsandbytes package, but not on the CPU where the C++ extension is built. Scratch memory is small whatever the size.
     `ValueError` for another dtype or no values.
     """
-    if weight.dtype not in DTYPES:
-        raise ValueError(f"NF4 is made from bfloat16, float16 or float32, not {dtype_name(weight.dtype)}")
-    if not weight.numel():
-        raise ValueError(f"a weight of shape {tuple(weight.shape)} has no values to quantise")
-    if backend.runs_cpp(weight):
-        contiguous = weight.detach().contiguous()
-        packed, absmax8, nested_absmax, offset = torch.ops.moe_kernels.quantize_nf4(contiguous, dynamic_map())
-        return NF4Weight(packed, absmax8, nested_absmax, offset.item(), tuple(weight.shape), weight.dtype)
+    return quantize_nf4_parts([weight], tuple(weight.shape), nested_offset=nested_offset)
+
+
+def quantize_nf4_parts(parts: Iterable[Tensor], shape: tuple[int, ...], *, nested_offset: float | None = None) -> NF4Weight:
+    """`quantize_nf4` of the weight of `shape` whose values in row-major order are those of `parts`, which is never whole in memory.
+
+    Blocks do not depend on each other; only the second quantisation, of their absmax, needs all of them. Memory: the result, its absmax
+    in fp32, and two parts. `ValueError` also if the parts have another number of values than `shape`, or are of several dtypes.
+    """
+    values = math.prod(shape)
+    dtype, done = None, 0
+    packed, absmax = [], []
+    for part in _whole_blocks(parts):
+        dtype, done = dtype or part.dtype, done + part.numel()
+        if part.dtype not in DTYPES:
+            raise ValueError(f"NF4 is made from bfloat16, float16 or float32, not {dtype_name(part.dtype)}")
+        if part.dtype != dtype or done > values:
+            raise ValueError(f"a part of {dtype_name(part.dtype)} ends at value {done}; the weight of shape {shape} is {dtype_name(dtype)}")
+        part_packed, part_absmax = _quantize_blocks(part)
+        packed.append(part_packed)
+        absmax.append(part_absmax)
+    if not done or dtype is None:
+        raise ValueError(f"a weight of shape {shape} has no values to quantise")
+    if done != values:
+        raise ValueError(f"the parts have {done} values; a weight of shape {shape} has {values}")
+    absmax8, nested_absmax, offset = _quantize_absmax(torch.cat(absmax), nested_offset)
+    return NF4Weight(torch.cat(packed) if len(packed) > 1 else packed[0], absmax8, nested_absmax, offset.item(), shape, dtype)
+
+
+def _whole_blocks(parts: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The same values, flat, in parts of whole blocks; only the last may end within one."""
+    rest: Tensor | None = None
+    for part in parts:
+        flat = part.detach().reshape(-1)
+        flat = flat if rest is None else torch.cat([rest, flat])
+        whole = flat.numel() // NF4.block * NF4.block
+        rest = flat[whole:].clone() if whole < flat.numel() else None
+        if whole:
+            yield flat[:whole]
+    if rest is not None:
+        yield rest
+
+
+def _quantize_blocks(flat: Tensor) -> tuple[Tensor, Tensor]:
+    """The bytes [ceil(n/2), 1] and the fp32 absmax [ceil(n/64)] of n values."""
+    if backend.runs_cpp(flat):
+        return torch.ops.moe_kernels.quantize_nf4_blocks(flat.contiguous())
+    import bitsandbytes  # noqa: F401 - its operators
+
+    pieces = [torch.ops.bitsandbytes.quantize_4bit(piece, NF4.block, NF4.quant_type, torch.uint8) for piece in flat.split(_CHUNK)]
+    return torch.cat([packed for packed, _ in pieces]), torch.cat([absmax for _, absmax in pieces])
+
+
+def _quantize_absmax(absmax: Tensor, nested_offset: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """(8-bit absmax, nested absmax, offset)."""
+    if backend.runs_cpp(absmax):
+        return torch.ops.moe_kernels.quantize_absmax(absmax, dynamic_map(), nested_offset)
     from bitsandbytes.functional import quantize_blockwise
 
-    flat = weight.detach().reshape(-1)
-    # Pieces of whole blocks come out as they would from one call.
-    pieces = [torch.ops.bitsandbytes.quantize_4bit(piece, NF4.block, NF4.quant_type, torch.uint8) for piece in flat.split(_CHUNK)]
-    absmax = torch.cat([piece[1] for piece in pieces])
-    offset = absmax.mean()
+    offset = absmax.mean() if nested_offset is None else absmax.new_tensor(nested_offset)
     absmax8, nested = quantize_blockwise(absmax - offset, blocksize=NF4.nested_block)
-    packed = torch.cat([piece[0] for piece in pieces])
-    return NF4Weight(packed, absmax8, nested.absmax, offset.item(), tuple(weight.shape), weight.dtype)
+    return absmax8, nested.absmax, offset
 
 
 def dequantize_nf4(q: NF4Weight, dtype: torch.dtype | None = None) -> Tensor:

@@ -56,6 +56,8 @@ def route(
     `ValueError` for an unknown kind, a K outside 1..E, or an argument that the kind needs and lacks.
     """
     num_experts = w_gate_ED.shape[0]
+    if x_TD.dim() != 2 or w_gate_ED.dim() != 2 or x_TD.shape[1] != w_gate_ED.shape[1]:
+        raise ValueError(f"x of shape {list(x_TD.shape)} does not fit a gate of shape {list(w_gate_ED.shape)}: they are [T, D] and [E, D]")
     if kind not in KINDS:
         raise ValueError(f"unknown router kind {kind!r}; known: {', '.join(KINDS)}")
     if not 1 <= top_k <= num_experts:

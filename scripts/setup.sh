@@ -30,4 +30,5 @@ say "the other packages, at the versions of constraints.txt"
 pip install -c constraints.txt setuptools wheel
 say "this package, editable, with its C++ extension if a compiler is here"
 pip install --no-build-isolation -c constraints.txt -e '.[dev]'
+"$venv/bin/python" -c 'from moe_kernels import backend; print("==", backend.extension_problem() or "the C++ extension is built")'
 say "ready"

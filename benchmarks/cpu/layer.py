@@ -143,7 +143,7 @@ def show(point: dict[str, Any]) -> str:
     ]
     rates = [f"{kind} {peak * UNITS[kind][0]:.1f} {UNITS[kind][1]}" for kind, peak in point["peaks"].items() if peak]
     lines.append(f"  at best: {', '.join(rates) or 'not measured'}")
-    lines.append(f"  {'':34}{'median ms':>11}{'min ms':>10}{'exact / it':>12}{'int8 / it':>11}   error")
+    lines.append(f"  {'':34}{'median ms':>11}{'min ms':>10}{'exact / it':>12}{'int8 / it':>11}   error against fp32 on the same weights")
     for found in sorted(point["rows"], key=lambda found: found["median_ms"]):
         name = found["name"]
         ratios = [f"{medians[mine] / medians[name]:.3f}" if mine in medians else "-" for mine in (torch_peers.EXACT, torch_peers.INT8)]

@@ -9,6 +9,7 @@ from transformers import MistralForCausalLM
 
 from model import MoEForCausalLM
 from model.load import load_model, model_folder
+from moe_kernels import backend
 
 
 @torch.no_grad()
@@ -120,3 +121,10 @@ def test_a_checkpoints_code_is_never_run(base, adapters, run_compose, tmp_path, 
 
 def test_a_relative_name_is_looked_for_beside_the_recipe(base):
     assert model_folder("base", base.parent) == base.parent / "base"
+
+
+@pytest.mark.skipif(bool(backend.extension_problem()), reason=backend.extension_problem() or "built")
+def test_a_precision_of_4_bit_weights_is_refused_where_there_are_none(mixtral):
+    with pytest.raises(ValueError, match=r"precision 'int8' needs NF4 weights.*not a dense weight"):
+        MoEForCausalLM.from_pretrained(mixtral, precision="int8")
+    assert MoEForCausalLM.from_pretrained(mixtral, precision="int8", quantization="nf4").model.layers[0].mlp.experts.precision == "int8"

@@ -267,6 +267,13 @@ def test_a_precision_that_cannot_be_had_is_refused():
             linear_nf4(x, q, precision="int4")
         with pytest.raises(ValueError, match="precision 'int8' has no gradients"):
             linear_nf4(x.requires_grad_(), q, precision="int8")
+        with pytest.raises(ValueError, match="precision 'int8' has no gradients"):
+            linear_nf4(x.detach(), q, torch.zeros(64, requires_grad=True), precision="int8")
+        with pytest.raises(ValueError, match=r"rows are multiples of 64, not a NF4 weight of shape \[64, 96\]"):
+            linear_nf4(randn(2, 96, seed=13), quantize_nf4(randn(64, 96, seed=12)), precision="int8")
+        routing = Routing(torch.ones(2, 1), torch.zeros(2, 1, dtype=torch.int64), None, None, None)
+        with pytest.raises(ValueError, match=r"not a dense weight of shape \[1, 128, 64\]"):
+            moe_dense(x.detach(), routing, randn(1, 128, 64, seed=14), randn(1, 64, 64, seed=15), precision="int8")
     with backend.use("reference"), pytest.raises(ValueError, match="precision 'int8' needs the C\\+\\+ extension"):
         linear_nf4(x.detach(), q, precision="int8")
 

@@ -13,7 +13,7 @@ from moe_kernels.nf4_format import NF4, dynamic_map
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 SHAPES = [(1,), (2,), (63,), (64,), (65,), (127, 1), (5, 7), (2, 3, 5, 7), (300, 64), (4, 96, 65), (257, 64), (1031, 333)]
 missing = backend.extension_problem() or (
-    "" if hasattr(torch.ops.moe_kernels, "quantize_nf4") else "the extension is older than quantize_nf4"
+    "" if hasattr(torch.ops.moe_kernels, "quantize_absmax") else "the extension is older than quantize_absmax"
 )
 pytestmark = pytest.mark.skipif(bool(missing), reason=missing or "built")
 
@@ -122,7 +122,7 @@ def test_offset_is_the_mean_that_torch_takes_on_one_thread():
 def test_a_weight_need_not_be_contiguous(change):
     check_against_bitsandbytes(change(draw(65, 130)))
     with pytest.raises(ValueError, match="must be contiguous"):
-        torch.ops.moe_kernels.quantize_nf4(change(draw(65, 130)), dynamic_map())
+        torch.ops.moe_kernels.quantize_nf4_blocks(change(draw(65, 130)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -132,8 +132,9 @@ def test_threads_change_nothing(dtype):
     try:
         for count in (1, 2, 5):
             torch.set_num_threads(count)
-            results.append(torch.ops.moe_kernels.quantize_nf4(w, dynamic_map()))
-            torch.ops.moe_kernels.quantize_nf4(draw(40_000, 64).to(dtype), dynamic_map())
+            packed, absmax = torch.ops.moe_kernels.quantize_nf4_blocks(w)
+            results.append((packed, *torch.ops.moe_kernels.quantize_absmax(absmax, dynamic_map())))
+            torch.ops.moe_kernels.quantize_absmax(draw(40_000).abs(), dynamic_map())
             assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(threads)
@@ -145,7 +146,11 @@ def test_threads_change_nothing(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 96, 64)])
 def test_opcheck(shape, dtype):
-    torch.library.opcheck(torch.ops.moe_kernels.quantize_nf4.default, (draw(*shape).to(dtype), dynamic_map()))
+    w = draw(*shape).to(dtype)
+    torch.library.opcheck(torch.ops.moe_kernels.quantize_nf4_blocks.default, (w,))
+    for offset in (None, 0.25):
+        absmax = torch.ops.moe_kernels.quantize_nf4_blocks(w)[1]
+        torch.library.opcheck(torch.ops.moe_kernels.quantize_absmax.default, (absmax, dynamic_map(), offset))
 
 
 def test_bitsandbytes_is_not_needed(monkeypatch):
@@ -162,6 +167,8 @@ def test_unfit_weights_are_refused(w):
     with backend.use("cpp"), pytest.raises(ValueError, match=r"no values|is made from"):
         quantize_nf4(w)
     with pytest.raises((ValueError, NotImplementedError), match=r"no values|not implemented for"):
-        torch.ops.moe_kernels.quantize_nf4(w, dynamic_map())
+        torch.ops.moe_kernels.quantize_nf4_blocks(w)
     with pytest.raises(ValueError, match="the dynamic map has 256 entries, not 9"):
-        torch.ops.moe_kernels.quantize_nf4(torch.zeros(64), dynamic_map()[:9])
+        torch.ops.moe_kernels.quantize_absmax(torch.zeros(64), dynamic_map()[:9])
+    with pytest.raises(ValueError, match="absmax must be float32"):
+        torch.ops.moe_kernels.quantize_absmax(torch.zeros(64, dtype=torch.float64), dynamic_map())

@@ -1,12 +1,15 @@
 """Both expert layouts against a loop over tokens in fp64 that is the formula, and their gradients against finite differences."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import silu
 
+from moe_kernels import backend
 from moe_kernels.experts import ExpertLoRA, LoRA, moe_dense, moe_lora
 from moe_kernels.nf4 import dequantize_nf4, quantize_nf4
-from moe_kernels.routing import route
+from moe_kernels.routing import Routing, route
 
 T, D, F, E, R = 11, 6, 10, 4, 3
 
@@ -132,6 +135,49 @@ def test_a_poisoned_token_harms_itself_only(run):
     others = torch.arange(T) != 4
     torch.testing.assert_close(y[others], clean[others], rtol=1e-12, atol=1e-12)
     assert y[4].isnan().all()
+
+
+IMPLEMENTATIONS = ["reference", *([] if backend.extension_problem() else ["cpp"])]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("run", [moe_dense, moe_lora])
+def test_without_tokens_every_gradient_is_zero(run, implementation):
+    x = torch.zeros(0, D, requires_grad=True)
+    bases = [base.requires_grad_() for base in make_bases(run, torch.float32)]
+    lora = make_lora(dtype=torch.float32)
+    leaves = [x, *bases, *(factor.requires_grad_() for factor in factors_of(lora))]
+    weights = torch.zeros(0, 2, requires_grad=True)
+    with backend.use(implementation):
+        run(x, Routing(weights, torch.zeros(0, 2, dtype=torch.int64), None, None, None), *bases, lora).sum().backward()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert run(x, Routing(weights, torch.zeros(0, 2, dtype=torch.int64), None, None, None), *bases, lora).dtype == torch.bfloat16
+    assert weights.grad is not None
+    assert all(leaf.grad is not None and not leaf.grad.any() for leaf in leaves)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("run", [moe_dense, moe_lora])
+def test_what_does_not_fit_is_refused(run, implementation):
+    x = randn(5, D)
+    routing, lora, bases = make_routing(x), make_lora(), make_bases(run)
+    fewer, other = make_lora(num_experts=E - 1), make_bases(run, hidden=F + 1)
+    stray = replace(routing, experts_TK=routing.experts_TK + E)
+    cases = [
+        ((randn(7, D), routing, *bases, lora), "for 7 tokens both are"),
+        ((x, replace(routing, weights_TK=routing.weights_TK[:, :1]), *bases, lora), "the routing's weights and experts have the shapes"),
+        ((x, stray, *bases, lora), f"which lies outside 0..{E - 1}"),
+        ((randn(5, D + 1), routing, *bases, lora), "do not fit: they are"),
+        ((x[0], routing, *bases, lora), "do not fit: they are"),
+        ((x, routing, *bases[:-1], other[-1], lora), "do not fit: they are"),
+        ((x, routing, bases[0][0], *bases[1:], lora), "do not fit: they are"),
+        ((x, routing, *bases, replace(fewer, w1=lora.w1)), f"the LoRA factors a and b of w3 have the shapes \\[{E - 1}, "),
+        ((x.long(), routing, *bases, lora), "x must be a floating-point tensor, not torch.int64"),
+    ]
+    with backend.use(implementation):
+        for arguments, message in cases:
+            with pytest.raises(ValueError, match=message):
+                run(*arguments)
 
 
 @pytest.mark.parametrize("run", [moe_dense, moe_lora])

@@ -51,7 +51,19 @@ def test_the_weight_is_rounded_to_its_own_dtype_first():
     assert torch.equal(linear_nf4(x, q), dequantize_nf4(q).float().T)
 
 
-def test_widths_must_fit():
-    q = quantize_nf4(torch.randn(32, 64))
-    with pytest.raises(ValueError, match="width 32 does not fit"):
-        linear_nf4(torch.randn(2, 32), q)
+@pytest.mark.parametrize(
+    ("x", "bias", "message"),
+    [
+        (torch.randn(2, 32), None, r"x of shape \[2, 32\] do not fit an NF4 weight of shape \[32, 64\]"),
+        (torch.randn(()), None, r"x of shape \[\] do not fit"),
+        (torch.randn(2, 64), torch.randn(64), r"x of shape \[2, 64\] and a bias of shape \[64\] do not fit"),
+    ],
+)
+def test_shapes_must_fit(x, bias, message):
+    with pytest.raises(ValueError, match=message):
+        linear_nf4(x, quantize_nf4(torch.randn(32, 64)), bias)
+
+
+def test_a_dense_weight_is_refused():
+    with pytest.raises(ValueError, match="must be an NF4Weight, not a Tensor"):
+        linear_nf4(torch.randn(2, 64), torch.randn(32, 64))

@@ -8,7 +8,7 @@ import torch
 from bitsandbytes import functional as bnb
 
 from moe_kernels import backend
-from moe_kernels.nf4 import NF4Weight, dequantize_nf4, quantize_nf4
+from moe_kernels.nf4 import NF4Weight, dequantize_absmax, dequantize_nf4, quantize_nf4, quantize_nf4_parts
 from moe_kernels.nf4_format import NF4, dynamic_map
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -102,6 +102,35 @@ def test_pieces_quantise_like_the_whole(monkeypatch):
     pieces = quantize_nf4(w)
     for name, tensor in whole.tensors().items():
         assert torch.equal(tensor, pieces.tensors()[name]), name
+
+
+@pytest.mark.parametrize("cuts", [[], [64], [1, 2, 70, 71], [7, 6400, 6401], [12675]])
+def test_parts_quantise_like_the_whole(cuts, implementation):
+    w = torch.randn(3, 65, 65, generator=torch.Generator().manual_seed(0))
+    whole = quantize_nf4(w)
+    parts = quantize_nf4_parts(iter(w.view(-1).tensor_split(cuts)), tuple(w.shape))
+    assert (parts.shape, parts.dtype, parts.nested_offset) == (whole.shape, whole.dtype, whole.nested_offset)
+    for name, tensor in whole.tensors().items():
+        assert torch.equal(tensor, parts.tensors()[name]), name
+
+
+def test_parts_that_are_not_the_weight_are_refused():
+    w = torch.randn(128)
+    with pytest.raises(ValueError, match=r"the parts have 128 values; a weight of shape \(3, 64\) has 192"):
+        quantize_nf4_parts([w], (3, 64))
+    with pytest.raises(ValueError, match=r"a part of float32 ends at value 128; the weight of shape \(1, 64\) is float32"):
+        quantize_nf4_parts([w], (1, 64))
+    with pytest.raises(ValueError, match=r"a part of bfloat16 ends at value 256; the weight of shape \(4, 64\) is float32"):
+        quantize_nf4_parts([w, w.bfloat16()], (4, 64))
+
+
+def test_a_weight_can_take_the_offset_of_another(implementation):
+    """Quantised with the offset of a stack, an expert's absmax are as near as 8 bits allow, and its blocks' bytes are its own."""
+    w = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    own, other = quantize_nf4(w), quantize_nf4(w, nested_offset=1.5)
+    assert other.nested_offset == 1.5 and torch.equal(own.packed, other.packed) and not torch.equal(own.absmax, other.absmax)
+    exact = w.view(-1, 64).abs().amax(1)
+    assert (dequantize_absmax(other) - exact).abs().max() < 0.02 * exact.max()
 
 
 def test_state_dict_is_that_of_linear4bit():
