@@ -24,9 +24,10 @@ class _Opaque(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        own = next((arg for arg in args if isinstance(arg, cls)), None)
-        shape = "" if own is None else f" of shape {tuple(own.shape)}"
-        raise ValueError(f"{func} cannot be had from {cls.__name__}{shape}: only experts_implementation={IMPLEMENTATION!r} computes with it")
+        raise ValueError(
+            f"{cls.__name__} has no {func}: only experts_implementation={IMPLEMENTATION!r} computes with experts in NF4 or with LoRA in factors. "
+            "PEFT can have one adapter active on them, and cannot merge it."
+        )
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]  # the default prints values
         return f"{type(self).__name__}(shape={tuple(self.shape)}, dtype={self.dtype}, device={self.device})"
@@ -59,6 +60,10 @@ class NF4Stack(_Opaque):
         stack: NF4Stack = Tensor._make_wrapper_subclass(cls, weight.shape, **facts)  # type: ignore[attr-defined]
         stack.weight = weight
         return stack
+
+    def element_size(self) -> float:  # type: ignore[override]
+        """Bytes a value, a fraction, so that `model.get_memory_footprint()` is right."""
+        return self.weight.nbytes / self.numel()
 
     @classmethod
     def __torch_function__(cls, func: Callable, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:

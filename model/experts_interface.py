@@ -67,7 +67,7 @@ def _unsupported(module: nn.Module) -> str | None:
             return f"{flag} is True"
     if not module.is_concatenated:
         return "is_concatenated is False (gate and up rows are interleaved)"
-    if getattr(module._apply_gate, "__func__", None) is not _default_apply_gate:
+    if type(module)._apply_gate is not _default_apply_gate:
         return "it has an _apply_gate of its own"
     if not isinstance(module.act_fn, nn.SiLU | SiLUActivation):
         return f"its activation is {type(module.act_fn).__name__}, not SiLU"

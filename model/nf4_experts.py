@@ -16,7 +16,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 from transformers.quantizers.quantizers_utils import get_module_from_name, should_convert_module
 
-from moe_kernels.nf4 import NF4Weight, quantize_nf4
+from moe_kernels.nf4 import NF4Weight, dequantize_nf4, quantize_nf4
 from moe_kernels.nf4_format import FACTS_KEY, NF4
 
 from .expert_stacks import NF4Stack
@@ -87,6 +87,12 @@ class NF4ExpertsQuantizer(Bnb4BitHfQuantizer):
         # Saving would take packed bytes apart as if they were the matrices that were read; we save the model's own names.
         model._weight_conversions = []
         return super()._process_model_after_weight_loading(model, **kwargs)
+
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        model = super()._dequantize(model, dtype)
+        for module, name in ((model.get_submodule(module), stack) for module in self._experts for stack in STACKS):
+            setattr(module, name, nn.Parameter(dequantize_nf4(getattr(module, name).weight).to(dtype)))
+        return model
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
         return self._is_expert_stack(param_name) or super().param_needs_quantization(model, param_name, **kwargs)
