@@ -6,7 +6,6 @@ all experts. A stack of this file answers with a `LoRAStack`, which keeps W, B a
 E experts, R LoRA rank.
 """
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,10 +22,10 @@ class _Opaque(Tensor):
     """A tensor with a shape, a dtype and a device, but without values to compute with."""
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[override]
         raise ValueError(
-            f"{cls.__name__} has no {func}: only experts_implementation={IMPLEMENTATION!r} computes with experts in NF4 or with LoRA in factors. "
-            "PEFT can have one adapter active on them, and cannot merge it."
+            f"{cls.__name__} has no {func}: only experts_implementation={IMPLEMENTATION!r} computes with experts in NF4 or with LoRA "
+            "in factors. PEFT can have one adapter active on them, and cannot merge it."
         )
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]  # the default prints values
@@ -40,9 +39,9 @@ class LoRAStack(_Opaque):
     lora: LoRA
 
     @staticmethod
-    def __new__(cls, base: "NF4Stack | DenseStack", b: Tensor, a: Tensor, scaling: float) -> "LoRAStack":
-        stack: LoRAStack = Tensor._make_wrapper_subclass(cls, base.shape, dtype=base.dtype, device=base.device)  # type: ignore[attr-defined]
-        stack.base, stack.lora = base, LoRA(a, b, scaling)
+    def __new__(cls, base: "NF4Stack | DenseStack", lora: LoRA) -> "LoRAStack":
+        stack = Tensor._make_wrapper_subclass(cls, base.shape, dtype=base.dtype, device=base.device)
+        stack.base, stack.lora = base, lora
         return stack
 
 
@@ -56,8 +55,7 @@ class NF4Stack(_Opaque):
 
     @staticmethod
     def __new__(cls, weight: NF4Weight, dtype: torch.dtype | None = None) -> "NF4Stack":
-        facts = {"dtype": dtype or weight.dtype, "device": weight.device}
-        stack: NF4Stack = Tensor._make_wrapper_subclass(cls, weight.shape, **facts)  # type: ignore[attr-defined]
+        stack = Tensor._make_wrapper_subclass(cls, weight.shape, dtype=dtype or weight.dtype, device=weight.device)
         stack.weight = weight
         return stack
 
@@ -66,13 +64,13 @@ class NF4Stack(_Opaque):
         return self.weight.nbytes / self.numel()
 
     @classmethod
-    def __torch_function__(cls, func: Callable, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
         if func == Tensor.data.__set__:  # type: ignore[attr-defined]  # how modules move; it knows nothing of our attribute
             args[0].weight = args[1].weight
-        return _baddbmm_or(func, types, args, kwargs)
+        return _lora_or(func, args, kwargs or {})
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[override]
         if func in (_aten.detach.default, _aten.alias.default):
             return NF4Stack(args[0].weight, args[0].dtype)
         if func is _aten.clone.default:
@@ -90,14 +88,14 @@ class DenseStack(nn.Parameter):
     """A Parameter like any other, except that PEFT's LoRA on it stays in factors."""
 
     @classmethod
-    def __torch_function__(cls, func: Callable, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        return _baddbmm_or(func, types, args, kwargs)
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return _lora_or(func, args, kwargs or {})
 
 
-def _baddbmm_or(func: Callable, types: Sequence[type], args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Any:
-    """`torch.baddbmm(stack, b, a, alpha=s)` as a `LoRAStack`; any other function as PyTorch has it."""
+def _lora_or(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`torch.baddbmm(stack, b, a, alpha=s)` as a `LoRAStack`; any other call as PyTorch has it."""
     if func is torch.baddbmm and isinstance(args[0], NF4Stack | DenseStack):
         base, b, a = args
-        return LoRAStack(base, b, a, (kwargs or {}).get("alpha", 1.0))
+        return LoRAStack(base, LoRA(a, b, kwargs.get("alpha", 1.0)))
     with torch._C.DisableTorchFunctionSubclass():
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)

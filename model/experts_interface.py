@@ -4,6 +4,7 @@ Shapes: T tokens, K experts per token, E experts, D model width, F expert hidden
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,15 +40,15 @@ def use_moe_kernels(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def experts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Name and module of all fused experts: those that transformers decorates, and any other with a stack of three dimensions."""
+def experts_of(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Name and module of all fused experts: those that transformers dispatches, and any other "Experts" with a 3-D stack."""
     for name, module in model.named_modules():
-        stacks = (module._parameters.get(stack) for stack in (*STACKS, "up_proj"))
-        if hasattr(module, "is_concatenated") or any(stack is not None and stack.dim() == 3 for stack in stacks):
+        stacked = any(parameter.dim() == 3 for parameter in module.parameters(recurse=False))
+        if hasattr(module, "is_concatenated") or ("Experts" in type(module).__name__ and stacked):
             yield name, module
 
 
-def check_experts(module: nn.Module) -> None:
+def check_experts(module: Any) -> None:
     """ValueError that names the property for which `moe_dense` cannot compute `module`."""
     problem = _unsupported(module)
     if problem:
@@ -57,7 +58,7 @@ def check_experts(module: nn.Module) -> None:
         )
 
 
-def _unsupported(module: nn.Module) -> str | None:
+def _unsupported(module: Any) -> str | None:
     if not hasattr(module, "is_concatenated"):
         return "it does not dispatch by experts_implementation"
     if not module.has_gate:
@@ -74,7 +75,7 @@ def _unsupported(module: nn.Module) -> str | None:
     return None
 
 
-def moe_kernels_forward(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+def moe_kernels_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """y [T, D] of `hidden_states` [T, D], each of whose tokens goes to experts `top_k_index` with `top_k_weights` [T, K]."""
     check_experts(module)
     gate_up, lora_gate_up = _split(module.gate_up_proj)
@@ -87,10 +88,8 @@ def moe_kernels_forward(module: nn.Module, hidden_states: Tensor, top_k_index: T
 
 def _split(stack: Tensor) -> tuple[Weight, LoRA | None]:
     """A stack's weight and, if PEFT adapts it, the factors."""
-    lora = None
-    if isinstance(stack, LoRAStack):
-        stack, lora = stack.base, stack.lora
-    return (stack.weight if isinstance(stack, NF4Stack) else stack), lora
+    base, lora = (stack.base, stack.lora) if isinstance(stack, LoRAStack) else (stack, None)
+    return (base.weight if isinstance(base, NF4Stack) else base), lora
 
 
 def _expert_lora(gate_up: Weight, lora_gate_up: LoRA | None, down: Weight, lora_down: LoRA | None) -> ExpertLoRA | None:

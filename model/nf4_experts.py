@@ -14,7 +14,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightTransform
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
-from transformers.quantizers.quantizers_utils import get_module_from_name, should_convert_module
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from moe_kernels.nf4 import NF4Weight, dequantize_nf4, quantize_nf4
 from moe_kernels.nf4_format import FACTS_KEY, NF4
@@ -48,8 +48,8 @@ class NF4ExpertsConfig(BitsAndBytesConfig):
             bnb_4bit_compute_dtype=bnb_4bit_compute_dtype,
         )
         if bnb_4bit_compute_dtype is None:
-            self.bnb_4bit_compute_dtype = None  # bitsandbytes' word for: as the input; transformers' default is fp32
-        self.quant_method = METHOD
+            self.bnb_4bit_compute_dtype = None  # type: ignore[assignment]  # as the input, to bitsandbytes; transformers' default is fp32
+        self.quant_method = METHOD  # type: ignore[assignment]  # an enumeration, which a registered method is not in
 
     def to_dict(self) -> dict[str, Any]:
         # Without load_in_4bit, by which transformers would take it for its own configuration.
@@ -72,8 +72,8 @@ class NF4ExpertsQuantizer(Bnb4BitHfQuantizer):
         skipped = Bnb4BitHfQuantizer.get_modules_to_not_convert(model, skip_modules, keep_in_fp32_modules, add_default_skips=True)
         return [*skipped, ROUTERS]
 
-    def _process_model_before_weight_loading(self, model: PreTrainedModel, device_map: Any, **kwargs: Any) -> None:
-        super()._process_model_before_weight_loading(model, device_map, **kwargs)
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:  # type: ignore[override]
+        super()._process_model_before_weight_loading(model, **kwargs)
         self._experts = {name for name, _ in experts_of(model) if should_convert_module(name, self.modules_to_not_convert)}
         for name in self._experts:
             module = model.get_submodule(name)
@@ -85,11 +85,14 @@ class NF4ExpertsQuantizer(Bnb4BitHfQuantizer):
         if self._experts:
             use_moe_kernels(model)
         # Saving would take packed bytes apart as if they were the matrices that were read; we save the model's own names.
-        model._weight_conversions = []
+        model._weight_conversions = []  # type: ignore[assignment]
         return super()._process_model_after_weight_loading(model, **kwargs)
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
-        model = super()._dequantize(model, dtype)
+        from bitsandbytes.nn import Linear4bit
+
+        if any(isinstance(module, Linear4bit) for module in model.modules()):  # theirs fails where there is none
+            model = super()._dequantize(model, dtype)
         for module, name in ((model.get_submodule(module), stack) for module in self._experts for stack in STACKS):
             setattr(module, name, nn.Parameter(dequantize_nf4(getattr(module, name).weight).to(dtype)))
         return model
@@ -112,7 +115,7 @@ class NF4ExpertsQuantizer(Bnb4BitHfQuantizer):
         return self.get_weight_conversions() + [WeightConverter(names[stack], stack, [_Deserialize(self)]) for stack in STACKS]
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
-        state = {}
+        state: dict[str, Tensor] = {}
         for name, tensor in model.state_dict().items():
             state.update(tensor.weight.state_dict(name) if isinstance(tensor, NF4Stack) else {name: tensor})
         return state, {}
@@ -124,12 +127,12 @@ class _Quantize(ConversionOps):
     def __init__(self, hf_quantizer: NF4ExpertsQuantizer) -> None:
         self.hf_quantizer = hf_quantizer
 
-    def convert(self, input_dict: dict[str, Any], model: PreTrainedModel, **kwargs: Any) -> dict[str, nn.Parameter]:
+    def convert(self, input_dict: dict[str, Any], *args: Any, **context: Any) -> dict[str, Any]:
         from transformers.integrations.bitsandbytes import Bnb4bitQuantize  # imports bitsandbytes: seconds
 
         ((name, value),) = input_dict.items()
         if not self.hf_quantizer._is_expert_stack(name):
-            return Bnb4bitQuantize(self.hf_quantizer).convert(input_dict, model=model, **kwargs)
+            return Bnb4bitQuantize(self.hf_quantizer).convert(input_dict, *args, **context)
         return {name: _parameter(quantize_nf4(value[0] if isinstance(value, list) else value))}
 
 
@@ -139,15 +142,16 @@ class _Deserialize(ConversionOps):
     def __init__(self, hf_quantizer: NF4ExpertsQuantizer) -> None:
         self.hf_quantizer = hf_quantizer
 
-    def convert(self, input_dict: dict[str, list[Tensor]], model: PreTrainedModel, full_layer_name: str, **kwargs: Any) -> dict[str, Any]:
-        name = full_layer_name.rpartition(".")[2]
+    def convert(self, input_dict: dict[str, Any], *args: Any, **context: Any) -> dict[str, Any]:
+        full_name = context["full_layer_name"]
+        name = full_name.rpartition(".")[2]
         state = {key.removesuffix("$"): tensors[0] for key, tensors in input_dict.items()}
         if list(state) == [name]:
             return state
         weight = NF4Weight.from_state_dict(state, name)
-        expected = tuple(get_module_from_name(model, full_layer_name)[0]._parameters[name].shape)
+        expected = tuple(context["model"].get_parameter(full_name).shape)
         if weight.shape != expected:
-            raise ValueError(f"{full_layer_name} has shape {weight.shape} in the checkpoint; expected {expected}")
+            raise ValueError(f"{full_name} has shape {weight.shape} in the checkpoint; expected {expected}")
         return {name: _parameter(weight)}
 
 
@@ -159,4 +163,4 @@ def _check_blocks(name: str, stack: Tensor) -> None:
     """ValueError unless every expert of `stack` [E, out, in] is a whole number of NF4's blocks."""
     _, rows, columns = stack.shape
     if rows * columns % NF4.block:
-        raise ValueError(f"{name}: an expert of {rows}x{columns} values is not a whole number of NF4 blocks of {NF4.block}; skip the module")
+        raise ValueError(f"{name}: an expert of {rows}x{columns} values is no whole number of NF4 blocks of {NF4.block}; skip the module")
