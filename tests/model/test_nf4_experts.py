@@ -1,5 +1,6 @@
 """transformers' own mixtures in NF4, against bitsandbytes and against the same models with bitsandbytes' dequantised weights."""
 
+import weakref
 from pathlib import Path
 
 import bitsandbytes as bnb
@@ -10,8 +11,9 @@ from torch.nn.functional import cosine_similarity
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GptOssConfig, MixtralConfig, OlmoeConfig, Qwen3MoeConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
-from model import NF4ExpertsConfig, use_moe_kernels
+from model import NF4ExpertsConfig, nf4_experts, use_moe_kernels
 from model.experts_interface import STACKS, moe_kernels_forward
+from moe_kernels.nf4 import quantize_nf4
 
 SHAPE = {
     "vocab_size": 64,
@@ -160,6 +162,12 @@ def test_plain_experts_and_their_gradients_are_those_of_eager(checkpoint, ids):
         torch.testing.assert_close(other.grad, parameter.grad, atol=1e-6, rtol=1e-4, msg=name)
 
 
+def test_a_model_with_nf4_experts_compiles_without_a_break(checkpoint, ids):
+    model = load(checkpoint, quantization_config=EXPERTS_ONLY)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(logits(compiled, ids), logits(model, ids), atol=1e-6, rtol=1e-6)
+
+
 def tiny_experts() -> MixtralExperts:
     config = MixtralConfig(**SHAPE, intermediate_size=128, num_local_experts=4, experts_implementation="moe_kernels")
     experts = MixtralExperts(config)
@@ -219,3 +227,16 @@ def test_what_cannot_be_quantised_is_named(tmp_path):
         load(tmp_path, quantization_config=NF4ExpertsConfig())
     with pytest.raises(ValueError, match="no option bnb_4bit_quant_type"):
         NF4ExpertsConfig(bnb_4bit_quant_type="fp4")
+
+
+def test_one_stack_at_a_time_is_unquantised_while_loading(checkpoint, monkeypatch):
+    given, alive = [], []
+
+    def quantize(stack):
+        alive.append(sum(reference() is not None for reference in given))
+        given.append(weakref.ref(stack))
+        return quantize_nf4(stack)
+
+    monkeypatch.setattr(nf4_experts, "quantize_nf4", quantize)
+    load(checkpoint, quantization_config=NF4ExpertsConfig())
+    assert alive == [0, 0, 0, 0]
