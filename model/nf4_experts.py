@@ -74,6 +74,7 @@ class NF4ExpertsQuantizer(Bnb4BitHfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:  # type: ignore[override]
         super()._process_model_before_weight_loading(model, **kwargs)
+        # Names of the experts that are, or are to be, in NF4.
         self._experts = {name for name, _ in experts_of(model) if should_convert_module(name, self.modules_to_not_convert)}
         for name in self._experts:
             module = model.get_submodule(name)

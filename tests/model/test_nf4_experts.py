@@ -8,7 +8,18 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch.nn.functional import cosine_similarity
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GptOssConfig, MixtralConfig, OlmoeConfig, Qwen3MoeConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GptOssConfig,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    OlmoeConfig,
+    Qwen3MoeConfig,
+)
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
 from model import NF4ExpertsConfig, nf4_experts, use_moe_kernels
@@ -218,6 +229,14 @@ def test_gpt_oss_is_refused_while_loading(tmp_path):
     for refused in (lambda: use_moe_kernels(model), lambda: load(tmp_path, quantization_config=NF4ExpertsConfig())):
         with pytest.raises(ValueError, match=r"GptOssExperts cannot run .* is_transposed is True"):
             refused()
+
+
+def test_models_without_dispatched_experts_are_refused():
+    shape = {**SHAPE, "intermediate_size": 64}
+    with pytest.raises(ValueError, match=r"Llama4TextExperts cannot run .* does not dispatch by experts_implementation"):
+        use_moe_kernels(Llama4ForCausalLM(Llama4TextConfig(**shape, intermediate_size_mlp=64, num_local_experts=2, pad_token_id=0)))
+    with pytest.raises(ValueError, match="LlamaForCausalLM has no fused experts"):
+        use_moe_kernels(LlamaForCausalLM(LlamaConfig(**shape)))
 
 
 def test_what_cannot_be_quantised_is_named(tmp_path):
