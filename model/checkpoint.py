@@ -41,7 +41,7 @@ class Checkpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._files: dict[Path, Any] = {}
-        self._owner = {name: file for file in _weight_files(path) for name in self._open(file).offset_keys()}
+        self._owner = {name: file for file in _weight_files(path) for name in self._opened(file).offset_keys()}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._owner)
@@ -50,23 +50,31 @@ class Checkpoint:
         return name in self._owner
 
     def tensor(self, name: str) -> Tensor:
-        return self._open(self._owner[name]).get_tensor(name)
+        """The tensor, mapped from its file: pages are read when they are looked at, and let go of with the tensor.
+
+        The mapping is its own: what was read through a shared one would count as this process's memory as long as the checkpoint is open.
+        """
+        return _open(self._owner[name]).get_tensor(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._open(self._owner[name]).get_slice(name).get_shape())
+        return tuple(self._opened(self._owner[name]).get_slice(name).get_shape())
 
     def head(self, name: str, count: int) -> Tensor:
         """The first `count` values of a tensor (fewer if its first row is shorter), without reading the rest."""
-        rows = self._open(self._owner[name]).get_slice(name)
+        rows = self._opened(self._owner[name]).get_slice(name)
         return rows[:1].reshape(-1)[:count] if len(rows.get_shape()) > 1 else rows[:count]
 
-    def _open(self, file: Path) -> Any:
+    def _opened(self, file: Path) -> Any:
         if file not in self._files:
-            try:
-                self._files[file] = safe_open(str(file), framework="pt")
-            except SafetensorError as error:
-                raise ValueError(f"{file} is not a whole safetensors file: {error}") from None
+            self._files[file] = _open(file)
         return self._files[file]
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(str(file), framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a whole safetensors file: {error}") from None
 
 
 def _weight_files(path: Path) -> list[Path]:

@@ -168,14 +168,17 @@ def quantize_nf4(weight: Tensor) -> NF4Weight:
         return NF4Weight(packed, absmax8, nested_absmax, offset.item(), tuple(weight.shape), weight.dtype)
     from bitsandbytes.functional import quantize_blockwise
 
-    flat = weight.detach().reshape(-1)
-    # Pieces of whole blocks come out as they would from one call.
-    pieces = [torch.ops.bitsandbytes.quantize_4bit(piece, NF4.block, NF4.quant_type, torch.uint8) for piece in flat.split(_CHUNK)]
-    absmax = torch.cat([piece[1] for piece in pieces])
+    packed, absmax = quantize_blocks(weight.detach().reshape(-1))
     offset = absmax.mean()
     absmax8, nested = quantize_blockwise(absmax - offset, blocksize=NF4.nested_block)
-    packed = torch.cat([piece[0] for piece in pieces])
     return NF4Weight(packed, absmax8, nested.absmax, offset.item(), tuple(weight.shape), weight.dtype)
+
+
+def quantize_blocks(flat: Tensor) -> tuple[Tensor, Tensor]:
+    """bitsandbytes' (packed bytes [ceil(n/2), 1], fp32 absmax [ceil(n/64)]) of `flat` [n], the absmax not yet quantised."""
+    # Pieces of whole blocks come out as they would from one call.
+    pieces = [torch.ops.bitsandbytes.quantize_4bit(piece, NF4.block, NF4.quant_type, torch.uint8) for piece in flat.split(_CHUNK)]
+    return torch.cat([packed for packed, _ in pieces]), torch.cat([absmax for _, absmax in pieces])
 
 
 def dequantize_nf4(q: NF4Weight, dtype: torch.dtype | None = None) -> Tensor:
