@@ -17,16 +17,17 @@ import triton
 from tqdm import tqdm
 
 from benchmarks.card_model import CARDS, Card, Time, predict, resident_programs
-from benchmarks.costs import NF4_BITS, TorchOps, active_experts, work_of
+from benchmarks.costs import NF4_BITS, TorchOps, work_of
 from moe_kernels import shipped
 from moe_kernels.aot import Build, build_of, examine_all
+from moe_kernels.cards import A10G
 from moe_kernels.cubin import CubinFacts
+from moe_kernels.grouping import active_experts
 from moe_kernels.launch import Call, record_launches
 from moe_kernels.shipped import Case, D, E, F, K
 
 TOKENS = (1, 2, 4, 8, 16, 64, 128, 256, 512, 1024, 2048, 4096)
 MATRICES = 3 * D * F  # weights of one expert
-HOST_LAUNCH = 5e-6  # s that eager PyTorch needs for one operation: a loop over experts is never faster than that
 LOOP_OPS = {"forward": 16, "step": 44}  # PyTorch operations an expert in the loop over bitsandbytes' layers; estimated, not traced
 # In the tables, and in moe_kernels.shipped. A step is a forward that keeps what its backward needs, and the backward; LoRA of rank 16.
 OPERATIONS = {
@@ -118,7 +119,7 @@ def bitsandbytes_loop(tokens: int, card: Card, kind: str = "step") -> float:
     activations = rows * 2 * (9 * D + 9 * F)  # gather, silu, product, weighting and index_add, each read and written
     moved = active * MATRICES * (NF4_BITS / 8 + 2) + activations
     device = passes * (moved / (card.dram * card.dram_share) + 2 * rows * MATRICES / card.gemm)
-    return max(device, active * LOOP_OPS[kind] * HOST_LAUNCH)
+    return max(device, active * LOOP_OPS[kind] * A10G.host_launch)
 
 
 def tables(predictions: Sequence[Prediction], card: Card) -> list[dict[str, Any]]:

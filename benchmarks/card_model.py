@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from moe_kernels import cards
 from moe_kernels.cubin import CubinFacts
 from moe_kernels.sass import RATES
 
@@ -46,12 +47,18 @@ class Card:
         return amount / (rate * self.sms * self.clock)
 
 
+def _with_kernels(card: cards.Card, sms: int, clock: float, tensor: int, tensor_share: float, latency: float, *limits: int) -> Card:
+    return Card(
+        card.name, card.arch, sms, clock, card.dram, card.dram_share, tensor, tensor_share, card.gemm, latency, card.launch, *limits
+    )  # fmt: skip
+
+
 # A10G: clocks, SMs and limits from NVIDIA's data sheet and "CUDA C++ Programming Guide, Compute Capabilities"; half-rate tensor cores
-# follow from measured 69.5 TFLOPS at 10240 cubed, and 62.5 is cuBLAS at 4096 cubed (zzc0721/torch-performance-test-data, issue 126).
-# Assumed, not measured: 88 % of DRAM's bandwidth, 94 % of the tensor rate, 450 ns of latency, 2.5 µs a launch.
-A10G = Card("A10G", 86, 80, 1.71e9, 600e9, 0.88, 256, 0.94, 62.5e12, 450e-9, 2.5e-6, 48, 16, 100 << 10)
-# H200: to check the model against a card that is at hand. Tensor: 989 TFLOPS at 1.83 GHz; 700 TFLOPS of cuBLAS and the shares are assumed.
-H200 = Card("H200", 90, 132, 1.83e9, 4.8e12, 0.88, 2048, 0.8, 700e12, 650e-9, 2.5e-6, 64, 32, 228 << 10)
+# follow from measured 69.5 TFLOPS at 10240 cubed (zzc0721/torch-performance-test-data, issue 126).
+# Assumed, not measured: 94 % of the tensor rate, 450 ns of latency.
+A10G = _with_kernels(cards.A10G, 80, 1.71e9, 256, 0.94, 450e-9, 48, 16, 100 << 10)
+# H200: to check the model against a card that is at hand. Tensor: 989 TFLOPS at 1.83 GHz; the share is assumed.
+H200 = _with_kernels(cards.H200, 132, 1.83e9, 2048, 0.8, 650e-9, 64, 32, 228 << 10)
 CARDS = {card.name.lower(): card for card in (A10G, H200)}
 
 

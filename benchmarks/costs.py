@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.card_model import Card, Work
+from moe_kernels.grouping import active_experts
 from moe_kernels.launch import Call
+from moe_kernels.nf4_format import NF4
 
-NF4_BITS = 4.127  # a weight, its absmax included (moe_kernels/nf4.py)
+NF4_BITS = NF4.bits
 _WEIGHT = {"w_ptr", "packed_ptr", "absmax_ptr", "nested_ptr", "map_ptr"}
 _MATMULS = {"mm", "addmm", "bmm", "_grouped_mm"}
 _FREE = {"zeros", "empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "detach", "_reshape_alias"}
@@ -35,11 +37,6 @@ def expected(tokens: int, chance: float, value: Callable[[int], float]) -> float
         for n in range(tokens + 1)
     ]
     return sum(weight * value(n) for n, weight in enumerate(weights))
-
-
-def active_experts(tokens: int, top_k: int, experts: int) -> float:
-    """Experts that at least one token chose."""
-    return experts * (1 - (1 - top_k / experts) ** tokens)
 
 
 def arguments(call: Call) -> dict[str, Any]:

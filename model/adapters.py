@@ -75,6 +75,11 @@ class Adapter:
         """The greatest rank of its factors."""
         return max(self._weights.shape(keys["A"])[0] for keys in self._keys.values())
 
+    @property
+    def fingerprint(self) -> str:
+        """Of its factors and its configuration, as `base_fingerprint`."""
+        return base_fingerprint(self.folder, self._weights) + hashlib.sha256(json.dumps(self.config).encode()).hexdigest()
+
     def scaling(self, module: str) -> float:
         """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (arXiv:2312.03732), with PEFT's patterns for single modules."""
         rank = self._weights.shape(self._keys[module]["A"])[0]
@@ -98,7 +103,8 @@ class Adapter:
         if factors is None:
             return weight
         a, b = factors
-        return (weight.float() + (b @ a) * self.scaling(module)).to(weight.dtype)
+        delta = (b @ a).mul_(self.scaling(module))
+        return delta.add_(weight).to(weight.dtype)  # in place: a 7B's matrix is 235 MB in fp32
 
     def check_ffn_only(self) -> None:
         """ValueError if it changes anything that a mixture's experts cannot hold."""

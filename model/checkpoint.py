@@ -4,6 +4,7 @@ Memory-mapped reading and sharded writing: nothing here ever holds more than one
 """
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class Checkpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._files: dict[Path, Any] = {}
-        self._owner = {name: file for file in _weight_files(path) for name in self._open(file).offset_keys()}
+        self._owner = {name: file for file in _weight_files(path) for name in self._opened(file).offset_keys()}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._owner)
@@ -50,23 +51,31 @@ class Checkpoint:
         return name in self._owner
 
     def tensor(self, name: str) -> Tensor:
-        return self._open(self._owner[name]).get_tensor(name)
+        """The tensor, mapped from its file: pages are read when they are looked at, and let go of with the tensor.
+
+        The mapping is its own: what was read through a shared one would count as this process's memory as long as the checkpoint is open.
+        """
+        return _open(self._owner[name]).get_tensor(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._open(self._owner[name]).get_slice(name).get_shape())
+        return tuple(self._opened(self._owner[name]).get_slice(name).get_shape())
 
     def head(self, name: str, count: int) -> Tensor:
         """The first `count` values of a tensor (fewer if its first row is shorter), without reading the rest."""
-        rows = self._open(self._owner[name]).get_slice(name)
+        rows = self._opened(self._owner[name]).get_slice(name)
         return rows[:1].reshape(-1)[:count] if len(rows.get_shape()) > 1 else rows[:count]
 
-    def _open(self, file: Path) -> Any:
+    def _opened(self, file: Path) -> Any:
         if file not in self._files:
-            try:
-                self._files[file] = safe_open(str(file), framework="pt")
-            except SafetensorError as error:
-                raise ValueError(f"{file} is not a whole safetensors file: {error}") from None
+            self._files[file] = _open(file)
         return self._files[file]
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(str(file), framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a whole safetensors file: {error}") from None
 
 
 def _weight_files(path: Path) -> list[Path]:
@@ -108,13 +117,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class CheckpointWriter:
-    """Writes tensors into shards of at most `shard_bytes`, and the index; use as a context manager."""
+    """Writes tensors into shards of at most `shard_bytes` (a larger tensor has its own), and the index; use as a context manager.
+
+    A shard appears whole. Over the shards of a writer that was killed it goes on after them: the names in `finished` need not be
+    added again, and the files come out as if nothing had happened.
+    """
 
     def __init__(self, folder: Path, shard_bytes: int = 2 << 30) -> None:
         self.folder, self.shard_bytes = folder, shard_bytes
         self._pending: dict[str, Tensor] = {}
-        self._pending_bytes = self._total_bytes = 0
-        self._shards: list[list[str]] = []
+        self._pending_bytes = 0
+        # In the order of their numbers: a kill within `_finish` leaves the first of them under their final names.
+        files = sorted(folder.glob("*.safetensors"), key=lambda file: file.name.split("-")[1:])
+        self._shards = [(file, list(Checkpoint(file))) for file in files]
+        self.finished = {name for _, names in self._shards for name in names}
 
     def __enter__(self) -> "CheckpointWriter":
         return self
@@ -124,35 +140,52 @@ class CheckpointWriter:
             self._finish()
 
     def add(self, name: str, tensor: Tensor) -> None:
-        size = tensor.numel() * tensor.element_size()
+        self.add_group({name: tensor})
+
+    def add_group(self, tensors: dict[str, Tensor]) -> None:
+        """Tensors that are one thing, such as the parts of an NF4 weight: they come to lie in one shard."""
+        size = sum(tensor.nbytes for tensor in tensors.values())
         if self._pending and self._pending_bytes + size > self.shard_bytes:
             self._write_shard()
-        self._pending[name] = tensor.detach().to("cpu").contiguous()
+        self._pending |= {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
         self._pending_bytes += size
-        self._total_bytes += size
+        if self._pending_bytes >= self.shard_bytes:
+            self._write_shard()
 
     def _write_shard(self) -> None:
-        self._shards.append(list(self._pending))
-        save_file(self._pending, self._shard_path(len(self._shards)), metadata={"format": "pt"})
+        file = self.folder / f"shard-{len(self._shards) + 1:05d}.safetensors"
+        save_whole(file, self._pending)
+        self._shards.append((file, list(self._pending)))
         self._pending, self._pending_bytes = {}, 0
-
-    def _shard_path(self, number: int) -> Path:
-        return self.folder / f"shard-{number:05d}.safetensors"
 
     def _finish(self) -> None:
         if self._pending or not self._shards:
             self._write_shard()
         count = len(self._shards)
         if count == 1:
-            self._shard_path(1).rename(self.folder / WEIGHTS)
+            os.replace(self._shards[0][0], self.folder / WEIGHTS)
             return
-        weight_map = {}
-        for number, names in enumerate(self._shards, start=1):
-            file = f"model-{number:05d}-of-{count:05d}.safetensors"
-            self._shard_path(number).rename(self.folder / file)
-            weight_map.update(dict.fromkeys(names, file))
-        index = {"metadata": {"total_size": self._total_bytes}, "weight_map": weight_map}
-        (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        weight_map, size = {}, 0
+        for number, (file, names) in enumerate(self._shards, start=1):
+            final = self.folder / f"model-{number:05d}-of-{count:05d}.safetensors"
+            os.replace(file, final)
+            weight_map.update(dict.fromkeys(names, final.name))
+            size += _data_bytes(final)
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        (self.folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def save_whole(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes a safetensors file that appears whole or not at all."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    os.replace(temporary, file)
+
+
+def _data_bytes(file: Path) -> int:
+    """Bytes of a safetensors file's tensors: all after its header, whose length is the first 8 bytes."""
+    with file.open("rb") as opened:
+        return file.stat().st_size - 8 - int.from_bytes(opened.read(8), "little")
 
 
 def parse_dtype(name: str) -> torch.dtype:

@@ -1,6 +1,6 @@
 """Gate vectors from prompts, as mergekit-moe makes them (its gate modes `hidden`, `cheap_embed`, `random`, `uniform_random`).
 
-Shapes: L layers, E experts, D model width, B prompts, S tokens.
+Shapes: L layers, E experts, D model width, V vocabulary.
 """
 
 import math
@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
+
+from .layerwise import last_token_states
 
 GATE_MODES = ("hidden", "cheap_embed", "random", "uniform_random")
 PROMPT_MODES = ("hidden", "cheap_embed")
@@ -33,15 +34,10 @@ def hidden_gates(base: Path, tokenizer: PreTrainedTokenizerBase, experts: list[P
 
     Mean over the positive prompts, minus the mean over the negative ones, scaled to length 1.
     """
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, use_safetensors=True, local_files_only=True)
-
-    @torch.no_grad()
-    def mean_state(prompts: tuple[str, ...]) -> Tensor:
-        outputs = model(**_tokenize(tokenizer, prompts), output_hidden_states=True)
-        last_LBD = torch.stack(outputs.hidden_states[:-1])[:, :, -1, :]
-        return last_LBD.sum(dim=1) / last_LBD.shape[1]
-
-    return _stack_experts(experts, mean_state)
+    sets = list(dict.fromkeys(prompts for expert in experts for prompts in (expert.positive, expert.negative) if prompts))
+    states = last_token_states(base, [_tokenize(tokenizer, prompts) for prompts in sets])
+    means = {prompts: state_LBD.sum(dim=1) / state_LBD.shape[1] for prompts, state_LBD in zip(sets, states, strict=True)}
+    return _stack_experts(experts, means.__getitem__)
 
 
 def embedding_gates(embed_VD: Tensor, num_layers: int, tokenizer: PreTrainedTokenizerBase, experts: list[Prompts]) -> Tensor:
@@ -79,7 +75,7 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, prompts: tuple[str, ...]) -> A
 
 def _stack_experts(experts: list[Prompts], direction: Callable[[tuple[str, ...]], Tensor]) -> Tensor:
     rows = []
-    for prompts in tqdm(experts, desc="Gates", unit="expert"):
+    for prompts in experts:
         row_LD = direction(prompts.positive)
         if prompts.negative:
             row_LD = row_LD - direction(prompts.negative)

@@ -81,3 +81,8 @@ def _group_by_kernels(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Ten
         options=chosen.options, ALONE=programs <= 1, ROWS=max(1, 1024 // e_pad), **constants,
     )  # fmt: skip
     return order_N, inverse_N, offsets_E1
+
+
+def active_experts(tokens: int, top_k: int, experts: int) -> float:
+    """Experts that at least one token chose: the expectation, if each expert is as likely as any other."""
+    return experts * (1 - (1 - top_k / experts) ** tokens)

@@ -27,9 +27,20 @@ class NF4Format:
         *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
     )
 
+    @property
+    def bits(self) -> float:
+        """Of a value in a large weight: 4 and its share of an 8-bit absmax and of a nested fp32 one."""
+        return 4 + 8 / self.block + 32 / (self.block * self.nested_block)
+
 
 NF4 = NF4Format()
 FACTS_KEY = f"quant_state.bitsandbytes__{NF4.quant_type}"
+
+
+def nf4_bytes(values: int) -> int:
+    """Bytes that a weight of so many values takes."""
+    blocks = -(-values // NF4.block)
+    return (values + 1) // 2 + blocks + 4 * -(-blocks // NF4.nested_block)
 
 
 @lru_cache

@@ -30,7 +30,7 @@ from .data import load_pairs
 from .data.pairs import Loaded, format_table
 from .data.prompts import encode_pairs
 from .data.sources import find_source
-from .plan import plan_expert
+from .plan import ADVICE, plan_expert
 from .settings import add_training_flags, check_flags, has_bf16, use_checkpointing
 from .trainer import train_pairs, write_logs
 from .workspace import check_free, workspace
@@ -105,9 +105,9 @@ def train_expert(args: argparse.Namespace) -> None:
     plan = plan_expert(base, args)
     if args.plan:
         print(plan)
-        plan.check()
+        plan.check("this run", ADVICE)
         return
-    plan.check()
+    plan.check("this run", ADVICE)
     set_seed(args.seed)
     model, tokenizer = load_base(base, checkpointing=use_checkpointing(args, torch.cuda.is_available()))
     expert = add_lora(model, args)
@@ -144,7 +144,7 @@ def main() -> int:
     parser.add_argument("--alpha", type=int, default=0, help="LoRA scale numerator; 0: twice the rank")
     parser.add_argument("--dropout", type=float, default=0.05, help="of the LoRA factors' input")
     parser.add_argument("--plan", action="store_true", help="print the memory by part, and train nothing")
-    parser.add_argument("--gpu", default="auto", help="card to plan for (a10g, t4, l4, 4090, h100, cpu); auto: this machine")
+    parser.add_argument("--gpu", default="auto", help="card to plan for (t4, a10g, l4, 4090, h100, h200, cpu); auto: this machine")
     add_training_flags(parser, learning_rate=2e-4, batch_size=8, epochs=1, max_length=1024)
     return run_command(train_expert, parser)
 

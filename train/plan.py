@@ -14,50 +14,23 @@ The parts, in bytes (T tokens of a batch, D model width, F FFN width, L layers, 
 """
 
 import argparse
-import os
-from dataclasses import dataclass
-from pathlib import Path
 
-import torch
 from transformers import AutoConfig, PreTrainedConfig
+
+from model.budget import RUNTIME, Budget, room_of
+from moe_kernels.cards import CARDS
+from moe_kernels.nf4_format import NF4
 
 from .settings import has_bf16, use_checkpointing
 
-NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
-CARDS = {"t4": 15.6e9, "a10g": 23.7e9, "l4": 23.7e9, "4090": 25.2e9, "h100": 85.0e9}  # usable bytes
-WITHOUT_BF16 = ("t4",)  # trains in fp32
-RUNTIME = {"cuda": 0.6e9, "cpu": 0.9e9}
+ADVICE = "try a smaller --batch-size or --max-length, or --checkpointing on"
 
 
-@dataclass(frozen=True)
-class Plan:
-    parts: dict[str, float]  # bytes
-    room: float  # bytes
-    where: str
-
-    @property
-    def total(self) -> float:
-        return sum(self.parts.values())
-
-    def __str__(self) -> str:
-        rows = [f"{name:<18} {size / 1e9:8.3f} GB" for name, size in self.parts.items()]
-        return "\n".join([*rows, f"{'total':<18} {self.total / 1e9:8.3f} GB", f"{self.where:<18} {self.room / 1e9:8.3f} GB"])
-
-    def check(self) -> None:
-        """`ValueError` if the run does not fit."""
-        if self.total > self.room:
-            largest = max(self.parts, key=lambda name: self.parts[name])
-            raise ValueError(
-                f"this run takes {self.total / 1e9:.1f} GB and {self.where} has {self.room / 1e9:.1f} GB; the largest part is {largest} "
-                f"({self.parts[largest] / 1e9:.1f} GB): try a smaller --batch-size or --max-length, or --checkpointing on"
-            )
-
-
-def plan_expert(base: str, args: argparse.Namespace) -> Plan:
+def plan_expert(base: str, args: argparse.Namespace) -> Budget:
     """The plan of `train.expert` for the base's configuration and the chosen card; `ValueError` for an unknown card."""
     config = read_config(base)
-    room, where, cuda = _room(args.gpu)
-    a = 2 if (args.gpu in CARDS and args.gpu not in WITHOUT_BF16) or (args.gpu == "auto" and has_bf16()) else 4
+    room = room_of(args.gpu)
+    a = 2 if (CARDS[args.gpu].has_bf16 if args.gpu in CARDS else args.gpu == "auto" and has_bf16()) else 4
     D, F, L = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     head = getattr(config, "head_dim", None) or D // config.num_attention_heads
     q, kv = config.num_attention_heads * head, config.num_key_value_heads * head
@@ -66,9 +39,9 @@ def plan_expert(base: str, args: argparse.Namespace) -> Plan:
     trained = L * args.rank * lora
     tokens = args.batch_size * args.max_length
     layer = (16 * D + 5 * F) * tokens * a
-    checkpointing = use_checkpointing(args, cuda)
+    checkpointing = use_checkpointing(args, room.is_cuda)
     parts = {
-        "quantised weights": L * (attention + ffn) * NF4_BITS / 8,
+        "quantised weights": L * (attention + ffn) * NF4.bits / 8,
         "other weights": (2 * config.vocab_size * D + (2 * L + 1) * D) * 4,
         "adapters": trained * 4,
         "gradients": trained * 4,
@@ -76,9 +49,9 @@ def plan_expert(base: str, args: argparse.Namespace) -> Plan:
         "activations": L * tokens * D * a + layer if checkpointing else L * layer,
         "logits": tokens * config.vocab_size * 4 * 3,
         "dequantised": D * F * a,
-        "runtime": RUNTIME["cuda" if cuda else "cpu"],
+        "runtime": RUNTIME["cuda" if room.is_cuda else "cpu"],
     }
-    return Plan(parts, room, where)
+    return Budget(parts, room)
 
 
 def read_config(base: str) -> PreTrainedConfig:
@@ -92,22 +65,3 @@ def read_config(base: str) -> PreTrainedConfig:
     if missing:
         raise ValueError(f"the base {base!r} ({config.model_type}) is not Mistral-shaped: its configuration lacks {', '.join(missing)}")
     return config
-
-
-def _room(gpu: str) -> tuple[float, str, bool]:
-    """Bytes that a run may take, the name of what has them, and whether it is a CUDA card."""
-    if gpu in CARDS:
-        return CARDS[gpu], f"one {gpu}", True
-    if gpu == "auto" and torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0], torch.cuda.get_device_name(), True
-    if gpu in ("auto", "cpu"):
-        return min(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")), _container_limit()), "this machine", False
-    raise ValueError(f"unknown card {gpu!r}; known: auto, cpu, {', '.join(CARDS)}")
-
-
-def _container_limit() -> float:
-    """Bytes that the control group allows, infinity if it sets no limit."""
-    try:
-        return float(Path("/sys/fs/cgroup/memory.max").read_text())
-    except (OSError, ValueError):  # no such group, or the word "max"
-        return float("inf")

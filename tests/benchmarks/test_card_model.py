@@ -8,8 +8,9 @@ import torch
 from benchmarks.a10g import bitsandbytes_loop, dequantise_then_gemm, floor, predict_all, show, tables
 from benchmarks.a10g import main as a10g_main
 from benchmarks.card_model import A10G, Card, Time, Work, predict, resident_programs
-from benchmarks.costs import TorchOp, TorchOps, active_experts, expected
+from benchmarks.costs import TorchOp, TorchOps, expected
 from moe_kernels.cubin import CubinFacts
+from moe_kernels.grouping import active_experts
 from moe_kernels.sass import Code, Instruction
 
 # Round numbers: 10 SMs at 1 GHz, 100 GB/s of which all is reached, 100 multiply-adds a clock and SM.

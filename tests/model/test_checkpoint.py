@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from model.checkpoint import INDEX, WEIGHTS, Checkpoint, CheckpointWriter
+from model.checkpoint import INDEX, WEIGHTS, Checkpoint, CheckpointWriter, read_json
 
 
 @pytest.fixture
@@ -57,3 +57,35 @@ def test_a_folder_without_safetensors_is_refused(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match="only safetensors checkpoints are read"):
         Checkpoint(tmp_path)
+
+
+def test_a_writer_goes_on_after_whole_shards(tmp_path):
+    """Killed with the second shard begun, and once more while the files get their final names."""
+    tensors = {name: torch.full((50,), float(index)) for index, name in enumerate("abcdef")}
+
+    def write(folder):
+        folder.mkdir(exist_ok=True)
+        with CheckpointWriter(folder, shard_bytes=400) as writer:
+            for name, tensor in tensors.items():
+                if name not in writer.finished:
+                    writer.add(name, tensor)
+        return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    expected, broken = write(tmp_path / "unbroken"), tmp_path / "broken"
+    broken.mkdir()
+    writer = CheckpointWriter(broken, shard_bytes=400)
+    for name in "abcde":
+        writer.add(name, tensors[name])
+    assert CheckpointWriter(broken).finished == set("abcd")
+    writer.add("f", tensors["f"])
+    (broken / "shard-00001.safetensors").rename(broken / "model-00001-of-00003.safetensors")
+    assert write(broken) == expected
+
+
+def test_a_group_lies_in_one_shard(tmp_path):
+    with CheckpointWriter(tmp_path, shard_bytes=100) as writer:
+        writer.add("a", torch.zeros(20))
+        writer.add_group({"b": torch.zeros(20), "c": torch.zeros(3)})
+        assert not writer.finished and len(list(tmp_path.iterdir())) == 1
+    weight_map = read_json(tmp_path / INDEX)["weight_map"]
+    assert weight_map["a"] != weight_map["b"] == weight_map["c"]

@@ -1,15 +1,18 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, MistralForCausalLM
 
 from model import MoEForCausalLM
 from model.checkpoint import Checkpoint
-from model.compose import is_quantized, main
+from model.compose import main
+from model.mixture_tensors import is_quantized
 from model.output import check_manifest
 
 
@@ -159,3 +162,92 @@ def test_prompts_that_say_the_same_are_reported(adapters, run_compose, capsys):
     experts = [{"source_model": str(adapter), "positive_prompts": [f"{n} ends with x"]} for n, adapter in enumerate(adapters[:2])]
     run_compose(adapters[:2], experts=experts)
     assert "hardly tells the experts apart in layers [0" in capsys.readouterr().out
+
+
+@pytest.fixture
+def with_tokenizer(base, full_models, tmp_path):
+    """Copies the first full model with the base's tokenizer after `change` has been made to its tokenizer.json."""
+
+    def make(change) -> Path:
+        folder = tmp_path / "expert-with-tokenizer"
+        shutil.copytree(full_models[0], folder)
+        for file in base.glob("tokenizer*"):
+            shutil.copy(file, folder)
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        change(tokenizer)
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        return folder
+
+    return make
+
+
+def swap_a_and_b(tokenizer):
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+
+
+def add_a_token(tokenizer):
+    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][-1], "id": 64, "content": "<|im_end|>"})
+
+
+def add_an_old_token(tokenizer):
+    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][-1], "id": tokenizer["model"]["vocab"]["x"], "content": "x"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (swap_a_and_b, r"tokens 'a' 5 -> 6, 'b' 6 -> 5$"),
+        (lambda tokenizer: tokenizer["model"]["vocab"].pop("q"), r"tokens 'q' 21 -> absent$"),
+        (lambda tokenizer: [tokenizer["model"]["vocab"].pop(letter) for letter in "ABCDEF"], r"'D' 44 -> absent and 2 more$"),
+        (add_a_token, r"tokens '<\|im_end\|>' absent -> 64; added tokens only in the expert: '<\|im_end\|>'"),
+        (add_an_old_token, r"\): added tokens only in the expert: 'x'"),
+    ],
+)
+def test_an_expert_that_reads_text_otherwise_is_refused(adapters, with_tokenizer, run_compose, change, message, tmp_path):
+    expert = with_tokenizer(change)
+    with pytest.raises(ValueError, match=f"expert-with-tokenizer has another tokenizer than the base .*{message}"):
+        run_compose([expert, adapters[1]])
+    assert not (tmp_path / "mixture").exists()
+
+
+@pytest.mark.parametrize("place", ["checkpoint", "adapter"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eos_token": "<unk>"}, r"eos '</s>' \(2\) -> '<unk>' \(3\)"),
+        ({"pad_token": "</s>"}, r"pad '<pad>' \(0\) -> '</s>' \(2\)"),
+        ({"bos_token": None}, r"bos '<s>' \(1\) -> none"),
+        ({"pad_token": None}, None),
+        ({}, None),
+    ],
+)
+def test_special_tokens_must_be_the_bases(base, adapters, full_models, run_compose, change, message, place, tmp_path):
+    expert = tmp_path / "expert"
+    shutil.copytree(full_models[0] if place == "checkpoint" else adapters[0], expert)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    for name, token in change.items():
+        setattr(tokenizer, name, token)
+    tokenizer.save_pretrained(expert)
+    if message is None:
+        run_compose([expert, adapters[1]])
+    else:
+        with pytest.raises(ValueError, match=message):
+            run_compose([expert, adapters[1]])
+
+
+def test_a_tokenizer_that_cannot_be_read_is_named(adapters, with_tokenizer, run_compose):
+    with pytest.raises(ValueError, match="expert-with-tokenizer has a tokenizer that cannot be read"):
+        run_compose([with_tokenizer(lambda tokenizer: tokenizer.pop("model")), adapters[1]])
+
+
+@pytest.mark.parametrize("rows", [0, 127])
+def test_an_expert_without_a_matrix_is_refused_before_anything_is_written(adapters, full_models, run_compose, tmp_path, rows):
+    expert, name = tmp_path / "expert", "model.layers.1.mlp.up_proj.weight"
+    shutil.copytree(full_models[0], expert)
+    state = load_file(expert / "model.safetensors")
+    matrix = state.pop(name)
+    save_file({**state, name: matrix[:rows].clone()} if rows else state, expert / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"expert has {name} of shape \[127, 64\] instead of" if rows else f"expert has no {name}$"):
+        run_compose([expert, adapters[1]])
+    assert {path.name for path in tmp_path.iterdir()} == {"expert", "recipe.yml"}

@@ -1,11 +1,23 @@
 import math
+import shutil
 
 import pytest
 import torch
-from transformers import AutoTokenizer, MistralForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, MistralConfig, MistralForCausalLM
 
 from model.gates import Prompts, condition_numbers, embedding_gates, hidden_gates, random_gates
 
+SHAPE = {
+    "vocab_size": 64,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+    "dtype": "bfloat16",
+}
 EXPERTS = [Prompts(("abc", "de"), ("xyz",)), Prompts(("hello world",), ())]
 
 
@@ -39,6 +51,47 @@ def test_hidden_is_the_mean_input_of_each_layer_at_the_last_token(base, tokenize
     for layer in (0, 1):
         expected = [unit((states(EXPERTS[0].positive) - states(EXPERTS[0].negative))[layer]), unit(states(EXPERTS[1].positive)[layer])]
         torch.testing.assert_close(gates[layer].float(), torch.stack(expected), atol=0.02, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "config",
+    [
+        MistralConfig(**SHAPE, sliding_window=4),  # shorter than the prompts
+        MistralConfig(**{**SHAPE, "dtype": "float32"}, sliding_window=None),
+        LlamaConfig(**SHAPE, tie_word_embeddings=True, rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}),
+    ],
+)
+def test_hidden_has_the_bits_of_the_whole_model(tokenizer, tmp_path, config):
+    """One layer at a time from several shards, against the whole model at once; the last expert has one prompt, so no padding."""
+    torch.manual_seed(4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+
+    def mean_state(prompts):
+        texts = ["<s>" + prompt for prompt in prompts]
+        tokens = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False, return_token_type_ids=False)
+        last_LBD = torch.stack(whole(**tokens, output_hidden_states=True).hidden_states[:-1])[:, :, -1, :]
+        return last_LBD.sum(dim=1) / last_LBD.shape[1]
+
+    gates = hidden_gates(tmp_path, tokenizer, EXPERTS)  # which sets the tokenizer's padding
+    for index, expert in enumerate(EXPERTS):
+        state_LD = mean_state(expert.positive)
+        state_LD = state_LD - mean_state(expert.negative) if expert.negative else state_LD
+        assert torch.equal(gates[:, index], state_LD / state_LD.norm(dim=-1, keepdim=True))
+
+
+def test_a_base_without_a_tensor_or_with_another_shape_is_refused(base, tokenizer, tmp_path):
+    shutil.copy(base / "config.json", tmp_path)
+    state = load_file(base / "model.safetensors")
+    norm = state.pop("model.layers.0.input_layernorm.weight")
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"has no model.layers.0.input_layernorm.weight, which"):
+        hidden_gates(tmp_path, tokenizer, EXPERTS)
+    save_file({**state, "model.layers.0.input_layernorm.weight": norm[1:].clone()}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"input_layernorm.weight of shape \[63\] instead of \[64\]"):
+        hidden_gates(tmp_path, tokenizer, EXPERTS)
 
 
 def test_cheap_embed_sums_the_prompts_embeddings(base, tokenizer):

@@ -1,0 +1,121 @@
+"""What a mixture takes of a device, by part: bytes in memory, bytes and time for one token. Nothing is loaded.
+
+Weights are those of the model's own modules, made without memory, so they are exact; what runs on them is estimated:
+
+    KV cache      L x B x S x 2 x kv heads x head width x a          a = bytes of an activation
+    activations   of one layer while the prompt is read, T = B x S:
+                  dense  T (3 D + K (F + D)) a                       x, its norm, the sum; h and y of every pair
+                  lora   T (3 D + (K + 3) F) a                       and gate, up and sum of h of every token
+                  and B x V x (a + 4) of logits; on a card, for many tokens, the layer's largest NF4 matrix in 16 bits
+
+T tokens, K experts per token, E experts, D model width, F expert hidden width, L layers, V vocabulary, B batch, S context.
+"""
+
+import re
+from dataclasses import dataclass
+
+import torch
+from accelerate import init_empty_weights
+
+from moe_kernels.cards import Card
+from moe_kernels.grouping import active_experts
+from moe_kernels.launch import fused_tokens
+from moe_kernels.nf4_format import nf4_bytes
+
+from .checkpoint import parse_dtype
+from .configuration_moe import MoEConfig
+from .modeling_moe import MoEForCausalLM
+from .quantization import MatrixModule
+
+EXPERTS, SHARED, LORA, ATTENTION = "expert weights", "shared base", "LoRA factors", "attention"
+EMBEDDINGS, REST, CACHE, ACTIVATIONS = "embeddings, head", "norms and gates", "KV cache", "activations"
+_PARTS = ((r"_lora_[AB]$", LORA), (r"\.self_attn\.", ATTENTION), (r"\.experts\.", EXPERTS), (r"embed_tokens|lm_head", EMBEDDINGS))
+# Kernels of a layer for one token: the 48 operations that PyTorch was seen to run, the experts' as `moe_kernels.shipped` launches them.
+KERNELS = {"dense": 50, "lora": 60}
+
+
+def weight_bytes(config: MoEConfig) -> dict[str, int]:
+    """Bytes of parameters and buffers by part."""
+    with init_empty_weights():
+        model = MoEForCausalLM._from_config(config, dtype=_dtype(config))
+    model.tie_weights()
+    sizes = {name: tensor.nbytes for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    for prefix, module in model.named_modules():
+        if isinstance(module, MatrixModule):
+            sizes |= {f"{prefix}.{name}": nf4_bytes(torch.Size(shape).numel()) for name, shape in module.quantized_matrices().items()}
+    parts: dict[str, int] = {}
+    for name, size in sizes.items():
+        part = next((part for pattern, part in _PARTS if re.search(pattern, name)), REST)
+        if part == EXPERTS and config.expert_layout == "lora":
+            part = SHARED
+        parts[part] = parts.get(part, 0) + size
+    return parts
+
+
+def cache_bytes(config: MoEConfig, context: int, batch: int) -> int:
+    """Bytes of the keys and values of `context` tokens in each of `batch` sequences."""
+    kept = min(context, config.sliding_window or context)
+    head = config.head_dim or config.hidden_size // config.num_attention_heads
+    return config.num_hidden_layers * batch * kept * 2 * config.num_key_value_heads * head * _dtype(config).itemsize
+
+
+def activation_bytes(config: MoEConfig, context: int, batch: int, card: Card | None) -> int:
+    """The estimate above for prompts of `context` tokens; `card` None is the CPU, whose kernels never dequantise a whole matrix."""
+    tokens, size, width, hidden = batch * context, _dtype(config).itemsize, config.hidden_size, config.intermediate_size
+    chosen, experts = _chosen(config), config.num_local_experts
+    values = 3 * width + (chosen * (hidden + width) if config.expert_layout == "dense" else (chosen + 3) * hidden)
+    largest = width * hidden * (2 * experts if config.expert_layout == "dense" else 1)
+    dequantised = card is not None and config.quantization == "nf4" and tokens > fused_tokens(card.arch)
+    workspace = largest * size if dequantised else 0
+    return tokens * values * size + workspace + batch * config.vocab_size * (size + 4)
+
+
+@dataclass(frozen=True)
+class TokenTime:
+    """One decoding step of a batch: seconds by cause, and what the step reads."""
+
+    bytes: float
+    memory: float  # the bytes at the bandwidth that kernels reach
+    compute: float
+    launches: float
+    host: float  # eager PyTorch issuing the operations
+    floor: float  # the bytes at nominal bandwidth
+
+    @property
+    def seconds(self) -> float:
+        return max(max(self.memory, self.compute) + self.launches, self.host)
+
+
+def step_bytes(config: MoEConfig, context: int, batch: int) -> float:
+    """Bytes that a decoding step of `batch` tokens reads: every matrix that a token meets, and the cache of `context` tokens."""
+    parts, active = weight_bytes(config), active_experts(batch, _chosen(config), config.num_local_experts) / config.num_local_experts
+    table = 0 if config.tie_word_embeddings else parts[EMBEDDINGS] // 2  # only its rows of the tokens are read
+    read = {**parts, EMBEDDINGS: parts[EMBEDDINGS] - table}
+    return sum(size * (active if part in (EXPERTS, LORA) else 1) for part, size in read.items()) + cache_bytes(config, context, batch)
+
+
+def token_time(config: MoEConfig, card: Card, context: int, batch: int) -> TokenTime:
+    """A model of a decoding step on `card`, whatever the machine at hand is."""
+    read, chosen = step_bytes(config, context, batch), 1 if config.expert_layout == "lora" else _chosen(config)
+    head = config.head_dim or config.hidden_size // config.num_attention_heads
+    attention = 2 * config.hidden_size * head * (config.num_attention_heads + config.num_key_value_heads)
+    layer = attention + chosen * 3 * config.hidden_size * config.intermediate_size
+    weights = config.num_hidden_layers * layer + config.vocab_size * config.hidden_size
+    kernels = config.num_hidden_layers * KERNELS[config.expert_layout]
+    return TokenTime(
+        bytes=read,
+        memory=read / (card.dram * card.dram_share),
+        compute=2 * batch * weights / card.gemm,
+        launches=kernels * card.launch,
+        host=kernels * card.host_launch,
+        floor=read / card.dram,
+    )
+
+
+def _chosen(config: MoEConfig) -> int:
+    """Experts of a token."""
+    return {"softmax": config.num_local_experts, "switch": 1}.get(config.router_type, config.num_experts_per_tok)
+
+
+def _dtype(config: MoEConfig) -> torch.dtype:
+    return config.dtype if isinstance(config.dtype, torch.dtype) else parse_dtype(config.dtype or "float32")

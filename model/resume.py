@@ -1,0 +1,88 @@
+"""Outputs that a killed command goes on with when it is run again.
+
+Until the output is whole its folder lies in `.NAME.unfinished` beside it, with `facts.json`: what must be the same for the work to go on.
+"""
+
+import fcntl
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .checkpoint import read_json
+from .output import check_absent, write_json, write_manifest
+
+FACTS = "facts.json"
+
+
+class Unfinished(NamedTuple):
+    output: Path  # becomes the target
+    scratch: Path  # is removed then
+
+
+@contextmanager
+def resumable_folder(target: Path, facts: dict[str, str]) -> Iterator[Unfinished]:
+    """Yields folders with what an earlier run with the same `facts` had finished, if there was one; on success `output` becomes `target`.
+
+    After an error or a kill they stay if they hold a finished file of tensors. FileExistsError if `target` exists; ValueError, naming
+    what differs, if the unfinished work has other facts, or if another process is at it.
+    """
+    check_absent(target)
+    place = unfinished(target)
+    folders = Unfinished(place / "output", place)
+    place.mkdir(parents=True, exist_ok=True)
+    with _alone(place):
+        if _has_tensors(folders.output) or _has_tensors(place):
+            _check_same(place, facts)
+            for torn in folders.output.glob(".*.tmp"):  # of files that appear by a rename
+                torn.unlink()
+            print(f"going on with the unfinished work in {place}", file=sys.stderr)
+        else:
+            shutil.rmtree(folders.output, ignore_errors=True)
+            write_json(place / FACTS, facts)
+        folders.output.mkdir(exist_ok=True)
+        try:
+            yield folders
+        except BaseException:
+            if _has_tensors(folders.output) or _has_tensors(place):
+                print(f"what is finished stays in {place}: the same command goes on from there", file=sys.stderr)
+            else:
+                shutil.rmtree(place)
+            raise
+        write_manifest(folders.output)
+        if target.exists():
+            target.rmdir()
+        folders.output.rename(target)
+        shutil.rmtree(place)
+
+
+def unfinished(target: Path) -> Path:
+    """Where the unfinished work of the command that writes `target` lies."""
+    return target.with_name(f".{target.name}.unfinished")
+
+
+def _has_tensors(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors"))
+
+
+def _check_same(place: Path, facts: dict[str, Any]) -> None:
+    before = read_json(place / FACTS)
+    changed = [name for name in before.keys() | facts.keys() if before.get(name) != facts.get(name)]
+    if changed:
+        raise ValueError(
+            f"{place} holds the unfinished work of another command (different: {', '.join(sorted(changed))}); "
+            f"run that one again to finish it, or remove the folder"
+        )
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """Holds a lock that the system releases with the process, however that ends."""
+    with (place / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is at work in {place}") from None
+        yield

@@ -1,0 +1,103 @@
+"""Where the experts of a mixture come from: full checkpoints, adapters of the base, or adapters of checkpoints."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoConfig
+
+from .adapters import Adapter, base_fingerprint, is_adapter
+from .checkpoint import CONFIG, Checkpoint, model_folder, read_json
+from .experts import PROJECTIONS
+
+_FAMILIES = ("mistral", "llama")
+_SHARED = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    *("vocab_size", "hidden_act", "rope_parameters"),
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an expert's FFN comes from: a full checkpoint, with or without an adapter on it."""
+
+    name: str
+    weights: Checkpoint
+    adapter: Adapter | None
+    is_base: bool  # `weights` are the base's: with an adapter, this expert can be kept as its factors
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders of its checkpoint and its adapter."""
+        return [self.weights.path, *([self.adapter.folder] if self.adapter else [])]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of what the expert is made of: its checkpoint and its adapter."""
+        return base_fingerprint(self.weights.path, self.weights) + (self.adapter.fingerprint if self.adapter else "")
+
+    def matrix(self, module: str) -> Tensor:
+        """The weight [out, in] of a module, the adapter merged in."""
+        weight = self.weights.tensor(f"{module}.weight")
+        return weight if self.adapter is None else self.adapter.apply(module, weight)
+
+
+def open_source(text: str, base: Path, base_weights: Checkpoint, beside: Path) -> Source:
+    """The expert that a recipe's `source_model` names: a checkpoint, an adapter of the base, or `checkpoint+adapter`.
+
+    FileNotFoundError if nothing is there; ValueError if it does not fit the base.
+    """
+    folder, adapter_folder = _split_source(text, beside)
+    if adapter_folder is None and is_adapter(folder):
+        folder, adapter_folder = base, folder
+    is_base = folder.resolve() == base.resolve()
+    weights = base_weights if is_base else Checkpoint(folder)
+    if not is_base:
+        _check_same_shape(folder, base)
+        check_matrices(weights, read_base_config(folder))
+    adapter = None
+    if adapter_folder is not None:
+        adapter = Adapter(adapter_folder)
+        adapter.check_ffn_only()
+        adapter.check_base(folder, weights)
+    return Source(adapter.name if adapter else folder.name, weights, adapter, is_base)
+
+
+def _split_source(text: str, beside: Path) -> tuple[Path, Path | None]:
+    """The folders on both sides of mergekit's `model+lora`; a folder may itself have a plus sign in its name."""
+    for place in [index for index, letter in enumerate(text) if letter == "+"]:
+        try:
+            return model_folder(text[:place], beside), model_folder(text[place + 1 :], beside)
+        except FileNotFoundError:
+            continue
+    return model_folder(text, beside), None
+
+
+def _check_same_shape(folder: Path, base: Path) -> None:
+    ours, theirs = read_base_config(base), read_base_config(folder)
+    for field in _SHARED:
+        if ours.get(field) != theirs.get(field):
+            raise ValueError(f"{folder} has {field} = {theirs.get(field)!r}, but the base {base} has {ours.get(field)!r}")
+
+
+def read_base_config(folder: Path) -> dict[str, Any]:
+    """The configuration with its family's defaults filled in; ValueError if it is not of the Mistral family."""
+    kind = read_json(folder / CONFIG).get("model_type")
+    if kind not in _FAMILIES:
+        raise ValueError(f"{folder} is a {kind!r} model; base and experts must be one of {', '.join(_FAMILIES)}")
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to_dict()
+
+
+def check_matrices(weights: Checkpoint, config: dict[str, Any]) -> None:
+    """ValueError naming the first FFN matrix that a checkpoint lacks or that has another shape than its configuration says."""
+    width, hidden = config["hidden_size"], config["intermediate_size"]
+    for layer in range(config["num_hidden_layers"]):
+        for projection in PROJECTIONS:
+            name = f"model.layers.{layer}.mlp.{projection}.weight"
+            expected = (width, hidden) if projection == "down_proj" else (hidden, width)
+            if name not in weights:
+                raise ValueError(f"{weights.path} has no {name}")
+            if weights.shape(name) != expected:
+                raise ValueError(f"{weights.path} has {name} of shape {list(weights.shape(name))} instead of {list(expected)}")

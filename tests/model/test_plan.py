@@ -1,0 +1,105 @@
+"""The plan's bytes against the tensors of a model that is loaded, and its arithmetic against figures worked out by hand."""
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from model import MoEForCausalLM
+from model.configuration_moe import MoEConfig
+from model.footprint import EXPERTS, LORA, SHARED, step_bytes, token_time, weight_bytes
+from model.plan import config_of, main, plan_mixture
+from moe_kernels.cards import A10G, CARDS, Card
+
+MEASURED = ("expert weights", "shared base", "LoRA factors", "attention", "embeddings, head", "norms and gates")
+
+
+def bytes_of(model) -> int:
+    """Every parameter and buffer once."""
+    tensors = {tensor.data_ptr(): tensor.nbytes for tensor in [*model.parameters(), *model.buffers()]}
+    return sum(tensors.values())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+@pytest.mark.parametrize("layout", ["dense", "lora"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_and_cache_are_what_loading_takes(adapters, run_compose, ids, layout, quantize, dtype):
+    folder = run_compose(adapters, layout=layout, quantize=quantize, dtype=dtype)
+    model = MoEForCausalLM.from_pretrained(folder)
+    cache = DynamicCache(config=model.config)
+    model(ids, past_key_values=cache, use_cache=True)
+    measured_cache = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    parts = plan_mixture(config_of(str(folder), None, None, 1), "a10g", context=ids.shape[1], batch=ids.shape[0]).parts
+    assert parts["KV cache"] == measured_cache
+    assert sum(parts.get(name, 0) for name in MEASURED) == pytest.approx(bytes_of(model), rel=0.001)
+
+
+def test_of_tied_embeddings_there_is_one(mixtral):
+    sizes = [weight_bytes(MoEConfig(**_tiny(tie_word_embeddings=tied)))["embeddings, head"] for tied in (False, True)]
+    assert sizes == [2 * 64 * 64 * 4, 64 * 64 * 4]
+
+
+def test_a_mixtral_of_others_and_what_it_would_be_otherwise(mixtral):
+    config = config_of(str(mixtral), None, None, 16)
+    assert (config.expert_layout, config.quantization, config.router_type) == ("dense", None, "topk")
+    assert weight_bytes(config)[EXPERTS] == 2 * 4 * 3 * 64 * 128 * 4
+    parts = weight_bytes(config_of(str(mixtral), "lora", "nf4", 8))
+    assert parts[LORA] == 2 * 4 * 3 * 8 * (64 + 128) * 4 and EXPERTS not in parts
+    assert parts[SHARED] == 2 * 3 * (64 * 128 // 2 + 128 + 4)  # 128 blocks and one group
+
+
+def test_a_recipe_is_planned_as_compose_would_make_it(adapters, make_recipe, run_compose):
+    planned = weight_bytes(config_of(str(make_recipe(adapters)), None, None, 1))
+    assert planned == weight_bytes(MoEForCausalLM.from_pretrained(run_compose(adapters, quantize="nf4")).config)
+
+
+def test_4x7b_against_the_figures_of_the_literature():
+    """22.55 G expert parameters at 4.127 bits are 11.63 GB; in bf16 the whole is 48.3 GB, and the cache 128 KiB a token."""
+    dense, whole = (config_of("mistral-7b-x4", "dense", quantize, 16) for quantize in ("nf4", "none"))
+    assert weight_bytes(dense)[EXPERTS] == pytest.approx(22.548e9 * 4.127 / 8, rel=1e-4)
+    assert sum(weight_bytes(whole).values()) == pytest.approx(48.3e9, rel=1e-3)
+    assert plan_mixture(whole, "a10g", context=1000, batch=3).parts["KV cache"] == 3000 * 128 * 1024
+
+
+def test_a_step_reads_what_its_tokens_meet():
+    dense = config_of("mistral-7b-x4", "dense", "nf4", 16)
+    parts = weight_bytes(dense)
+    others = sum(parts.values()) - parts[EXPERTS] - 32000 * 4096 * 2  # the head is read, the table of embeddings is not
+    cache = 1000 * 128 * 1024
+    assert step_bytes(dense, 1000, 1) == pytest.approx(others + cache + parts[EXPERTS] / 2)  # 2 of 4 experts
+    assert step_bytes(dense, 1000, 2) == pytest.approx(others + 2 * cache + parts[EXPERTS] * 3 / 4)  # 1 - (1/2)^2 of them
+    lora = config_of("mistral-7b-x4", "lora", "nf4", 16)
+    assert step_bytes(lora, 1, 1) < sum(weight_bytes(lora).values()) < step_bytes(dense, 1, 1)
+    slow = Card("slow", 86, 1e12, dram=1e9, gemm=1e15, dram_share=0.5)
+    assert token_time(dense, slow, 1000, 1).memory == pytest.approx(step_bytes(dense, 1000, 1) / 0.5e9)
+    assert token_time(dense, A10G, 4096, 1).seconds > token_time(dense, A10G, 4096, 1).floor
+
+
+def run(monkeypatch, *arguments) -> int:
+    monkeypatch.setattr("sys.argv", ["plan", *map(str, arguments)])
+    return main()
+
+
+def test_the_command(monkeypatch, capsys, tmp_path, base):
+    for card in CARDS:
+        assert run(monkeypatch, "--config", "tinyllama-1.1b-x4", "--gpu", card) == 0
+        assert "tokens/s" in capsys.readouterr().out
+    assert run(monkeypatch, "--config", "mistral-7b-x4", "--gpu", "a10g", "--layout", "dense", "--quantize", "none") == 2
+    captured = capsys.readouterr()
+    assert "expert weights       45.097 GB" in captured.out
+    assert "this mixture takes 49.8 GB and one a10g has 23.7 GB; the largest part is expert weights" in captured.err
+    for flags, message in (
+        (["--config", "mistral-x4"], "mistral-x4 is neither a folder, a recipe"),
+        (["--config", base], "is a 'mistral' model; expected"),
+        (["--config", "mistral-7b-x4", "--gpu", "tpu"], "unknown card 'tpu'; known: auto, cpu, t4"),
+        (["--config", "mistral-7b-x4", "--context", 0], "--context is 0; it must be at least 1"),
+    ):
+        assert run(monkeypatch, *flags) == 2
+        assert message in capsys.readouterr().err
+
+
+def _tiny(**changes):
+    return {
+        **{"vocab_size": 64, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
+        **{"num_key_value_heads": 2, "num_local_experts": 4, **changes},
+    }

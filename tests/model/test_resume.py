@@ -1,0 +1,181 @@
+"""Composing that is killed anywhere goes on and ends with the same bytes, and never holds the mixture in memory."""
+
+import os
+import re
+import shutil
+import signal
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from model.compose import compose
+from model.output import check_manifest
+from model.resume import resumable_folder, unfinished
+from moe_kernels.nf4 import quantize_nf4_parts
+
+STEPS = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree", "shutil.copyfile"}  # Python's audit events
+DONE, KILLED = 0, -signal.SIGKILL
+
+
+def in_child(act) -> int:
+    """The exit status of a forked process that does `act`, negative for a signal."""
+    pid = os.fork()
+    if not pid:
+        try:
+            act()
+        except BaseException:
+            os._exit(1)
+        os._exit(DONE)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def kill_before_step(number: int, folder: Path) -> None:
+    """Kills this process when it is about to open a file for writing in `folder`, or change a name there, for the `number`th time."""
+    left = number
+
+    def hook(event, args):
+        nonlocal left
+        if event not in STEPS or str(folder) not in str(args[0]) or (event == "open" and not str(args[1] or "w").strip("rb")):
+            return
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch):
+    monkeypatch.setattr("model.mixture_tensors.SHARD_BYTES", 30_000)
+
+
+def arguments(recipe, out, **changes) -> Namespace:
+    return Namespace(**{"config": str(recipe), "out": str(out), "layout": "dense", "quantize": "nf4", "seed": 0, **changes})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file but run.json, which has the time, and the manifest, which has run.json's hash."""
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name not in ("run.json", "manifest.json")}
+
+
+def test_killed_at_any_step_it_goes_on_to_the_same_bytes(adapters, make_recipe, tmp_path):
+    recipe, unbroken = make_recipe(adapters[:2]), tmp_path / "unbroken"
+    compose(arguments(recipe, unbroken))
+    assert len(list(unbroken.glob("*.safetensors"))) > 4
+    out, number = tmp_path / "out", 1
+
+    def killed_run():
+        kill_before_step(number, tmp_path)
+        compose(arguments(recipe, out))
+
+    while in_child(killed_run) == KILLED:
+        if not out.exists():  # the last steps remove what was needed to go on
+            compose(arguments(recipe, out))
+            assert not unfinished(out).exists()
+        check_manifest(out)
+        assert contents(out) == contents(unbroken)
+        shutil.rmtree(out)
+        number += 1
+    assert number > 30
+
+
+def test_killed_again_and_again_it_gets_through(adapters, make_recipe, tmp_path):
+    recipe, out, number = make_recipe(adapters[:2]), tmp_path / "out", 8
+
+    def killed_run():
+        kill_before_step(number, tmp_path)
+        compose(arguments(recipe, out, layout="lora"))
+
+    while in_child(killed_run) == KILLED and not out.exists():
+        number += 1
+    compose(arguments(recipe, tmp_path / "unbroken", layout="lora"))
+    assert contents(out) == contents(tmp_path / "unbroken")
+
+
+class Stopped(Exception):
+    """Not a mistake of the user's."""
+
+
+@pytest.fixture
+def interrupted(adapters, make_recipe, tmp_path, monkeypatch):
+    """A recipe and an output that is half done."""
+    recipe, out, whole = make_recipe(adapters[:2]), tmp_path / "out", []
+
+    def stop(*args):
+        if len(whole) == 3:
+            raise Stopped
+        whole.append(1)
+        return quantize_nf4_parts(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr("model.mixture_tensors.quantize_nf4_parts", stop)
+        compose(arguments(recipe, out))
+    return recipe, out
+
+
+def test_what_is_finished_is_not_done_again(interrupted, monkeypatch):
+    recipe, out = interrupted
+    made = [file.name for file in (unfinished(out) / "output").glob("*.safetensors")]
+    inodes = {(unfinished(out) / "output" / name).stat().st_ino for name in made}
+    monkeypatch.setattr("model.compose.hidden_gates", None)  # the gates were finished
+    compose(arguments(recipe, out))
+    assert made and inodes <= {file.stat().st_ino for file in out.iterdir()}
+
+
+@pytest.mark.parametrize("change", [{"quantize": "none"}, {"seed": 1}, {"layout": "lora"}])
+def test_another_command_is_refused_and_spoils_nothing(interrupted, tmp_path, change):
+    recipe, out = interrupted
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=rf"\(different: .*--{next(iter(change))}.*\); run that one again to finish it, or remove"):
+        compose(arguments(recipe, out, **change))
+    recipe.write_text(recipe.read_text().replace("is good", "is fine"))
+    with pytest.raises(ValueError, match=r"\(different: recipe\)"):
+        compose(arguments(recipe, out))
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+def test_two_at_a_time_are_refused(tmp_path):
+    with (
+        resumable_folder(tmp_path / "out", {}),
+        pytest.raises(ValueError, match="another process is at work in"),
+        resumable_folder(tmp_path / "out", {}),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_error_before_anything_is_finished_leaves_nothing(tmp_path):
+    with pytest.raises(Stopped), resumable_folder(tmp_path / "out", {}) as (output, _):
+        (output / "config.json").write_text("{}")
+        raise Stopped
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+def test_memory_stays_far_below_the_mixture(make_recipe, base, tmp_path, monkeypatch, quantize):
+    """The most that composing adds to this process, mapped files included, against the experts' matrices in bf16."""
+    monkeypatch.setattr("model.mixture_tensors.SHARD_BYTES", 1 << 20)
+    shape = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 4, "vocab_size": 64}
+    large = tmp_path / "large"
+    LlamaForCausalLM(LlamaConfig(**shape)).bfloat16().save_pretrained(large)
+    for file in base.glob("tokenizer*"):
+        shutil.copy(file, large)
+    recipe = make_recipe([large] * 4, base=large)
+
+    def measured_run():
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+        before = resident("VmRSS")
+        compose(arguments(recipe, tmp_path / "out", quantize=quantize))
+        (tmp_path / "added").write_text(str(resident("VmHWM") - before))
+
+    assert in_child(measured_run) == DONE
+    assert int((tmp_path / "added").read_text()) < 4 * 8 * 3 * 512 * 2048 * 2 / 3
+
+
+def resident(name: str) -> int:
+    match = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match
+    return int(match[1]) << 10
