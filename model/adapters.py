@@ -1,12 +1,13 @@
 """PEFT LoRA adapters as folders: what they change, by how much, and whether they belong to a base.
 
-Only plain LoRA on the three FFN matrices can become an expert: a mixture has one attention for all of its experts.
+Only plain LoRA on the matrices of FFN and attention can become an expert.
 """
 
 import hashlib
 import json
 import math
 import re
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from .checkpoint import Checkpoint, read_json
+from .configuration_moe import ATTENTION
 from .experts import PROJECTIONS
 from .output import RUN
 
@@ -22,7 +24,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BASE_FACT = "base_fingerprint"  # the fact of an adapter's run.json that says which weights it was trained on
 
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
-_FFN = re.compile(rf"model\.layers\.\d+\.mlp\.({'|'.join(PROJECTIONS)})")
+_LAYER = re.compile(rf"model\.layers\.\d+\.(mlp\.({'|'.join(PROJECTIONS)})|self_attn\.({'|'.join(ATTENTION)}))")
 _UNSUPPORTED = ("use_dora", "fan_in_fan_out", "lora_bias", "modules_to_save", "layer_replication", "target_parameters")
 _SAMPLES = 64  # values of each tensor that a fingerprint reads
 
@@ -70,10 +72,15 @@ class Adapter:
         """The language it was trained on, or the folder's name."""
         return str(self.run.get("lang") or self.folder.name)
 
+    def rank(self, projections: Iterable[str]) -> int:
+        """The greatest rank of its factors of these projections, 0 if it has none."""
+        keys = [keys["A"] for module, keys in self._keys.items() if module.rpartition(".")[2] in projections]
+        return max((self._weights.shape(key)[0] for key in keys), default=0)
+
     @property
-    def rank(self) -> int:
-        """The greatest rank of its factors."""
-        return max(self._weights.shape(keys["A"])[0] for keys in self._keys.values())
+    def attention(self) -> set[str]:
+        """The projections of attention that it changes."""
+        return {module.rpartition(".")[2] for module in self._keys} & set(ATTENTION)
 
     @property
     def fingerprint(self) -> str:
@@ -106,13 +113,13 @@ class Adapter:
         delta = (b @ a).mul_(self.scaling(module))
         return delta.add_(weight).to(weight.dtype)  # in place: a 7B's matrix is 235 MB in fp32
 
-    def check_ffn_only(self) -> None:
-        """ValueError if it changes anything that a mixture's experts cannot hold."""
-        others = sorted({module.rpartition(".")[2] for module in self.modules if not _FFN.fullmatch(module)})
+    def check_layers_only(self) -> None:
+        """ValueError if it changes anything that the experts of a mixture cannot hold."""
+        others = sorted({module.removeprefix("model.") for module in self.modules if not _LAYER.fullmatch(module)})
         if others:
             raise ValueError(
-                f"{self.folder} also changes {', '.join(others)}, but the experts of a mixture share everything except their FFN "
-                f"({', '.join(PROJECTIONS)}); train it again without `--target all`"
+                f"{self.folder} also changes {', '.join(others[:5])}, but the experts of a mixture differ in the matrices of their layers "
+                f"alone ({', '.join((*PROJECTIONS, *ATTENTION))})"
             )
 
     def check_base(self, base: Path, weights: Checkpoint) -> None:

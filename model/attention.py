@@ -48,7 +48,9 @@ class MoEAttention(MixtralAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """`MixtralAttention.forward` with routed projections; `token_mask` [B, S] and `router_step` as in `MoERouter.forward`."""
         shape_BSD = hidden_states.shape
-        routing = self.gate(hidden_states.reshape(-1, shape_BSD[-1]), None if token_mask is None else token_mask.reshape(-1), router_step)[2]
+        routing = self.gate(hidden_states.reshape(-1, shape_BSD[-1]), None if token_mask is None else token_mask.reshape(-1), router_step)[
+            2
+        ]
         absent_TE = routing.weights_TK.new_zeros(len(routing.experts_TK), self.gate.num_stored)
         gates_BSE = absent_TE.scatter(1, routing.experts_TK, routing.weights_TK).view(*shape_BSD[:-1], -1)
 

@@ -19,7 +19,7 @@ class MoEConfig(MixtralConfig):
         importance_coef, load_coef: weights of Shazeer et al.'s CV² losses (arXiv:1701.06538, eq. 7 and 11), averaged over layers.
         expert_layout: `dense` (three matrices for each expert) or `lora` (one shared FFN, and LoRA factors for each expert).
         lora_rank: rank R of the stored factors (the greatest of the experts'; the others are padded with zeros). Only for `lora`.
-        attention_experts: projections of attention (of q_proj, k_proj, v_proj, o_proj) in which each expert has LoRA factors; None: it is shared.
+        attention_experts: projections (of q_proj, k_proj, v_proj, o_proj) in which each expert has LoRA factors; None: attention is shared.
         attention_lora_rank: rank R of these factors.
         num_shared_experts: how many always-on experts come after the routed ones. Each sees every token, outside the gate's choice.
         shared_expert_scale: their weight (1 in DeepSeek-MoE, arXiv:2401.06066; less keeps a composed mixture's outputs near its experts').
@@ -54,7 +54,9 @@ class MoEConfig(MixtralConfig):
         for projection in self.attention_experts or ():
             _check_choice("attention_experts", projection, ATTENTION)
         if bool(self.attention_experts) != (self.attention_lora_rank > 0):
-            raise ValueError(f"attention_lora_rank is {self.attention_lora_rank}, but attention_experts is {self.attention_experts}: one needs the other")
+            raise ValueError(
+                f"attention_lora_rank is {self.attention_lora_rank}, but attention_experts is {self.attention_experts}: one needs the other"
+            )
         if self.num_shared_experts < 0:
             raise ValueError(f"num_shared_experts is {self.num_shared_experts}; it must be at least 0")
         if self.expert_names is not None and len(self.expert_names) != self.num_stored_experts:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .checkpoint import Checkpoint, model_folder, parse_dtype
-from .configuration_moe import MoEConfig
+from .configuration_moe import ATTENTION, MoEConfig
+from .experts import PROJECTIONS
 from .modeling_moe import MoEForCausalLM
 from .recipe import Recipe, read_recipe
 from .sources import Source, check_matrices, open_source, read_base_config
@@ -15,7 +16,7 @@ class Ingredients:
     recipe: Recipe
     base: Path
     base_weights: Checkpoint
-    sources: list[Source]
+    sources: list[Source]  # of the routed experts, then of the shared ones
     config: MoEConfig
 
 
@@ -28,7 +29,8 @@ def open_recipe(path: Path, layout: str | None, quantization: str | None) -> Ing
     base = model_folder(recipe.base_model, path.parent)
     base_weights = Checkpoint(base)
     check_matrices(base_weights, read_base_config(base))
-    sources = [open_source(expert.source_model, base, base_weights, path.parent) for expert in recipe.experts]
+    names = [*(expert.source_model for expert in recipe.experts), *recipe.shared_experts]
+    sources = [open_source(name, base, base_weights, path.parent) for name in names]
     can_share = all(source.is_base and source.adapter for source in sources)
     if layout == "lora" and not can_share:
         raise ValueError("--layout lora needs every expert to be an adapter of the base; this recipe has full checkpoints")
@@ -43,14 +45,20 @@ def make_config(base: Path, recipe: Recipe, sources: list[Source], layout: str, 
         raise ValueError(f"{base} has biases in its linear layers; Mixtral has none")
     dtype = recipe.dtype or settings.get("dtype") or "bfloat16"
     parse_dtype(dtype)
+    adapters = [source.adapter for source in sources if source.adapter]
+    attention = [projection for projection in ATTENTION if any(projection in adapter.attention for adapter in adapters)]
     ours = {
         "model_type": MoEConfig.model_type,
         "architectures": [MoEForCausalLM.__name__],
         "sliding_window": None,  # as mergekit-moe
-        "num_local_experts": len(sources),
+        "num_local_experts": len(recipe.experts),
         "num_experts_per_tok": recipe.experts_per_token,
         "expert_layout": layout,
-        "lora_rank": max(source.adapter.rank for source in sources if source.adapter) if layout == "lora" else 0,
+        "lora_rank": max(1, *(adapter.rank(PROJECTIONS) for adapter in adapters)) if layout == "lora" else 0,
+        "attention_experts": attention or None,
+        "attention_lora_rank": max((adapter.rank(ATTENTION) for adapter in adapters), default=0),
+        "num_shared_experts": len(recipe.shared_experts),
+        "shared_expert_scale": recipe.residual_scale,
         "quantization": quantization,
         "expert_names": [source.name for source in sources],
         "dtype": dtype,

@@ -43,25 +43,34 @@ def mixture_tensors(given: Ingredients, gates_LED: Tensor) -> Iterator[MixtureTe
             yield MixtureTensor(name, base.shape(name), _stored(base, name))
     experts, width, hidden = len(sources), config.hidden_size, config.intermediate_size
     for layer in range(config.num_hidden_layers):
-        mlp = f"model.layers.{layer}.mlp"
-        yield MixtureTensor(f"{mlp}.gate.weight", (experts, width), iter([gates_LED[layer]]))
-        yield MixtureTensor(f"{mlp}.gate.noise_weight", (experts, width), iter([torch.zeros(experts, width)]))
+        mlp, attention = f"model.layers.{layer}.mlp", f"model.layers.{layer}.self_attn"
+        yield from _gate(mlp, gates_LED[layer])
+        if config.attention_experts:
+            yield from _gate(attention, gates_LED[layer])
+            for name in config.attention_experts:
+                yield from _lora_tensors(given, f"{attention}.{name}", f"{attention}.{name}", config.attention_lora_rank)
         if config.expert_layout == "lora":
-            yield from _lora_tensors(given, mlp)
+            for name in PROJECTIONS:
+                own = f"{mlp}.experts.{name}"
+                yield MixtureTensor(own, base.shape(f"{mlp}.{name}.weight"), _stored(base, f"{mlp}.{name}.weight"))
+                yield from _lora_tensors(given, f"{mlp}.{name}", own, config.lora_rank)
         else:
             gate_up = _merged(sources, (f"{mlp}.gate_proj", f"{mlp}.up_proj"))
             yield MixtureTensor(f"{mlp}.experts.gate_up_proj", (experts, 2 * hidden, width), gate_up)
             yield MixtureTensor(f"{mlp}.experts.down_proj", (experts, width, hidden), _merged(sources, (f"{mlp}.down_proj",)))
 
 
-def _lora_tensors(given: Ingredients, mlp: str) -> Iterator[MixtureTensor]:
-    experts, rank = len(given.sources), given.config.lora_rank
-    for name in PROJECTIONS:
-        module, own = f"{mlp}.{name}", f"{mlp}.experts.{name}"
-        out, width = given.base_weights.shape(f"{module}.weight")
-        yield MixtureTensor(own, (out, width), _stored(given.base_weights, f"{module}.weight"))
-        yield MixtureTensor(f"{own}_lora_A", (experts, rank, width), _factors(given.sources, module, 0, (rank, width)))
-        yield MixtureTensor(f"{own}_lora_B", (experts, out, rank), _factors(given.sources, module, 1, (out, rank)))
+def _gate(owner: str, gate_ED: Tensor) -> Iterator[MixtureTensor]:
+    shape = (gate_ED.shape[0], gate_ED.shape[1])
+    yield MixtureTensor(f"{owner}.gate.weight", shape, iter([gate_ED]))
+    yield MixtureTensor(f"{owner}.gate.noise_weight", shape, iter([torch.zeros(shape)]))
+
+
+def _lora_tensors(given: Ingredients, module: str, own: str, rank: int) -> Iterator[MixtureTensor]:
+    """The experts' factors of the base's matrix `module`, under the mixture's name for it, `own`."""
+    out, width = given.base_weights.shape(f"{module}.weight")
+    yield MixtureTensor(f"{own}_lora_A", (len(given.sources), rank, width), _factors(given.sources, module, 0, (rank, width)))
+    yield MixtureTensor(f"{own}_lora_B", (len(given.sources), out, rank), _factors(given.sources, module, 1, (out, rank)))
 
 
 # These are generators, so that nothing is read before it is written.
@@ -78,9 +87,8 @@ def _merged(sources: list[Source], modules: tuple[str, ...]) -> Iterator[Tensor]
 def _factors(sources: list[Source], module: str, which: int, shape: tuple[int, int]) -> Iterator[Tensor]:
     """Each expert's A (`which` 0) or B (1, times PEFT's scaling), padded with zeros to `shape`."""
     for source in sources:
-        assert source.adapter is not None
-        padded, factors = torch.zeros(shape), source.adapter.factors(module)
-        if factors is not None:
+        padded, factors = torch.zeros(shape), source.adapter.factors(module) if source.adapter else None
+        if factors is not None and source.adapter is not None:
             factor = factors[which] * source.adapter.scaling(module) if which else factors[which]
             padded[: factor.shape[0], : factor.shape[1]] = factor
         yield padded

@@ -1,6 +1,7 @@
 """mergekit-moe's YAML file, read strictly: an unknown key or value is an error that says what is allowed."""
 
 import difflib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import yaml
 from .checkpoint import DTYPES
 from .gates import GATE_MODES, PROMPT_MODES, Prompts
 
-_KEYS = ("base_model", "gate_mode", "dtype", "experts_per_token", "architecture", "experts")
+_KEYS = ("base_model", "gate_mode", "dtype", "experts_per_token", "architecture", "experts", "shared_experts")
+_SHARED_KEYS = ("source_model", "residual_scale")
 _EXPERT_KEYS = ("source_model", "positive_prompts", "negative_prompts")
 
 
@@ -29,6 +31,8 @@ class Recipe:
     dtype: str | None
     experts_per_token: int
     experts: list[Expert]
+    shared_experts: list[str]  # their source_model
+    residual_scale: float  # of all shared experts
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -48,6 +52,7 @@ def read_recipe(path: Path) -> Recipe:
         dtype=raw.get("dtype"),
         experts_per_token=raw.get("experts_per_token", 2),
         experts=[_read_expert(value, f"{path}: expert {index}") for index, value in enumerate(raw["experts"])],
+        **_read_shared(raw.get("shared_experts") or [], str(path)),
     )
     _check(recipe, raw.get("architecture"), path)
     return recipe
@@ -57,6 +62,21 @@ def _read_expert(raw: Any, where: str) -> Expert:
     _check_keys(raw, _EXPERT_KEYS, where)
     positive, negative = (_prompts(raw, key, where) for key in ("positive_prompts", "negative_prompts"))
     return Expert(_text(raw, "source_model", where), Prompts(positive, negative))
+
+
+def _read_shared(raw: Any, path: str) -> dict[str, Any]:
+    if not isinstance(raw, list):
+        raise ValueError(f"{path}: shared_experts must be a list, not {raw!r}")
+    for index, value in enumerate(raw):
+        _check_keys(value, _SHARED_KEYS, f"{path}: shared expert {index}")
+    scales = [value.get("residual_scale", 1.0) for value in raw] or [1.0]
+    for scale in scales:
+        if not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale):
+            raise ValueError(f"{path}: residual_scale is {scale!r}; it must be a number")
+    if len(set(scales)) > 1:
+        raise ValueError(f"{path}: shared experts have the residual_scale {', '.join(map(str, scales))}; all must have the same")
+    sources = [_text(value, "source_model", f"{path}: shared expert {index}") for index, value in enumerate(raw)]
+    return {"shared_experts": sources, "residual_scale": float(scales[0])}
 
 
 def _check(recipe: Recipe, architecture: Any, path: Path) -> None:

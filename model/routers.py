@@ -32,7 +32,7 @@ class MoERouter(nn.Module):
         self.last_routing: Routing | None = None
 
     def forward(self, x_TD: Tensor, token_mask_T: Tensor | None, step: int) -> tuple[Tensor, Tensor, Routing]:
-        """Returns the clean logits [T, E] of the routed experts, the (importance, load) losses [2] over the tokens of the mask, and the routing.
+        """Returns the clean logits [T, E] of the routed experts, the (importance, load) losses [2] over the mask's tokens, and the routing.
 
         The shared experts stand in that routing alone: neither the losses nor `last_routing` count them.
         """

@@ -1,4 +1,7 @@
-"""Where the experts of a mixture come from: full checkpoints, adapters of the base, or adapters of checkpoints."""
+"""Where the experts of a mixture come from: full checkpoints, adapters of the base, or adapters of checkpoints.
+
+Of a full checkpoint a mixture takes the FFNs alone, as mergekit-moe does; of an adapter of the base also its share of attention.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,8 +63,12 @@ def open_source(text: str, base: Path, base_weights: Checkpoint, beside: Path) -
     adapter = None
     if adapter_folder is not None:
         adapter = Adapter(adapter_folder)
-        adapter.check_ffn_only()
+        adapter.check_layers_only()
         adapter.check_base(folder, weights)
+        if adapter.attention and not is_base:
+            raise ValueError(
+                f"{adapter_folder} changes {', '.join(sorted(adapter.attention))} of {folder}, but the mixture has the attention of {base}"
+            )
     return Source(adapter.name if adapter else folder.name, weights, adapter, is_base)
 
 

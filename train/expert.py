@@ -139,7 +139,9 @@ def main() -> int:
     parser.add_argument("--data", default="auto", help="corpus, xlcost, a file or folder; auto: xlcost where Mistral-7B fits, else corpus")
     parser.add_argument("--level", choices=("program", "snippet"), default="program", help="whole programs, or fragments")
     parser.add_argument("--out", help=f"output folder (default: {DEFAULT_OUT})")
-    parser.add_argument("--target", choices=tuple(TARGETS), default="ffn", help="ffn: the matrices of a Mixtral expert; all: attention's q and o too")
+    parser.add_argument(
+        "--target", choices=tuple(TARGETS), default="ffn", help="ffn: the matrices of a Mixtral expert; all: attention's q and o too"
+    )
     parser.add_argument("--rank", type=int, default=16, help="of the LoRA factors")
     parser.add_argument("--alpha", type=int, default=0, help="LoRA scale numerator; 0: twice the rank")
     parser.add_argument("--dropout", type=float, default=0.05, help="of the LoRA factors' input")

@@ -36,10 +36,22 @@ def test_name_is_the_language_else_the_folder(base, make_adapter, tmp_path):
     assert Adapter(folder).name == "cpp"
 
 
-def test_attention_targets_are_refused_with_the_flag(base, make_adapter, tmp_path):
-    adapter = Adapter(make_adapter(tmp_path / "all", target_modules=["q_proj", "down_proj"]))
-    with pytest.raises(ValueError, match=r"also changes q_proj.*without `--target all`"):
-        adapter.check_ffn_only()
+def test_ranks_are_of_projections(base, make_adapter, tmp_path):
+    options = {"target_modules": ["q_proj", "o_proj", "down_proj"], "rank_pattern": {"o_proj": 7}}
+    adapter = Adapter(make_adapter(tmp_path / "all", **options))
+    adapter.check_layers_only()
+    assert adapter.attention == {"q_proj", "o_proj"}
+    assert [adapter.rank(names) for names in (("q_proj", "o_proj"), ("q_proj",), ("down_proj",), ("up_proj",))] == [7, 4, 4, 0]
+
+
+def test_what_no_expert_can_hold_is_refused_by_name(base, make_adapter, tmp_path):
+    folder = make_adapter(tmp_path / "head", target_modules=["down_proj"], layers_to_transform=[0])
+    factors = load_file(folder / "adapter_model.safetensors")
+    head = {name.replace("model.layers.0.mlp.down_proj", "lm_head"): factor.clone() for name, factor in factors.items()}
+    save_file({**factors, **head}, folder / "adapter_model.safetensors")
+    adapter = Adapter(folder)
+    with pytest.raises(ValueError, match=r"also changes lm_head, but the experts of a mixture differ in"):
+        adapter.check_layers_only()
 
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}])

@@ -35,7 +35,7 @@ def test_projections_are_mixed_by_a_gate_of_their_own(changes, ids):
     attention.o_proj.register_forward_hook(lambda _, inputs, output: rotated.append((inputs[0], output)))
     model(ids)
     (x, _), result = seen
-    (attended, shared_output), = rotated
+    ((attended, shared_output),) = rotated
     routing = attention.gate.last_routing
     assert not torch.equal(routing.experts_TK, model.model.layers[0].mlp.gate.last_routing.experts_TK)
     torch.testing.assert_close(routing.logits_TE, linear(x.flatten(0, 1), attention.gate.weight), atol=1e-5, rtol=0)

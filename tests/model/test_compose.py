@@ -1,5 +1,7 @@
 import json
 import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from model.checkpoint import Checkpoint
 from model.compose import main
 from model.mixture_tensors import is_quantized
 from model.output import check_manifest
+from model.routers import MoERouter
 
 
 @pytest.fixture(scope="session")
@@ -32,13 +35,67 @@ def load(folder, **options) -> MoEForCausalLM:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"target_modules": ["down_proj"]}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_rslora": True},
+        {"target_modules": ["down_proj"]},
+        {"target_modules": ["gate_proj", "up_proj", "down_proj", "q_proj", "o_proj"]},
+        {"target_modules": ["down_proj", "q_proj", "k_proj", "v_proj", "o_proj"], "rank_pattern": {"k_proj": 2, "o_proj": 9}},
+        {"target_modules": ["v_proj"]},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("layout", ["lora", "dense"])
 def test_mixture_of_one_adapter_is_that_adapter(base, make_adapter, run_compose, ids, layout, options, tmp_path):
     adapter = make_adapter(tmp_path / "expert", **options)
     mixture = load(run_compose([adapter] * 2, layout=layout))
     expected = PeftModel.from_pretrained(MistralForCausalLM.from_pretrained(base), str(adapter)).eval()(ids).logits
     torch.testing.assert_close(mixture(ids).logits, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", ["lora", "dense"])
+def test_experts_with_attention_keep_their_own_share(base, make_adapter, run_compose, ids, layout, tmp_path):
+    """One with and one without attention: the mixture is the one or the other wherever the gates send all tokens to one."""
+    whole = make_adapter(tmp_path / "whole", target_modules=["gate_proj", "up_proj", "down_proj", "q_proj", "o_proj"], r=3)
+    ffn = make_adapter(tmp_path / "ffn", seed=2)
+    mixture = load(run_compose([whole, ffn], layout=layout, experts_per_token=1))
+    assert (mixture.config.attention_experts, mixture.config.attention_lora_rank) == (["q_proj", "o_proj"], 3)
+    for expert, adapter in enumerate((whole, ffn)):
+        for module in mixture.modules():
+            if isinstance(module, MoERouter):
+                module.register_forward_hook(partial(send_to, expert))
+        expected = PeftModel.from_pretrained(MistralForCausalLM.from_pretrained(base), str(adapter)).eval()(ids).logits
+        torch.testing.assert_close(mixture(ids).logits, expected, atol=1e-5, rtol=0)
+
+
+def send_to(expert, router, inputs, output):
+    """In place of a router's choice, another; a later hook has the last word."""
+    logits, losses, routing = output
+    return logits, losses, replace(routing, experts_TK=torch.full_like(routing.experts_TK, expert))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", ["lora", "dense"])
+def test_a_shared_expert_adds_its_ffn(base, adapters, run_compose, ids, layout):
+    """Where all experts are one, they and the shared one are that expert's FFN 1 + 0.5 times."""
+    shared = [{"source_model": str(adapters[0]), "residual_scale": 0.5}]
+    mixture = load(run_compose([adapters[0]] * 2, layout=layout, shared_experts=shared))
+    assert mixture.config.expert_names == ["expert-0"] * 3
+    expected = PeftModel.from_pretrained(MistralForCausalLM.from_pretrained(base), str(adapters[0])).merge_and_unload().eval()
+    for layer in expected.model.layers:
+        layer.mlp.down_proj.weight *= 1.5
+    torch.testing.assert_close(mixture(ids).logits, expected(ids).logits, atol=1e-5, rtol=0)
+
+
+def test_attention_of_another_checkpoint_is_refused(adapters, full_models, make_adapter, run_compose, tmp_path):
+    adapter = make_adapter(tmp_path / "q", target_modules=["q_proj"])
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": str(full_models[0])}))
+    with pytest.raises(ValueError, match=r"changes q_proj of .*full-expert-0, but the mixture has the attention of"):
+        run_compose([f"{full_models[0]}+{adapter}", adapters[1]], layout="dense")
 
 
 @torch.no_grad()

@@ -46,6 +46,16 @@ def test_uniform_random_needs_no_prompts(tmp_path):
         ({**GOOD, "dtype": "int8"}, "dtype is 'int8'; allowed"),
         ({**GOOD, "architecture": "qwen"}, "architecture is 'qwen'; only mixtral"),
         ({**GOOD, "experts": []}, "experts must be a list of at least one"),
+        ({**GOOD, "shared_experts": "a"}, "shared_experts must be a list, not 'a'"),
+        (
+            {**GOOD, "shared_experts": [{"source_model": "a", "scale": 1}]},
+            "shared expert 0: unknown key 'scale'; allowed: source_model",
+        ),
+        ({**GOOD, "shared_experts": [{"source_model": "a", "residual_scale": "1"}]}, "residual_scale is '1'; it must be a number"),
+        (
+            {**GOOD, "shared_experts": [{"source_model": "a"}, {"source_model": "b", "residual_scale": 0.1}]},
+            "shared experts have the residual_scale 1.0, 0.1; all must have the same",
+        ),
         ({**GOOD, "base_model": None}, "base_model must be a text, not None"),
         ({**GOOD, "experts": [{"source_model": "a"}, FIRST, SECOND]}, "expert 0 has no positive_prompts"),
         ({**GOOD, "experts": [FIRST] * 2}, "all experts have the same prompts"),
