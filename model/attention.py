@@ -52,7 +52,7 @@ class MoEAttention(MixtralAttention):
             2
         ]
         absent_TE = routing.weights_TK.new_zeros(len(routing.experts_TK), self.gate.num_stored)
-        gates_BSE = absent_TE.scatter(1, routing.experts_TK, routing.weights_TK).view(*shape_BSD[:-1], -1)
+        gates_BSE = absent_TE.scatter_add(1, routing.experts_TK, routing.weights_TK).view(*shape_BSD[:-1], -1)
 
         def heads(name: str) -> Tensor:
             return self._project(name, hidden_states, gates_BSE).view(*shape_BSD[:-1], -1, self.head_dim).transpose(1, 2)
