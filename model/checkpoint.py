@@ -119,16 +119,16 @@ def read_json(path: Path) -> dict[str, Any]:
 class CheckpointWriter:
     """Writes tensors into shards of at most `shard_bytes` (a larger tensor has its own), and the index; use as a context manager.
 
-    A shard appears whole. Over the shards of a writer that was killed it goes on after them: the names in `finished` need not be
+    A shard appears whole. With `resume` it goes on after the shards of a writer that was killed: the names in `finished` are not to be
     added again, and the files come out as if nothing had happened.
     """
 
-    def __init__(self, folder: Path, shard_bytes: int = 2 << 30) -> None:
+    def __init__(self, folder: Path, shard_bytes: int = 2 << 30, resume: bool = False) -> None:
         self.folder, self.shard_bytes = folder, shard_bytes
         self._pending: dict[str, Tensor] = {}
         self._pending_bytes = 0
         # In the order of their numbers: a kill within `_finish` leaves the first of them under their final names.
-        files = sorted(folder.glob("*.safetensors"), key=lambda file: file.name.split("-")[1:])
+        files = sorted(folder.glob("*.safetensors"), key=lambda file: file.name.split("-")[1:]) if resume else []
         self._shards = [(file, list(Checkpoint(file))) for file in files]
         self.finished = {name for _, names in self._shards for name in names}
 
