@@ -93,6 +93,8 @@ class MoEPreTrainedModel(StrictLoading):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, NF4Linear):
+            return  # its weight is absent until it is loaded
         super()._init_weights(module)
         if isinstance(module, MoEForCausalLM):
             init.zeros_(module.router_step)
