@@ -14,7 +14,6 @@ from transformers import Cache, GenerationMixin
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.mixtral.modeling_mixtral import (
     MixtralAttention,
     MixtralModel,
@@ -140,7 +139,6 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
     A quantised model has its NF4 matrices only after loading: `from_pretrained` or `load_state_dict`.
     """
 
-    router_step: Tensor  # of the next training forward; int64, not stored
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: MoEConfig) -> None:
@@ -148,7 +146,7 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         self.model = MoEModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.register_buffer("router_step", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.router_step = nn.Buffer(torch.zeros((), dtype=torch.int64), persistent=False)  # of the next training forward
         self.post_init()
 
     def set_router_step(self, step: int) -> None:
@@ -201,7 +199,7 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
             noise_seeds=self._next_noise_seeds(),
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits = self.lm_head(_kept(outputs.last_hidden_state, logits_to_keep))
         aux_loss = self._aux_loss(outputs.routings, token_mask) if wants_loss else None
         loss = None
         if labels is not None:
@@ -224,7 +222,7 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         if not self.training or self.config.router_type != "noisy_topk":
             return None
         seeds = noise_seeds(self.config.router_seed, self.config.num_hidden_layers, self.router_step)
-        self.router_step += 1
+        self.router_step.add_(1)
         return seeds
 
     def _aux_loss(self, routings: tuple[Routing, ...], token_mask: Tensor | None) -> Tensor:
@@ -243,6 +241,17 @@ def _new_tokens(attention_mask: Tensor | None, tokens: Tensor | None) -> Tensor 
     if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2 or tokens is None:
         return None
     return attention_mask[:, -tokens.shape[1] :].bool()
+
+
+def _kept(hidden_BSD: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+    """The last positions, those of a list, or of each sample's list or mask [B, ...]: transformers' `slice_logits_to_keep`, not in 5.17."""
+    if isinstance(logits_to_keep, int):
+        return hidden_BSD[:, -logits_to_keep:]
+    if logits_to_keep.dim() == 1:
+        return hidden_BSD[:, logits_to_keep]
+    if logits_to_keep.dtype == torch.bool:
+        return hidden_BSD[logits_to_keep]
+    return hidden_BSD.take_along_dim(logits_to_keep[..., None], dim=1)
 
 
 def _share(labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor | float:

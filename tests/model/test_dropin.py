@@ -70,6 +70,12 @@ def test_generates_what_mixtral_generates(ours, theirs, padded, options):
     assert torch.equal(*tokens)
 
 
+def test_quantised_cache_generates_what_mixtral_generates(ours, theirs, ids):
+    pytest.importorskip("optimum.quanto")
+    options = {"cache_implementation": "quantized", "cache_config": {"backend": "quanto", "nbits": 4, "q_group_size": 16}}
+    assert torch.equal(*(model.generate(ids, **GENERATION, **options) for model in (ours, theirs)))
+
+
 def test_left_padded_prompts_generate_what_single_prompts_do(ours, padded):
     together = ours.generate(**padded, **GENERATION)[:, -8:]
     for row, (prompt, mask) in enumerate(zip(padded["input_ids"], padded["attention_mask"], strict=True)):
@@ -103,6 +109,17 @@ def test_pieces_of_a_prompt_equal_the_whole(ours, ids):
 def test_batch_equals_single(ours, ids):
     single = torch.cat([ours(row[None]).logits for row in ids])
     torch.testing.assert_close(ours(ids).logits, single, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_logits_are_those_asked_for(ours, ids):
+    logits = ours(ids).logits
+    mask = torch.rand(ids.shape, generator=torch.Generator().manual_seed(2)) < 0.5
+    positions = torch.tensor([[0, 5], [16, 2], [7, 7]])
+    cases = [(0, logits), (3, logits[:, -3:]), (positions[0], logits[:, [0, 5]]), (mask, logits[mask])]
+    cases.append((positions, torch.stack([row[chosen] for row, chosen in zip(logits, positions, strict=True)])))
+    for wanted, expected in cases:
+        torch.testing.assert_close(ours(ids, logits_to_keep=wanted).logits, expected, atol=1e-6, rtol=0)
 
 
 # attention

@@ -178,7 +178,7 @@ def test_checkpointed_recompute_draws_the_same_noise(noisy, ids):
     noisy.train()
     plain = gradients(noisy, ids, step=4)
     other = gradients(noisy, ids, step=5)
-    noisy.activation_checkpointing_enable()
+    noisy.gradient_checkpointing_enable()
     recomputed = gradients(noisy, ids, step=4)
     assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
     assert any(not torch.equal(plain[name], other[name]) for name in plain)
@@ -195,7 +195,7 @@ def test_two_forwards_before_backward_recompute_their_own_noise(noisy, ids):
         return {name: parameter.grad.clone() for name, parameter in noisy.named_parameters()}
 
     plain = run()
-    noisy.activation_checkpointing_enable()
+    noisy.gradient_checkpointing_enable()
     recomputed = run()
     assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
 
