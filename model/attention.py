@@ -28,7 +28,7 @@ class MoEAttention(MixtralAttention):
 
     def __init__(self, config: MoEConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
-        self.gate = MoERouter(config, layer_idx + config.num_hidden_layers)  # an index that no other gate draws its noise by
+        self.gate = MoERouter(config, layer_idx + config.num_hidden_layers)  # the index of its noise: no other gate's
         self.routed = tuple(config.attention_experts or ())
         experts, rank = config.num_stored_experts, config.attention_lora_rank
         for name in self.routed:
@@ -43,14 +43,13 @@ class MoEAttention(MixtralAttention):
         attention_mask: Tensor | None,
         past_key_values: Cache | None = None,
         token_mask: Tensor | None = None,
-        router_step: int = 0,
+        noise_seeds: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """`MixtralAttention.forward` with routed projections; `token_mask` [B, S] and `router_step` as in `MoERouter.forward`."""
+        """`MixtralAttention.forward` with routed projections; `token_mask` [B, S] and `noise_seeds` as in `MoERouter.forward`."""
         shape_BSD = hidden_states.shape
-        routing = self.gate(hidden_states.reshape(-1, shape_BSD[-1]), None if token_mask is None else token_mask.reshape(-1), router_step)[
-            2
-        ]
+        token_mask_T = None if token_mask is None else token_mask.reshape(-1)
+        _, routing = self.gate(hidden_states.reshape(-1, shape_BSD[-1]), token_mask_T, noise_seeds)
         absent_TE = routing.weights_TK.new_zeros(len(routing.experts_TK), self.gate.num_stored)
         gates_BSE = absent_TE.scatter_add(1, routing.experts_TK, routing.weights_TK).view(*shape_BSD[:-1], -1)
 

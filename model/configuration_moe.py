@@ -16,7 +16,8 @@ class MoEConfig(MixtralConfig):
     Args:
         router_type: `noisy_topk` (noise only while training), `topk` (Mixtral), `softmax` (all experts), `switch` (top-1, un-renormalised).
         router_seed: seed of the routing noise.
-        importance_coef, load_coef: weights of Shazeer et al.'s CV² losses (arXiv:1701.06538, eq. 7 and 11), averaged over layers.
+        importance_coef, load_coef: weights of Shazeer et al.'s CV² losses (arXiv:1701.06538, eq. 7 and 11), averaged over layers; for
+            `noisy_topk` and `softmax`. `topk` and `switch` have Mixtral's `output_router_logits` and `router_aux_loss_coef` instead.
         expert_layout: `dense` (three matrices for each expert) or `lora` (one shared FFN, and LoRA factors for each expert).
         lora_rank: rank R of the stored factors (the greatest of the experts'; the others are padded with zeros). Only for `lora`.
         attention_experts: projections (of q_proj, k_proj, v_proj, o_proj) in which each expert has LoRA factors; None: attention is shared.
@@ -28,6 +29,9 @@ class MoEConfig(MixtralConfig):
     """
 
     model_type = "moe_experts"
+    # Mixtral's plans of parallelism shard matrices that the operators here read whole.
+    base_model_tp_plan = None  # type: ignore[assignment]
+    base_model_ep_plan = None  # type: ignore[assignment]
 
     router_type: str = "noisy_topk"
     router_seed: int = 0
@@ -47,6 +51,7 @@ class MoEConfig(MixtralConfig):
         _check_choice("router_type", self.router_type, ROUTER_TYPES)
         _check_choice("expert_layout", self.expert_layout, EXPERT_LAYOUTS)
         _check_choice("quantization", self.quantization, QUANTIZATIONS)
+        _check_choice("hidden_act", self.hidden_act, ("silu",))
         if not 1 <= self.num_experts_per_tok <= self.num_local_experts:
             raise ValueError(f"num_experts_per_tok is {self.num_experts_per_tok}; it must lie in 1..{self.num_local_experts} (experts)")
         if (self.expert_layout == "lora") != (self.lora_rank > 0):

@@ -6,6 +6,7 @@ model.layers.L.mlp.experts.gate_up_proj                  fused [E, 2F, D], trans
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -72,14 +73,16 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + rest
 
 
-def load_weights(model: PreTrainedModel, checkpoint: Checkpoint, device: torch.device, optional: str | None = None) -> None:
-    """Streams every tensor of `checkpoint` into `model` (parameters on the meta device), in the model's dtypes, onto `device`.
+def load_weights(
+    model: PreTrainedModel, checkpoint: Checkpoint, device_of: Callable[[str], torch.device], optional: str | None = None
+) -> None:
+    """Streams every tensor of `checkpoint` into `model` (parameters on the meta device), in the model's dtypes, onto `device_of(name)`.
 
     Tensors are quantised or dequantised on the way where the model's form differs from the checkpoint's. Tensors whose name ends in
-    `optional` may be absent and are then zero; tied ones are left to `tie_weights`. Raises ValueError naming all missing, unexpected and
-    mis-shaped tensors, before any is read.
+    `optional` may be absent and are then zero; tied ones are left to `tie_weights`, and a model without a head ignores the head. Raises
+    ValueError naming all missing, unexpected and mis-shaped tensors, before any is read.
     """
-    tied = model.all_tied_weights_keys
+    tied = set(model.all_tied_weights_keys)
     parameters = {name: parameter for name, parameter in model.named_parameters() if name not in tied}
     quantized = {
         f"{prefix}.{name}": (module, name, shape)
@@ -89,19 +92,20 @@ def load_weights(model: PreTrainedModel, checkpoint: Checkpoint, device: torch.d
     }
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     shapes |= {name: shape for name, (_, _, shape) in quantized.items()}
-    sources = _find_sources(checkpoint, shapes, optional, ignored=set(tied))
+    sources = _find_sources(checkpoint, shapes, optional, ignored=tied if model.can_generate() else {"lm_head.weight"})
     for name, shape in tqdm(shapes.items(), desc="Loading", unit="tensor", leave=False):
         value = _assemble(checkpoint, sources[name], shape)
         if tuple(value.shape) != shape:  # only NF4, which says its shape inside
             raise ValueError(f"{checkpoint.path} does not fit the model: misshaped {name} {list(value.shape)} instead of {list(shape)}")
         if name in quantized:
             module, short, _ = quantized[name]
-            weight = value if isinstance(value, NF4Weight) else quantize_nf4(value.to(device=device, dtype=model.dtype))
+            device = device_of(name)
+            weight = value.to(device) if isinstance(value, NF4Weight) else quantize_nf4(value.to(device=device, dtype=model.dtype))
             module.set_nf4(short, weight)
         else:
             old = parameters[name]
             tensor = dequantize_nf4(value) if isinstance(value, NF4Weight) else value
-            _set_parameter(model, name, nn.Parameter(tensor.to(device=device, dtype=old.dtype), requires_grad=old.requires_grad))
+            _set_parameter(model, name, nn.Parameter(tensor.to(device=device_of(name), dtype=old.dtype), requires_grad=old.requires_grad))
 
 
 def _set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
@@ -116,6 +120,8 @@ def _find_sources(
     mistakes = _Mistakes()
     for key in checkpoint:
         name, part = own_name(key)
+        if name not in sources:
+            name = name.removeprefix("model.")  # into a `MoEModel`
         if name in sources:
             sources[name][part] = key
         elif name not in ignored and not key.endswith("rotary_emb.inv_freq"):  # a constant that old checkpoints carry along

@@ -1,22 +1,19 @@
 """`MoEForCausalLM`: transformers' Mixtral with our mixture block in place of theirs.
 
-Attention, norms, rotary embedding, masks, cache and generation are transformers'. Ours are the router (`routers.py`), the experts
-(`experts.py`), the losses of Shazeer et al., and loading, which is strict and knows NF4 (`conversion.py`).
+Attention, norms, rotary embedding, masks, cache and generation are transformers'. Ours are the router and its losses (`routers.py`), the
+experts (`experts.py`), and loading, which is strict and knows NF4 (`loading.py`).
 
-Shapes: B batch, S sequence, T = B·S tokens, E experts, D model width, V vocabulary.
+Shapes: B batch, S sequence, T = B·S tokens, E experts, D model width, L layers, V vocabulary.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin
+from transformers import Cache, GenerationMixin
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.mixtral.modeling_mixtral import (
     MixtralAttention,
     MixtralModel,
@@ -28,14 +25,16 @@ from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder
 
 from moe_kernels.backend import precision_code
+from moe_kernels.routing import Routing
 
 from .attention import MoEAttention
-from .checkpoint import CONFIG, Checkpoint, model_folder, parse_dtype, read_json
 from .configuration_moe import ATTENTION, MoEConfig
-from .conversion import load_weights
 from .experts import DenseExperts, LoraExperts
+from .loading import StrictLoading
 from .quantization import MatrixModule, NF4Linear
-from .routers import MoERouter
+from .routers import MoERouter, noise_seeds, shazeer_loss, switch_loss
+
+SWITCH_LOSS = ("topk", "switch")  # router types whose auxiliary loss is transformers'; the others have Shazeer et al.'s
 
 
 class MoEBlock(nn.Module):
@@ -43,13 +42,16 @@ class MoEBlock(nn.Module):
 
     def __init__(self, config: MoEConfig, layer_idx: int) -> None:
         super().__init__()
+        self.jitter = config.router_jitter_noise
         self.gate = MoERouter(config, layer_idx)
         self.experts = LoraExperts(config) if config.expert_layout == "lora" else DenseExperts(config)
 
-    def forward(self, hidden_BSD: Tensor, token_mask_BS: Tensor | None, router_step: int) -> Tensor:
+    def forward(self, hidden_BSD: Tensor, token_mask_BS: Tensor | None, noise_seeds: Tensor | None) -> Tensor:
+        if self.training and self.jitter > 0:  # as in Mixtral, what the experts read is jittered too
+            hidden_BSD = hidden_BSD * torch.empty_like(hidden_BSD).uniform_(1 - self.jitter, 1 + self.jitter)
         x_TD = hidden_BSD.reshape(-1, hidden_BSD.shape[-1])
         token_mask_T = None if token_mask_BS is None else token_mask_BS.reshape(-1)
-        _, _, routing = self.gate(x_TD, token_mask_T, router_step)
+        _, routing = self.gate(x_TD, token_mask_T, noise_seeds)
         return self.experts(x_TD, routing).view_as(hidden_BSD)
 
 
@@ -68,29 +70,35 @@ class MoEDecoderLayer(GradientCheckpointingLayer):
         self.input_layernorm = MixtralRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = MixtralRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(self, hidden_states: Tensor, token_mask: Tensor | None = None, router_step: int = 0, **attention_arguments: Any) -> Tensor:
-        """`router_step` is an argument, not state, so that a checkpointed recompute draws the same noise."""
+    def forward(
+        self, hidden_states: Tensor, token_mask: Tensor | None = None, noise_seeds: Tensor | None = None, **attention_arguments: Any
+    ) -> Tensor:
+        """`noise_seeds`, one for each gate, are an argument, not state, so that a checkpointed recompute draws the same noise."""
         if isinstance(self.self_attn, MoEAttention):
-            attention_arguments |= {"token_mask": token_mask, "router_step": router_step}
+            attention_arguments |= {"token_mask": token_mask, "noise_seeds": noise_seeds}
         attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **attention_arguments)
         hidden_states = hidden_states + attended
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states), token_mask, router_step)
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states), token_mask, noise_seeds)
 
 
-class MoEPreTrainedModel(MixtralPreTrainedModel):
+class MoEPreTrainedModel(StrictLoading):
     config: MoEConfig
     config_class = MoEConfig
     _no_split_modules = ["MoEDecoderLayer"]  # noqa: RUF012
     _can_record_outputs = {  # noqa: RUF012
         "router_logits": OutputRecorder(MoERouter, index=0, layer_name="mlp"),
-        "router_losses": OutputRecorder(MoERouter, index=1),
+        "routings": OutputRecorder(MoERouter, index=1),
         "hidden_states": MoEDecoderLayer,
         "attentions": MixtralAttention,
     }
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, NF4Linear):
+            return  # its weight is absent until it is loaded
         super()._init_weights(module)
+        if isinstance(module, MoEForCausalLM):
+            init.zeros_(module.router_step)
         if not isinstance(module, MoERouter | DenseExperts | LoraExperts | MoEAttention):
             return
         for name, parameter in module.named_parameters(recurse=False):
@@ -99,9 +107,21 @@ class MoEPreTrainedModel(MixtralPreTrainedModel):
             else:
                 init.normal_(parameter, mean=0.0, std=self.config.initializer_range)
 
+    def set_precision(self, precision: str) -> "MoEPreTrainedModel":
+        """How products with NF4 are computed on a CPU: one of `moe_kernels.backend.PRECISIONS`, of which only `exact` can be trained in.
+
+        `ValueError` for an unknown name, or for one that this machine, this model's device or its matrices do not allow.
+        """
+        weights = [module.matrix(name) for module in self.modules() if isinstance(module, MatrixModule) for name in module.matrices()]
+        precision_code(precision, next(self.parameters()), training=False, weights=weights)
+        for module in self.modules():
+            if isinstance(module, MatrixModule):
+                module.precision = precision
+        return self
+
 
 class MoEModel(MoEPreTrainedModel, MixtralModel):
-    """Mixtral's decoder stack of `MoEDecoderLayer`s; `forward` is Mixtral's."""
+    """Mixtral's decoder stack of `MoEDecoderLayer`s; `forward` is Mixtral's. Noise and auxiliary losses are `MoEForCausalLM`'s."""
 
     def __init__(self, config: MoEConfig) -> None:
         MixtralPreTrainedModel.__init__(self, config)
@@ -129,7 +149,7 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         self.model = MoEModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self._router_step = 0
+        self.router_step = nn.Buffer(torch.zeros((), dtype=torch.int64), persistent=False)  # of the next training forward
         self.post_init()
 
     def set_router_step(self, step: int) -> None:
@@ -137,57 +157,59 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
 
         The noise depends on `config.router_seed`, the layer and this number only, so a resumed run draws what an unbroken run draws.
         """
-        self._router_step = step
-
-    def set_precision(self, precision: str) -> "MoEForCausalLM":
-        """How products with NF4 are computed on a CPU: one of `moe_kernels.backend.PRECISIONS`, of which only `exact` can be trained in.
-
-        `ValueError` for an unknown name, or for one that this machine, this model's device or its matrices do not allow.
-        """
-        weights = [module.matrix(name) for module in self.modules() if isinstance(module, MatrixModule) for name in module.matrices()]
-        precision_code(precision, self.lm_head.weight, training=False, weights=weights)
-        for module in self.modules():
-            if isinstance(module, MatrixModule):
-                module.precision = precision
-        return self
+        self.router_step.fill_(step)
 
     @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        use_cache: bool | None = None,
         output_router_logits: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> MoeCausalLMOutputWithPast:
-        """As `MixtralForCausalLM.forward`, except for the auxiliary loss.
+        """As `MixtralForCausalLM.forward`, except for the auxiliary loss, which is the mean over layers of each layer's own.
 
-        `aux_loss` is importance_coef · CV²(importance) + load_coef · CV²(load), the mean over layers, over the tokens that
-        `attention_mask` [B, S] keeps. It is computed while training or with `output_router_logits`, and is part of `loss` only while
-        training, so that the loss of an evaluation is the language model's alone; there it weighs as much as this micro-batch's share
-        of `num_items_in_batch`, if Trainer gives that. `router_logits`: clean logits [T, E] of each layer.
+        Over the tokens that `attention_mask` [B, S] keeps, `aux_loss` is, for the router types
+
+        - `topk` and `switch`: E · Σ_e f_e P_e, given with `output_router_logits`; then, as in transformers, `loss` has router_aux_loss_coef
+          times it. transformers takes f and P over all layers together, where opposite imbalances of two layers cancel.
+        - `noisy_topk` and `softmax`: importance_coef · CV²(importance) + load_coef · CV²(load), given with `output_router_logits` and while
+          training; a part of `loss` only while training, so that the loss of an evaluation is the language model's alone. There it weighs
+          as much as this micro-batch's share of `num_items_in_batch`, if Trainer gives that.
+
+        `router_logits`: clean logits [T, E] of each layer, in fp32.
         """
         wants_logits = self.config.output_router_logits if output_router_logits is None else output_router_logits
-        wants_losses = wants_logits or (self.training and labels is not None)
-        step = self._router_step
-        if self.training:
-            self._router_step += 1
+        is_switch = self.config.router_type in SWITCH_LOSS
+        wants_loss = wants_logits or (self.training and labels is not None and not is_switch)
+        token_mask = _new_tokens(attention_mask, inputs_embeds if input_ids is None else input_ids)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
             output_router_logits=wants_logits,
-            output_router_losses=wants_losses,
-            token_mask=_new_tokens(attention_mask, input_ids if input_ids is not None else kwargs.get("inputs_embeds")),
-            router_step=step,
+            output_routings=wants_loss,
+            token_mask=token_mask,
+            noise_seeds=self._next_noise_seeds(),
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-        aux_loss = self._aux_loss(outputs.router_losses) if wants_losses else None
+        logits = self.lm_head(_kept(outputs.last_hidden_state, logits_to_keep))
+        aux_loss = self._aux_loss(outputs.routings, token_mask) if wants_loss else None
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, self.vocab_size, **kwargs)
-            if self.training and aux_loss is not None:
+            if aux_loss is not None and is_switch:
+                loss = loss + self.config.router_aux_loss_coef * aux_loss.to(loss.device)
+            elif aux_loss is not None and self.training:
                 loss = loss + aux_loss.to(loss.device) * _share(labels, kwargs.get("num_items_in_batch"))
         return MoeCausalLMOutputWithPast(
             loss=loss,
@@ -199,83 +221,43 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
             router_logits=outputs.router_logits,
         )
 
-    def _aux_loss(self, losses: tuple[Tensor, ...]) -> Tensor:
-        importance, load = torch.stack([layer.to(losses[0].device) for layer in losses]).mean(dim=0)
-        return self.config.importance_coef * importance + self.config.load_coef * load
+    def _next_noise_seeds(self) -> Tensor | None:
+        if not self.training or self.config.router_type != "noisy_topk":
+            return None
+        gates = self.config.num_hidden_layers * (2 if self.config.attention_experts else 1)
+        seeds = noise_seeds(self.config.router_seed, gates, self.router_step)
+        self.router_step.add_(1)
+        return seeds
 
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        config: MoEConfig | None = None,
-        dtype: torch.dtype | str = "auto",
-        device_map: str | int | torch.device | dict | None = None,
-        attn_implementation: str | None = None,
-        precision: str = "exact",
-        **kwargs: Any,
-    ) -> "MoEForCausalLM":
-        """Loads a folder, or a model in the hub's local cache: any Mixtral checkpoint, or one of ours.
-
-        `dtype` "auto" is the config's. Other keyword arguments override fields of the config, e.g. `router_type="noisy_topk"` (Wnoise is
-        zero where the checkpoint has none) or `quantization="nf4"` (quantised while loading). `precision` as in `set_precision`; it is not
-        stored. ValueError names the tensors that do not fit.
-        """
-        folder = model_folder(pretrained_model_name_or_path)
-        is_mixtral = read_json(folder / CONFIG).get("model_type") == "mixtral"
-        fields = {name: kwargs.pop(name) for name in list(kwargs) if name in MoEConfig.__dataclass_fields__}
-        if unknown := [name for name, value in kwargs.items() if name not in _HUB_ARGUMENTS and value]:
-            raise TypeError(f"from_pretrained got unknown arguments: {', '.join(unknown)}")
-        if config is not None:
-            attn_implementation = attn_implementation or config._attn_implementation  # a config's dict does not hold it
-        config = _resolve_config(folder, config, fields)
-        if dtype == "auto":
-            dtype = config.dtype or torch.float32
-        dtype = parse_dtype(dtype) if isinstance(dtype, str) else dtype
-        with init_empty_weights():
-            model = cls._from_config(config, dtype=dtype, attn_implementation=attn_implementation)
-        device = _single_device(device_map)
-        load_weights(model, Checkpoint(folder), device, optional=".noise_weight" if is_mixtral else None)
-        model.tie_weights()
-        model.name_or_path = config.name_or_path = str(folder)
-        if (folder / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(folder)
-        return model.to(device).eval().set_precision(precision)
+    def _aux_loss(self, routings: tuple[Routing, ...], token_mask: Tensor | None) -> Tensor:
+        losses = []
+        for routing in routings:
+            if self.config.router_type in SWITCH_LOSS:
+                mask_T = None if token_mask is None else token_mask.reshape(-1).to(routing.load_E.device)
+                losses.append(switch_loss(routing, mask_T))
+            else:
+                losses.append(shazeer_loss(routing, self.config))
+        return torch.stack([loss.to(losses[0].device) for loss in losses]).mean()
 
 
-# what AutoModelForCausalLM hands on; everything here is local, so none of it has an effect
-_HUB_ARGUMENTS = {"_from_auto", "_commit_hash", "adapter_kwargs", "trust_remote_code", "cache_dir", "force_download", "local_files_only"}
-_HUB_ARGUMENTS |= {"proxies", "revision", "subfolder", "token", "use_safetensors", "code_revision", "low_cpu_mem_usage", "_from_pipeline"}
-
-
-def _resolve_config(folder: Path, given: MoEConfig | None, changes: dict[str, Any]) -> MoEConfig:
-    """The given configuration or the folder's, with some fields changed; Mixtral's becomes ours, without noise."""
-    settings = read_json(folder / CONFIG) if given is None else given.to_dict()
-    kind = settings.get("model_type")
-    if kind == "mixtral":
-        settings |= {"model_type": MoEConfig.model_type, "router_type": "topk"}
-    elif kind != MoEConfig.model_type:
-        raise ValueError(f"{folder} is a {kind!r} model; expected {MoEConfig.model_type!r} or 'mixtral'")
-    return MoEConfig.from_dict({**settings, **changes})
-
-
-def _new_tokens(attention_mask: Tensor | None, tokens: Any) -> Tensor | None:
+def _new_tokens(attention_mask: Tensor | None, tokens: Tensor | None) -> Tensor | None:
     """The columns [B, S] of a padding mask that belong to the tokens of this call; None where there is no such mask."""
-    if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2:
+    if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2 or tokens is None:
         return None
     return attention_mask[:, -tokens.shape[1] :].bool()
+
+
+def _kept(hidden_BSD: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+    """The last positions, those of a list, or of each sample's list or mask [B, ...]: transformers' `slice_logits_to_keep`, not in 5.17."""
+    if isinstance(logits_to_keep, int):
+        return hidden_BSD[:, -logits_to_keep:]
+    if logits_to_keep.dim() == 1:
+        return hidden_BSD[:, logits_to_keep]
+    if logits_to_keep.dtype == torch.bool:
+        return hidden_BSD[logits_to_keep]
+    return hidden_BSD.take_along_dim(logits_to_keep[..., None], dim=1)
 
 
 def _share(labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor | float:
     """The share of this micro-batch in the predicted tokens of the whole batch, over which Trainer takes the loss's mean."""
     return 1.0 if num_items_in_batch is None else (labels[..., 1:] != -100).sum() / num_items_in_batch
-
-
-def _single_device(device_map: str | int | torch.device | dict | None) -> torch.device:
-    if isinstance(device_map, dict):
-        if len(device_map) != 1:
-            raise ValueError(f"device_map {device_map} has several devices; this model is loaded onto one")
-        return _single_device(next(iter(device_map.values())))
-    if device_map == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device("cpu" if device_map is None else device_map)

@@ -16,7 +16,7 @@ from .cli import make_parser, run_command
 from .configuration_moe import EXPERT_LAYOUTS, QUANTIZATIONS, MoEConfig
 from .footprint import ACTIVATIONS, CACHE, activation_bytes, cache_bytes, token_time, weight_bytes
 from .ingredients import open_recipe
-from .modeling_moe import _resolve_config
+from .loading import resolve_config
 
 _ADVICE = "try --layout lora, --quantize nf4, or a smaller --context or --batch-size"
 _SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
@@ -62,7 +62,7 @@ def _folder_config(name: str) -> MoEConfig:
     except FileNotFoundError:
         known = ", ".join(f"{base}-x4" for base in _BASES)
         raise FileNotFoundError(f"{name} is neither a folder, a recipe, a model in the local hub cache nor one of {known}") from None
-    return _resolve_config(folder, None, {})
+    return resolve_config(folder, None, {})
 
 
 def _changed(config: MoEConfig, layout: str | None, quantization: str | None, rank: int) -> MoEConfig:

@@ -18,7 +18,7 @@ class MatrixModule(nn.Module):
     """
 
     def __init__(self, quantized: bool) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # not nn.Linear's, which would make a weight
         self.precision = "exact"  # of products with NF4: one of moe_kernels.backend.PRECISIONS
         self._quantized = quantized
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -79,13 +79,19 @@ class MatrixModule(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
 
 
-class NF4Linear(MatrixModule):
-    """`nn.Linear` without bias on an NF4 weight [out, in]."""
+class NF4Linear(MatrixModule, nn.Linear):
+    """`nn.Linear` without bias on an NF4 weight [out, in]; it is one by class so that PEFT adapts it."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(quantized=True)
+        MatrixModule.__init__(self, quantized=True)
         self.in_features, self.out_features = in_features, out_features
+        self.register_parameter("bias", None)
         self.add_matrix("weight", out_features, in_features)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The bytes, as of bitsandbytes' `Linear4bit`: PEFT reads their device, and cannot merge into them."""
+        return self.get_buffer("weight_packed")
 
     def forward(self, x: Tensor) -> Tensor:
         return linear_any(x, self.matrix("weight"), precision=self.precision)

@@ -1,6 +1,6 @@
 """The gate of one layer: which experts a token goes to, with what weights, and the losses that keep the experts in use.
 
-Shapes: T tokens, K experts per token, E experts, D model width.
+Shapes: T tokens, K experts per token, E experts, D model width, L layers.
 """
 
 from dataclasses import replace
@@ -12,8 +12,6 @@ from moe_kernels.routing import Routing, importance_loss, load_loss, route
 
 from .configuration_moe import MoEConfig
 
-_MASK64 = (1 << 64) - 1
-
 
 class MoERouter(nn.Module):
     """Wg `weight` [E, D] and, for `noisy_topk`, Wnoise `noise_weight` [E, D]; neither is ever quantised.
@@ -24,24 +22,23 @@ class MoERouter(nn.Module):
     def __init__(self, config: MoEConfig, layer_idx: int) -> None:
         super().__init__()
         self.kind, self.top_k = config.router_type, config.num_experts_per_tok
-        self.seed, self.layer_idx = config.router_seed, layer_idx
+        self.layer_idx = layer_idx
         self.num_shared, self.shared_scale = config.num_shared_experts, config.shared_expert_scale
         self.weight = nn.Parameter(torch.empty(config.num_local_experts, config.hidden_size))
         noisy = config.router_type == "noisy_topk"
         self.noise_weight = nn.Parameter(torch.zeros(config.num_local_experts, config.hidden_size)) if noisy else None
         self.last_routing: Routing | None = None
 
-    def forward(self, x_TD: Tensor, token_mask_T: Tensor | None, step: int) -> tuple[Tensor, Tensor, Routing]:
-        """Returns the clean logits [T, E] of the routed experts, the (importance, load) losses [2] over the mask's tokens, and the routing.
+    def forward(self, x_TD: Tensor, token_mask_T: Tensor | None, noise_seeds: Tensor | None) -> tuple[Tensor, Routing]:
+        """Returns the clean logits [T, E] and the routing, whose sums are over the tokens of the mask; no noise without seeds.
 
-        The shared experts stand in that routing alone: neither the losses nor `last_routing` count them.
+        The shared experts stand among the routing's weights and experts alone; `last_routing` has none of them.
         """
-        noise_seed = noise_seed_of(self.seed, self.layer_idx, step) if self.training and self.noise_weight is not None else None
+        noise_seed = None if noise_seeds is None or self.noise_weight is None else noise_seeds[self.layer_idx]
         routing = route(x_TD, self.weight, self.noise_weight, kind=self.kind, top_k=self.top_k, noise_seed=noise_seed, mask_T=token_mask_T)
         fields = routing.weights_TK, routing.experts_TK, routing.logits_TE, routing.importance_E, routing.load_E
         self.last_routing = Routing(*(tensor.detach() for tensor in fields))
-        losses = torch.stack((importance_loss(routing.importance_E), load_loss(routing.load_E)))
-        return routing.logits_TE, losses, self._with_shared(routing)
+        return routing.logits_TE, self._with_shared(routing)
 
     @property
     def num_stored(self) -> int:
@@ -62,12 +59,42 @@ class MoERouter(nn.Module):
         )
 
 
-def noise_seed_of(seed: int, layer: int, step: int) -> int:
-    """A 63-bit seed for one layer at one training step (SplitMix64's finaliser over the three numbers)."""
-    state = 0
-    for number in (seed, layer, step):
-        state = (state + number + 0x9E3779B97F4A7C15) & _MASK64
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK64
-        state ^= state >> 31
-    return state >> 1
+def shazeer_loss(routing: Routing, config: MoEConfig) -> Tensor:
+    """importance_coef · CV²(importance) + load_coef · CV²(load) of one layer (arXiv:1701.06538, eq. 6-11)."""
+    return config.importance_coef * importance_loss(routing.importance_E) + config.load_coef * load_loss(routing.load_E)
+
+
+def switch_loss(routing: Routing, token_mask_T: Tensor | None) -> Tensor:
+    """E · Σ_e f_e P_e of one layer (arXiv:2101.03961, eq. 4-6), over the tokens of the mask.
+
+    f_e: how many tokens go to expert e, P_e: its mean probability. It is K where both are uniform.
+    """
+    probability_TE = routing.logits_TE.softmax(dim=1)
+    tokens: Tensor | int = len(probability_TE)
+    if token_mask_T is not None:
+        probability_TE, tokens = probability_TE.where(token_mask_T[:, None], 0), token_mask_T.sum().clamp(min=1)
+    return probability_TE.shape[1] * torch.dot(routing.load_E / tokens, probability_TE.sum(dim=0) / tokens)
+
+
+def noise_seeds(seed: int, gates: int, step: Tensor) -> Tensor:
+    """A 63-bit seed for each gate at one training step: SplitMix64's finaliser over the three numbers in turn.
+
+    In tensors, as a number that changes from step to step would be compiled anew by `torch.compile` each time.
+    """
+    state = torch.zeros(gates, dtype=torch.int64, device=step.device)
+    for number in (seed, torch.arange(gates, device=step.device), step):
+        state = state + number + _signed(0x9E3779B97F4A7C15)
+        state = (state ^ _shifted(state, 30)) * _signed(0xBF58476D1CE4E5B9)
+        state = (state ^ _shifted(state, 27)) * _signed(0x94D049BB133111EB)
+        state = state ^ _shifted(state, 31)
+    return _shifted(state, 1)
+
+
+def _signed(number: int) -> int:
+    """The int64 with the bits of an unsigned number."""
+    return number - (1 << 64)
+
+
+def _shifted(state: Tensor, bits: int) -> Tensor:
+    """`state` >> `bits` with zeros coming in, as for unsigned numbers."""
+    return (state >> bits) & ((1 << (64 - bits)) - 1)

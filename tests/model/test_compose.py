@@ -73,8 +73,8 @@ def test_experts_with_attention_keep_their_own_share(base, make_adapter, run_com
 
 def send_to(expert, router, inputs, output):
     """In place of a router's choice, another; a later hook has the last word."""
-    logits, losses, routing = output
-    return logits, losses, replace(routing, experts_TK=torch.full_like(routing.experts_TK, expert))
+    logits, routing = output
+    return logits, replace(routing, experts_TK=torch.full_like(routing.experts_TK, expert))
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ def noise_seeds(monkeypatch) -> list[int]:
     original = routers.route
 
     def spy(*args, noise_seed, **kwargs):
-        seen.append(noise_seed)
+        seen.append(None if noise_seed is None else noise_seed.item())
         return original(*args, noise_seed=noise_seed, **kwargs)
 
     monkeypatch.setattr(routers, "route", spy)
@@ -61,7 +61,7 @@ def test_router_logits_and_hidden_states_are_mixtrals(mixtral, ids):
 @torch.no_grad()
 @pytest.mark.parametrize("quantization", [None, "nf4"])
 def test_save_and_load_gives_equal_bits(mixtral, ids, tmp_path, quantization):
-    model = MoEForCausalLM.from_pretrained(mixtral, quantization=quantization, router_type="noisy_topk")
+    model = MoEForCausalLM.from_pretrained(mixtral, quantize=quantization, router_type="noisy_topk")
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert isinstance(again, MoEForCausalLM) and again.config.quantization == quantization
@@ -71,7 +71,7 @@ def test_save_and_load_gives_equal_bits(mixtral, ids, tmp_path, quantization):
 
 
 def test_load_state_dict_takes_nf4(mixtral, ids):
-    loaded = MoEForCausalLM.from_pretrained(mixtral, quantization="nf4")
+    loaded = MoEForCausalLM.from_pretrained(mixtral, quantize="nf4")
     fresh = MoEForCausalLM(loaded.config)
     fresh.load_state_dict(loaded.state_dict())
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_load_state_dict_takes_nf4(mixtral, ids):
 
 
 def test_nf4_survives_a_change_of_dtype(mixtral):
-    model = MoEForCausalLM.from_pretrained(mixtral, quantization="nf4")
+    model = MoEForCausalLM.from_pretrained(mixtral, quantize="nf4")
     before = {name: buffer.clone() for name, buffer in model.named_buffers() if "nested" in name or "packed" in name}
     model.to(torch.bfloat16)
     after = dict(model.named_buffers())
@@ -91,7 +91,7 @@ def test_nf4_survives_a_change_of_dtype(mixtral):
 
 
 def test_nf4_leaves_gate_norms_embeddings_and_head_alone(mixtral):
-    model = MoEForCausalLM.from_pretrained(mixtral, quantization="nf4")
+    model = MoEForCausalLM.from_pretrained(mixtral, quantize="nf4")
     whole = {name.split(".")[-2] for name, parameter in model.named_parameters()}
     assert whole == {"embed_tokens", "lm_head", "norm", "gate", "input_layernorm", "post_attention_layernorm"}
 
@@ -117,7 +117,7 @@ def squared_variation(values):
 
 def test_aux_loss_is_shazeers_over_the_tokens_that_count(noisy, ids):
     """Importance and load (arXiv:1701.06538, eq. 6-11) recomputed in fp64 from the router's input, token by token."""
-    from model.routers import noise_seed_of
+    from model.routers import noise_seeds
     from moe_kernels.noise import standard_normal
 
     noisy.config.importance_coef, noisy.config.load_coef = 0.7, 0.3
@@ -135,7 +135,7 @@ def test_aux_loss_is_shazeers_over_the_tokens_that_count(noisy, ids):
     for index, (layer, x) in enumerate(zip(noisy.model.layers, inputs, strict=True)):
         gate = layer.mlp.gate
         clean, std = x @ gate.weight.double().T, softplus(x @ gate.noise_weight.double().T)
-        noise = standard_normal(noise_seed_of(noisy.config.router_seed, index, 11), len(x), 4).double()
+        noise = standard_normal(noise_seeds(noisy.config.router_seed, 2, torch.tensor(11))[index], len(x), 4).double()
         importance, load = torch.zeros(4, dtype=torch.double), torch.zeros(4, dtype=torch.double)
         for token in mask.reshape(-1).nonzero()[:, 0]:
             h = clean[token] + noise[token] * std[token]
@@ -178,7 +178,7 @@ def test_checkpointed_recompute_draws_the_same_noise(noisy, ids):
     noisy.train()
     plain = gradients(noisy, ids, step=4)
     other = gradients(noisy, ids, step=5)
-    noisy.activation_checkpointing_enable()
+    noisy.gradient_checkpointing_enable()
     recomputed = gradients(noisy, ids, step=4)
     assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
     assert any(not torch.equal(plain[name], other[name]) for name in plain)
@@ -195,7 +195,7 @@ def test_two_forwards_before_backward_recompute_their_own_noise(noisy, ids):
         return {name: parameter.grad.clone() for name, parameter in noisy.named_parameters()}
 
     plain = run()
-    noisy.activation_checkpointing_enable()
+    noisy.gradient_checkpointing_enable()
     recomputed = run()
     assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
 
@@ -212,7 +212,7 @@ def test_noise_differs_by_layer_and_step_and_is_absent_in_evaluation(noisy, ids,
 
 
 def test_only_the_gate_learns_when_the_rest_is_frozen(mixtral, ids):
-    model = MoEForCausalLM.from_pretrained(mixtral, quantization="nf4", router_type="noisy_topk").train()
+    model = MoEForCausalLM.from_pretrained(mixtral, quantize="nf4", router_type="noisy_topk").train()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".mlp.gate." in name)
     model(ids, labels=ids).loss.backward()

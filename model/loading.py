@@ -1,0 +1,93 @@
+"""`from_pretrained`: strict, streaming, from any Mixtral checkpoint or one of ours (`conversion.py`), onto one device or several."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from transformers import GenerationConfig
+from transformers.models.mixtral.modeling_mixtral import MixtralPreTrainedModel
+
+from .checkpoint import CONFIG, Checkpoint, model_folder, parse_dtype, read_json
+from .configuration_moe import MoEConfig
+from .conversion import load_weights
+from .devices import Device, DeviceMap, device_of, dispatch, resolve_device_map
+
+# what Auto classes, pipelines and `transformers serve` hand on; everything here is local, so none of it has an effect
+_WITHOUT_EFFECT = {"_from_auto", "_commit_hash", "trust_remote_code", "cache_dir", "force_download", "local_files_only"}
+_WITHOUT_EFFECT |= {"proxies", "revision", "subfolder", "token", "use_safetensors", "code_revision", "low_cpu_mem_usage", "_from_pipeline"}
+_WITHOUT_EFFECT |= {"tqdm_class", "weights_only"}
+
+
+class StrictLoading(MixtralPreTrainedModel):
+    """What `MoEModel` and `MoEForCausalLM` are loaded by."""
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        config: MoEConfig | None = None,
+        dtype: torch.dtype | str = "auto",
+        quantize: str | None = None,
+        device_map: Device | DeviceMap | None = None,
+        max_memory: dict | None = None,
+        offload_folder: str | Path | None = None,
+        attn_implementation: str | None = None,
+        precision: str = "exact",
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Loads a folder, or a model in the hub's local cache: any Mixtral checkpoint, or one of ours.
+
+        `dtype` "auto" is the config's. `quantize`: "nf4" quantises while loading, "none" dequantises, None leaves what is stored.
+        `precision` as in `set_precision`; it is not stored. `device_map`, `max_memory` and `offload_folder` as in transformers; see
+        `devices.resolve_device_map`. Other keyword arguments override fields of the config, e.g. `router_type="noisy_topk"` (Wnoise
+        is zero where the checkpoint has none). ValueError names the tensors that do not fit, so the missing, unexpected and mismatched
+        keys of `output_loading_info` are empty.
+        """
+        folder = model_folder(pretrained_model_name_or_path)
+        adapter = (kwargs.pop("adapter_kwargs", None) or {}).get("_adapter_model_path")
+        dtype = kwargs.pop("torch_dtype", dtype)  # its name before transformers 5
+        if quantize not in (None, "nf4", "none"):
+            raise ValueError(f"quantize is {quantize!r}; allowed: nf4, none")
+        changes = {} if quantize is None else {"quantization": None if quantize == "none" else quantize}
+        changes |= {name: kwargs.pop(name) for name in list(kwargs) if name in MoEConfig.__dataclass_fields__}
+        if unknown := [name for name, value in kwargs.items() if name not in _WITHOUT_EFFECT and value]:
+            raise TypeError(f"from_pretrained got unknown arguments: {', '.join(unknown)}")
+        if config is not None:
+            attn_implementation = attn_implementation or config._attn_implementation  # a config's dict does not hold it
+        config = resolve_config(folder, config, changes)
+        model = _build(cls, config, dtype, attn_implementation)
+        devices = resolve_device_map(model, device_map, max_memory)
+        is_mixtral = read_json(folder / CONFIG).get("model_type") == "mixtral"
+        load_weights(model, Checkpoint(folder), lambda name: device_of(name, devices), optional=".noise_weight" if is_mixtral else None)
+        model.tie_weights()
+        model.name_or_path = config.name_or_path = str(folder)
+        if model.can_generate() and (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        dispatch(model.eval().set_precision(precision), devices, offload_folder)
+        if adapter is not None:
+            model.load_adapter(adapter)
+        info: dict[str, Any] = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+        return (model, info) if output_loading_info else model
+
+
+def _build(cls: Any, config: MoEConfig, dtype: torch.dtype | str, attn_implementation: str | None) -> Any:
+    """The model with its parameters on the meta device."""
+    if dtype == "auto":
+        dtype = config.dtype or torch.float32
+    dtype = parse_dtype(dtype) if isinstance(dtype, str) else dtype
+    with init_empty_weights():
+        return cls._from_config(config, dtype=dtype, attn_implementation=attn_implementation)
+
+
+def resolve_config(folder: Path, given: MoEConfig | None, changes: dict[str, Any]) -> MoEConfig:
+    """The given configuration or the folder's, with some fields changed; Mixtral's becomes ours, without noise."""
+    settings = read_json(folder / CONFIG) if given is None else given.to_dict()
+    kind = settings.get("model_type")
+    if kind == "mixtral":
+        settings |= {"model_type": MoEConfig.model_type, "router_type": "topk"}
+    elif kind != MoEConfig.model_type:
+        raise ValueError(f"{folder} is a {kind!r} model; expected {MoEConfig.model_type!r} or 'mixtral'")
+    return MoEConfig.from_dict({**settings, **changes})
