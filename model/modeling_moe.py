@@ -29,7 +29,8 @@ from transformers.utils.output_capturing import OutputRecorder
 
 from moe_kernels.backend import precision_code
 
-from .checkpoint import CONFIG, Checkpoint, model_folder, parse_dtype, read_json
+from .checkpoint import Checkpoint, model_folder, parse_dtype
+from .config_file import moe_config, read_config
 from .configuration_moe import MoEConfig
 from .conversion import load_weights
 from .experts import DenseExperts, LoraExperts
@@ -220,7 +221,7 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         stored. ValueError names the tensors that do not fit.
         """
         folder = model_folder(pretrained_model_name_or_path)
-        is_mixtral = read_json(folder / CONFIG).get("model_type") == "mixtral"
+        is_mixtral = read_config(folder).get("model_type") == "mixtral"
         fields = {name: kwargs.pop(name) for name in list(kwargs) if name in MoEConfig.__dataclass_fields__}
         if unknown := [name for name, value in kwargs.items() if name not in _HUB_ARGUMENTS and value]:
             raise TypeError(f"from_pretrained got unknown arguments: {', '.join(unknown)}")
@@ -248,13 +249,13 @@ _HUB_ARGUMENTS |= {"proxies", "revision", "subfolder", "token", "use_safetensors
 
 def _resolve_config(folder: Path, given: MoEConfig | None, changes: dict[str, Any]) -> MoEConfig:
     """The given configuration or the folder's, with some fields changed; Mixtral's becomes ours, without noise."""
-    settings = read_json(folder / CONFIG) if given is None else given.to_dict()
+    settings = read_config(folder) if given is None else given.to_dict()
     kind = settings.get("model_type")
     if kind == "mixtral":
         settings |= {"model_type": MoEConfig.model_type, "router_type": "topk"}
     elif kind != MoEConfig.model_type:
         raise ValueError(f"{folder} is a {kind!r} model; expected {MoEConfig.model_type!r} or 'mixtral'")
-    return MoEConfig.from_dict({**settings, **changes})
+    return moe_config({**settings, **changes}, folder)
 
 
 def _new_tokens(attention_mask: Tensor | None, tokens: Any) -> Tensor | None:
