@@ -45,8 +45,8 @@ def _quantize_blocks(flat: Tensor) -> tuple[Tensor, Tensor]:
     if not backend.runs_cpp(flat):
         return torch.ops.bitsandbytes.quantize_4bit(flat, NF4.block, NF4.quant_type, torch.uint8)
     packed = torch.ops.moe_kernels.quantize_nf4(flat.contiguous(), dynamic_map())[0]
-    lowest, highest = flat.view(-1, NF4.block).aminmax(dim=1)
-    return packed, torch.maximum(-lowest, highest).float()
+    blocks = flat.view(-1, NF4.block)
+    return packed, torch.maximum(blocks.amax(dim=1), -blocks.amin(dim=1)).float()  # aminmax takes twice the time
 
 
 def _quantize_absmax(absmax: Tensor) -> tuple[Tensor, Tensor, float]:
