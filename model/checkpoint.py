@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .saving import finish_save
+
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
@@ -28,9 +30,13 @@ _SHOWN = 5  # names that an error shows before it counts the rest
 
 
 def model_folder(name: str | Path, beside: Path = Path()) -> Path:
-    """The local folder of a model: `name` itself, `name` beside a file, or its snapshot in the hub's cache; nothing is downloaded."""
+    """The local folder of a model: `name` itself, `name` beside a file, or its snapshot in the hub's cache; nothing is downloaded.
+
+    A save to it that was cut short after its commit is finished.
+    """
     for folder in (Path(name), beside / name):
         if folder.is_dir():
+            finish_save(folder)
             return folder
     try:
         return Path(snapshot_download(str(name), local_files_only=True))

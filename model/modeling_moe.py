@@ -36,6 +36,7 @@ from .conversion import load_weights
 from .experts import DenseExperts, LoraExperts
 from .quantization import MatrixModule, NF4Linear
 from .routers import MoERouter
+from .saving import check_not_interrupted, save_model
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -87,6 +88,13 @@ class MoEPreTrainedModel(MixtralPreTrainedModel):
         "hidden_states": MoEDecoderLayer,
         "attentions": MixtralAttention,
     }
+
+    def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **options: Any) -> None:  # type: ignore[override]
+        """As transformers', with its options. Killed at any point, it leaves the old checkpoint or the new one, and other files alone.
+
+        OSError or SafetensorError on a full disk, and then nothing has changed.
+        """
+        save_model(super().save_pretrained, Path(save_directory), is_main_process=is_main_process, **options)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -220,6 +228,7 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         zero where the checkpoint has none) or `quantization="nf4"` (quantised while loading). `precision` as in `set_precision`; it is not
         stored. ValueError names the tensors that do not fit.
         """
+        check_not_interrupted(Path(pretrained_model_name_or_path), config)
         folder = model_folder(pretrained_model_name_or_path)
         is_mixtral = read_config(folder).get("model_type") == "mixtral"
         fields = {name: kwargs.pop(name) for name in list(kwargs) if name in MoEConfig.__dataclass_fields__}
