@@ -34,6 +34,7 @@ from .config_file import moe_config, read_config
 from .configuration_moe import MoEConfig
 from .conversion import load_weights
 from .experts import DenseExperts, LoraExperts
+from .export import export_mixtral
 from .quantization import MatrixModule, NF4Linear
 from .routers import MoERouter
 from .saving import check_not_interrupted, save_model
@@ -157,6 +158,10 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
             if isinstance(module, MatrixModule):
                 module.precision = precision
         return self
+
+    def export_mixtral(self, out: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
+        """Writes the folder `out` as plain Mixtral; see `export.export_mixtral`."""
+        export_mixtral(self, Path(out), dtype)
 
     @can_return_tuple
     def forward(
