@@ -47,13 +47,16 @@ def replaced_files(folder: Path) -> Iterator[Path]:
 
 
 def finish_save(folder: Path) -> bool:
-    """Moves the files of a committed save to their places, and removes weights that it replaces; False if there is none."""
+    """Moves the files of a committed save to their places, and removes weights that it replaces; False if there is none.
+
+    ValueError if what lies there is not of our making.
+    """
     saved = folder / SAVED
     if saved.is_symlink() or not saved.is_dir():
         return False
     with suppress(FileNotFoundError):  # another process is at it too, in the same order
         if (saved / MANIFEST).is_file():
-            new = json.loads((saved / MANIFEST).read_text())["files"]
+            new = _names(saved)
             if any(_WEIGHTS.fullmatch(name) for name in new):
                 for path in [path for path in folder.iterdir() if _WEIGHTS.fullmatch(path.name) and path.name not in new]:
                     path.unlink()
@@ -62,6 +65,13 @@ def finish_save(folder: Path) -> bool:
             sync(folder)
         shutil.rmtree(saved)
     return True
+
+
+def _names(saved: Path) -> set[str]:
+    try:
+        return set(json.loads((saved / MANIFEST).read_text())["files"])
+    except (ValueError, LookupError, TypeError):
+        raise ValueError(f"{saved} is no save that was interrupted, as its {MANIFEST} lists no files; remove it") from None
 
 
 def check_not_interrupted(folder: Path, config: object) -> None:
