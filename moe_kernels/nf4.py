@@ -123,6 +123,11 @@ class NF4Weight:
         for field, tensor in weight.tensors().items():
             if tensor.numel() != sizes[field]:
                 raise ValueError(f"{name}: shape {weight.shape} needs {sizes[field]} entries of {field}, not {tensor.numel()}")
+            expected = torch.float32 if field == "nested_absmax" else torch.uint8
+            if tensor.dtype != expected:
+                raise ValueError(f"{name}: {field} is {dtype_name(tensor.dtype)}; NF4 has it in {dtype_name(expected)}")
+        if not ((weight.nested_absmax >= 0) & weight.nested_absmax.isfinite()).all():
+            raise ValueError(f"{name}.nested_absmax has values that are negative, infinite or not numbers")
         return weight
 
 
