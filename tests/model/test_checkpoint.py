@@ -57,3 +57,12 @@ def test_a_folder_without_safetensors_is_refused(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match="only safetensors checkpoints are read"):
         Checkpoint(tmp_path)
+
+
+def test_tensors_outlive_the_mapping_they_lie_on(sharded, monkeypatch):
+    """Mappings are renewed after so many bytes, so that pages which were read do not add up."""
+    folder, tensors = sharded
+    monkeypatch.setattr("model.checkpoint._MAPPED_BYTES", 0)
+    checkpoint = Checkpoint(folder)
+    read = {name: checkpoint.tensor(name) for name in checkpoint}
+    assert not checkpoint._files and all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
