@@ -1,10 +1,12 @@
 """Safetensors checkpoints, read and written tensor by tensor.
 
-Memory-mapped reading and sharded writing: nothing here ever holds more than one shard's tensors.
+Memory-mapped reading and sharded writing: nothing here ever holds more than one shard's tensors. What is read is not trusted: a folder
+may come from anywhere.
 """
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,16 +18,25 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .saving import finish_save
+
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_JSON_BYTES = 100_000_000  # as safetensors' own limit for a header
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_SHOWN = 5  # names that an error shows before it counts the rest
 
 
 def model_folder(name: str | Path, beside: Path = Path()) -> Path:
-    """The local folder of a model: `name` itself, `name` beside a file, or its snapshot in the hub's cache; nothing is downloaded."""
+    """The local folder of a model: `name` itself, `name` beside a file, or its snapshot in the hub's cache; nothing is downloaded.
+
+    A save to it that was cut short after its commit is finished.
+    """
     for folder in (Path(name), beside / name):
         if folder.is_dir():
+            finish_save(folder)
             return folder
     try:
         return Path(snapshot_download(str(name), local_files_only=True))
@@ -36,13 +47,23 @@ def model_folder(name: str | Path, beside: Path = Path()) -> Path:
 class Checkpoint:
     """The tensors of a checkpoint folder (one `model.safetensors` or an index with shards), or of one safetensors file.
 
-    Errors: FileNotFoundError when a file is missing; ValueError when a file is damaged or the index is not to be trusted.
+    Errors: FileNotFoundError when a file is missing; ValueError when a file is damaged, or when index and shards do not hold exactly the
+    same tensors, each once.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._files: dict[Path, Any] = {}
-        self._owner = {name: file for file in _weight_files(path) for name in self._opened(file).offset_keys()}
+        self._owner: dict[str, Path] = {}
+        listed = _listed_files(path)
+        for file in [*dict.fromkeys(listed.values())] if listed else [_single_file(path)]:
+            for name in self._opened(file).offset_keys():
+                if name in self._owner:
+                    raise ValueError(f"{name} is in two shards: {self._owner[name]} and {file}")
+                self._owner[name] = file
+        if listed and listed != self._owner:
+            wrong = sorted(name for name in listed.keys() | self._owner.keys() if listed.get(name) != self._owner.get(name))
+            raise ValueError(f"{path / INDEX} does not say what its shards hold: it is wrong about {some(wrong)}")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._owner)
@@ -59,6 +80,10 @@ class Checkpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._opened(self._owner[name]).get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """As safetensors calls it, e.g. BF16."""
+        return self._opened(self._owner[name]).get_slice(name).get_dtype()
 
     def head(self, name: str, count: int) -> Tensor:
         """The first `count` values of a tensor (fewer if its first row is shorter), without reading the rest."""
@@ -78,41 +103,64 @@ def _open(file: Path) -> Any:
         raise ValueError(f"{file} is not a whole safetensors file: {error}") from None
 
 
-def _weight_files(path: Path) -> list[Path]:
+def _single_file(path: Path) -> Path:
     if path.is_file():
-        return [path]
+        return path
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not a folder with a checkpoint")
-    if (path / INDEX).is_file():
-        return _indexed_files(path)
     if (path / WEIGHTS).is_file():
-        return [path / WEIGHTS]
+        return path / WEIGHTS
     raise FileNotFoundError(f"{path} has neither {WEIGHTS} nor {INDEX}; only safetensors checkpoints are read")
 
 
-def _indexed_files(folder: Path) -> list[Path]:
-    weight_map = read_json(folder / INDEX).get("weight_map")
+def _listed_files(folder: Path) -> dict[str, Path]:
+    """The shard of every tensor, by the index of `folder`; empty if there is none."""
+    index = folder / INDEX
+    if not index.is_file():
+        return {}
+    if (folder / WEIGHTS).is_file():
+        raise ValueError(f"{folder} has both {WEIGHTS} and {INDEX}, and programs differ in which they read; remove the one that is old")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
-        raise ValueError(f"{folder / INDEX} has no weight_map from tensors to files")
-    names = sorted(set(weight_map.values()))
-    for name in names:
+        raise ValueError(f"{index} has no weight_map from tensors to files")
+    names = set(weight_map.values())
+    for name in sorted(names):
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ValueError(f"{folder / INDEX} names {name!r}; a shard is a .safetensors file in the same folder")
+            raise ValueError(f"{index} names {name!r}; a shard is a .safetensors file in the same folder")
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is missing, but {INDEX} lists it")
-    return [folder / name for name in names]
+    if extra := sorted(file.name for file in folder.iterdir() if _SHARD.fullmatch(file.name) and file.name not in names):
+        raise ValueError(f"{folder} has shards that {INDEX} does not list: {some(extra)}; remove them if they are old")
+    return {tensor: folder / name for tensor, name in weight_map.items()}
+
+
+def some(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
+    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + rest
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; FileNotFoundError or ValueError naming the file otherwise."""
+    """The JSON object in `path`; FileNotFoundError or ValueError naming the file otherwise, also where a key is there twice."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
+    if path.stat().st_size > _JSON_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes; a JSON file here has at most {_JSON_BYTES}")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a {type(value).__name__}, not a JSON object")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for key, item in pairs:
+        if key in value:
+            raise ValueError(f"the key {key!r} is there twice")
+        value[key] = item
     return value
 
 

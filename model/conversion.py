@@ -6,7 +6,7 @@ model.layers.L.mlp.experts.gate_up_proj                  fused [E, 2F, D], trans
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from moe_kernels.nf4 import FACTS_KEY, NF4Weight, dequantize_nf4, quantize_nf4
+from moe_kernels.nf4 import FACTS_KEY, NF4Weight, dequantize_nf4, quantize_nf4_parts
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, some
 from .quantization import MatrixModule
 
 _EXPERT = re.compile(r"(.+\.mlp\.experts)\.(\d+)\.(w1|w2|w3|gate_proj|up_proj|down_proj)\.weight")
@@ -30,7 +30,8 @@ _FUSED = {
     "up_proj": ("gate_up_proj", 1),
     "down_proj": ("down_proj", 0),
 }
-_SHOWN = 5  # keys that an error names before it counts the rest
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_PIECE = 1 << 24  # values quantised at a time
 
 
 class Part(NamedTuple):
@@ -61,16 +62,12 @@ class _Mistakes:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     misshaped: list[str] = field(default_factory=list)
+    mistyped: list[str] = field(default_factory=list)
 
     def raise_any(self, checkpoint: Checkpoint) -> None:
-        parts = [f"{title} {_some(names)}" for title, names in vars(self).items() if names]
+        parts = [f"{title} {some(names)}" for title, names in vars(self).items() if names]
         if parts:
             raise ValueError(f"{checkpoint.path} does not fit the model: {'; '.join(parts)}")
-
-
-def _some(names: list[str]) -> str:
-    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + rest
 
 
 def load_weights(
@@ -94,18 +91,21 @@ def load_weights(
     shapes |= {name: shape for name, (_, _, shape) in quantized.items()}
     sources = _find_sources(checkpoint, shapes, optional, ignored=tied if model.can_generate() else {"lm_head.weight"})
     for name, shape in tqdm(shapes.items(), desc="Loading", unit="tensor", leave=False):
-        value = _assemble(checkpoint, sources[name], shape)
-        if tuple(value.shape) != shape:  # only NF4, which says its shape inside
-            raise ValueError(f"{checkpoint.path} does not fit the model: misshaped {name} {list(value.shape)} instead of {list(shape)}")
+        parts = sources[name]
+        if NF4_FACTS in parts:
+            stored = NF4Weight.from_state_dict({key: checkpoint.tensor(key) for key in parts.values()}, parts[WHOLE])
+            if stored.shape != shape:  # only NF4 says its shape inside
+                raise ValueError(
+                    f"{checkpoint.path} does not fit the model: misshaped {name} {list(stored.shape)} instead of {list(shape)}"
+                )
         if name in quantized:
             module, short, _ = quantized[name]
-            device = device_of(name)
-            weight = value.to(device) if isinstance(value, NF4Weight) else quantize_nf4(value.to(device=device, dtype=model.dtype))
+            weight = stored.to(device_of(name)) if NF4_FACTS in parts else _quantize(checkpoint, parts, shape, device_of(name), model.dtype)
             module.set_nf4(short, weight)
         else:
             old = parameters[name]
-            tensor = dequantize_nf4(value) if isinstance(value, NF4Weight) else value
-            _set_parameter(model, name, nn.Parameter(tensor.to(device=device_of(name), dtype=old.dtype), requires_grad=old.requires_grad))
+            value = dequantize_nf4(stored) if NF4_FACTS in parts else _assemble(checkpoint, parts, shape, old.dtype)
+            _set_parameter(model, name, nn.Parameter(value.to(device=device_of(name), dtype=old.dtype), requires_grad=old.requires_grad))
 
 
 def _set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
@@ -122,7 +122,7 @@ def _find_sources(
         name, part = own_name(key)
         if name not in sources:
             name = name.removeprefix("model.")  # into a `MoEModel`
-        if name in sources:
+        if name in sources and part not in sources[name]:
             sources[name][part] = key
         elif name not in ignored and not key.endswith("rotary_emb.inv_freq"):  # a constant that old checkpoints carry along
             mistakes.unexpected.append(key)
@@ -130,7 +130,9 @@ def _find_sources(
         parts = sources[name]
         if (NF4_FACTS in parts and WHOLE not in parts) or (not parts and not (optional and name.endswith(optional))):
             mistakes.missing.append(name)
-        elif parts and NF4_FACTS not in parts:
+        elif NF4_FACTS in parts:
+            mistakes.unexpected += [key for part, key in parts.items() if part != WHOLE and not part.nf4]
+        elif parts:
             _check_parts(checkpoint, name, shape, parts, mistakes)
     mistakes.raise_any(checkpoint)
     return sources
@@ -144,6 +146,8 @@ def _check_parts(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], part
             mistakes.unexpected.append(key)
         elif checkpoint.shape(key) != expected[part]:
             mistakes.misshaped.append(f"{key} {list(checkpoint.shape(key))} instead of {list(expected[part])}")
+        elif checkpoint.dtype(key) not in _FLOATS:
+            mistakes.mistyped.append(f"{key} {checkpoint.dtype(key)} instead of {', '.join(_FLOATS)}")
 
 
 def _part_shapes(name: str, shape: tuple[int, ...]) -> dict[Part, tuple[int, ...]]:
@@ -152,15 +156,26 @@ def _part_shapes(name: str, shape: tuple[int, ...]) -> dict[Part, tuple[int, ...
     return {Part(expert=expert, half=half): (shape[1] // halves, shape[2]) for expert in range(shape[0]) for half in range(halves)}
 
 
-def _assemble(checkpoint: Checkpoint, parts: dict[Part, str], shape: tuple[int, ...]) -> Tensor | NF4Weight:
+def _assemble(checkpoint: Checkpoint, parts: dict[Part, str], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     if not parts:
-        return torch.zeros(shape)
-    if NF4_FACTS in parts:
-        return NF4Weight.from_state_dict({key: checkpoint.tensor(key) for key in parts.values()}, parts[WHOLE])
+        return torch.zeros(shape, dtype=dtype)
     if WHOLE in parts:
         return checkpoint.tensor(parts[WHOLE])
-    fused = torch.empty(shape, dtype=checkpoint.tensor(next(iter(parts.values()))).dtype)
+    fused = torch.empty(shape, dtype=dtype)
     for part, key in parts.items():
         rows = checkpoint.tensor(key)
         fused[part.expert, part.half * len(rows) : (part.half + 1) * len(rows)] = rows
     return fused
+
+
+def _quantize(
+    checkpoint: Checkpoint, parts: dict[Part, str], shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> NF4Weight:
+    """NF4 of the tensor cast to `dtype`, a piece at a time: never more of it is in memory than one tensor of the checkpoint."""
+
+    def pieces() -> Iterator[Tensor]:
+        for _, key in sorted(parts.items()):  # by expert, then gate before up: the order of the fused tensor's values
+            for piece in checkpoint.tensor(key).flatten().split(_PIECE):
+                yield piece.to(device=device, dtype=dtype)
+
+    return quantize_nf4_parts(pieces(), shape)

@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .adapters import Adapter, is_adapter
-from .checkpoint import CONFIG, Checkpoint, model_folder, parse_dtype, read_json
+from .checkpoint import Checkpoint, model_folder, parse_dtype
+from .config_file import read_config
 from .configuration_moe import MoEConfig
 from .modeling_moe import MoEForCausalLM
 
@@ -38,7 +39,7 @@ def load_model(
         folder, adapter = _base_of(folder), folder
     device = _find_device(device)
     chosen = parse_dtype(dtype) if isinstance(dtype, str) else dtype
-    kind = read_json(folder / CONFIG).get("model_type")
+    kind = read_config(folder).get("model_type")
     if kind not in (*_DENSE, *_MIXTURES):
         raise ValueError(f"{folder} is a {kind!r} model; known: {', '.join((*_DENSE, *_MIXTURES))}")
     if kind in _MIXTURES and adapter is not None:

@@ -8,10 +8,12 @@ from accelerate import init_empty_weights
 from transformers import GenerationConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralPreTrainedModel
 
-from .checkpoint import CONFIG, Checkpoint, model_folder, parse_dtype, read_json
+from .checkpoint import Checkpoint, model_folder, parse_dtype
+from .config_file import moe_config, read_config
 from .configuration_moe import MoEConfig
 from .conversion import load_weights
 from .devices import Device, DeviceMap, device_of, dispatch, resolve_device_map
+from .saving import check_not_interrupted
 
 # what Auto classes, pipelines and `transformers serve` hand on; everything here is local, so none of it has an effect
 _WITHOUT_EFFECT = {"_from_auto", "_commit_hash", "trust_remote_code", "cache_dir", "force_download", "local_files_only"}
@@ -46,6 +48,7 @@ class StrictLoading(MixtralPreTrainedModel):
         is zero where the checkpoint has none). ValueError names the tensors that do not fit, so the missing, unexpected and mismatched
         keys of `output_loading_info` are empty.
         """
+        check_not_interrupted(Path(pretrained_model_name_or_path), config)
         folder = model_folder(pretrained_model_name_or_path)
         adapter = (kwargs.pop("adapter_kwargs", None) or {}).get("_adapter_model_path")
         dtype = kwargs.pop("torch_dtype", dtype)  # its name before transformers 5
@@ -60,7 +63,7 @@ class StrictLoading(MixtralPreTrainedModel):
         config = resolve_config(folder, config, changes)
         model = _build(cls, config, dtype, attn_implementation)
         devices = resolve_device_map(model, device_map, max_memory)
-        is_mixtral = read_json(folder / CONFIG).get("model_type") == "mixtral"
+        is_mixtral = read_config(folder).get("model_type") == "mixtral"
         load_weights(model, Checkpoint(folder), lambda name: device_of(name, devices), optional=".noise_weight" if is_mixtral else None)
         model.tie_weights()
         model.name_or_path = config.name_or_path = str(folder)
@@ -84,10 +87,10 @@ def _build(cls: Any, config: MoEConfig, dtype: torch.dtype | str, attn_implement
 
 def resolve_config(folder: Path, given: MoEConfig | None, changes: dict[str, Any]) -> MoEConfig:
     """The given configuration or the folder's, with some fields changed; Mixtral's becomes ours, without noise."""
-    settings = read_json(folder / CONFIG) if given is None else given.to_dict()
+    settings = read_config(folder) if given is None else given.to_dict()
     kind = settings.get("model_type")
     if kind == "mixtral":
         settings |= {"model_type": MoEConfig.model_type, "router_type": "topk"}
     elif kind != MoEConfig.model_type:
         raise ValueError(f"{folder} is a {kind!r} model; expected {MoEConfig.model_type!r} or 'mixtral'")
-    return MoEConfig.from_dict({**settings, **changes})
+    return moe_config({**settings, **changes}, folder)

@@ -6,6 +6,7 @@ experts (`experts.py`), and loading, which is strict and knows NF4 (`loading.py`
 Shapes: B batch, S sequence, T = B·S tokens, E experts, D model width, L layers, V vocabulary.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,9 +31,11 @@ from moe_kernels.routing import Routing
 from .attention import MoEAttention
 from .configuration_moe import ATTENTION, MoEConfig
 from .experts import DenseExperts, LoraExperts
+from .export import export_mixtral
 from .loading import StrictLoading
 from .quantization import MatrixModule, NF4Linear
 from .routers import MoERouter, noise_seeds, shazeer_loss, switch_loss
+from .saving import save_model
 
 SWITCH_LOSS = ("topk", "switch")  # router types whose auxiliary loss is transformers'; the others have Shazeer et al.'s
 
@@ -91,6 +94,13 @@ class MoEPreTrainedModel(StrictLoading):
         "hidden_states": MoEDecoderLayer,
         "attentions": MixtralAttention,
     }
+
+    def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **options: Any) -> None:  # type: ignore[override]
+        """As transformers', with its options. Killed at any point, it leaves the old checkpoint or the new one, and other files alone.
+
+        OSError or SafetensorError on a full disk, and then nothing has changed.
+        """
+        save_model(super().save_pretrained, Path(save_directory), is_main_process=is_main_process, **options)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -158,6 +168,10 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         The noise depends on `config.router_seed`, the layer and this number only, so a resumed run draws what an unbroken run draws.
         """
         self.router_step.fill_(step)
+
+    def export_mixtral(self, out: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
+        """Writes the folder `out` as plain Mixtral; see `export.export_mixtral`."""
+        export_mixtral(self, Path(out), dtype)
 
     @can_return_tuple
     def forward(

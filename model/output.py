@@ -1,7 +1,7 @@
 """Output folders that are either whole or absent, and the `run.json` in each.
 
 A command writes into a hidden folder beside its target; `manifest.json` (size and SHA-256 of every file) is written last
-and the folder is then renamed. A crash or a full disk leaves the target as it was.
+and the folder is then renamed. A crash, a full disk or a loss of power leaves the target as it was.
 """
 
 import hashlib
@@ -44,15 +44,18 @@ def output_folder(target: Path) -> Iterator[Path]:
         if target.exists():
             target.rmdir()
         temporary.rename(target)
+        sync(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_manifest(folder: Path) -> None:
-    """Writes `manifest.json`: {"files": {relative path: {"size": bytes, "sha256": hex}}}."""
+    """Syncs all files to the disk and writes `manifest.json`: {"files": {relative path: {"size": bytes, "sha256": hex}}}."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     rows = {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
     write_json(folder / MANIFEST, {"files": rows})
+    for path in (*files, folder / MANIFEST, folder):
+        sync(path)
 
 
 def check_manifest(folder: Path) -> None:
@@ -63,6 +66,15 @@ def check_manifest(folder: Path) -> None:
             raise ValueError(f"{path} is missing, but {MANIFEST} lists it")
         if path.stat().st_size != row["size"] or sha256_of(path) != row["sha256"]:
             raise ValueError(f"{path} differs from what {MANIFEST} says of it")
+
+
+def sync(path: Path) -> None:
+    """Waits until the disk has what was written to a file, or the names in a folder, so that no later rename can come before it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sha256_of(path: Path) -> str:

@@ -123,6 +123,11 @@ class NF4Weight:
         for field, tensor in weight.tensors().items():
             if tensor.numel() != sizes[field]:
                 raise ValueError(f"{name}: shape {weight.shape} needs {sizes[field]} entries of {field}, not {tensor.numel()}")
+            expected = torch.float32 if field == "nested_absmax" else torch.uint8
+            if tensor.dtype != expected:
+                raise ValueError(f"{name}: {field} is {dtype_name(tensor.dtype)}; NF4 has it in {dtype_name(expected)}")
+        if not ((weight.nested_absmax >= 0) & weight.nested_absmax.isfinite()).all():
+            raise ValueError(f"{name}.nested_absmax has values that are negative, infinite or not numbers")
         return weight
 
 
@@ -170,22 +175,23 @@ def quantize_nf4_parts(parts: Iterable[Tensor], shape: tuple[int, ...], *, neste
     """
     values = math.prod(shape)
     dtype, done = None, 0
-    packed, absmax = [], []
+    packed, absmax = torch.empty(0), []
     for part in _whole_blocks(parts):
-        dtype, done = dtype or part.dtype, done + part.numel()
+        if dtype is None:
+            dtype, packed = part.dtype, torch.empty((values + 1) // 2, 1, dtype=torch.uint8, device=part.device)
+        begin, done = done, done + part.numel()
         if part.dtype not in DTYPES:
             raise ValueError(f"NF4 is made from bfloat16, float16 or float32, not {dtype_name(part.dtype)}")
         if part.dtype != dtype or done > values:
             raise ValueError(f"a part of {dtype_name(part.dtype)} ends at value {done}; the weight of shape {shape} is {dtype_name(dtype)}")
-        part_packed, part_absmax = _quantize_blocks(part)
-        packed.append(part_packed)
+        packed[begin // 2 : (done + 1) // 2], part_absmax = _quantize_blocks(part)
         absmax.append(part_absmax)
     if not done or dtype is None:
         raise ValueError(f"a weight of shape {shape} has no values to quantise")
     if done != values:
         raise ValueError(f"the parts have {done} values; a weight of shape {shape} has {values}")
     absmax8, nested_absmax, offset = _quantize_absmax(torch.cat(absmax), nested_offset)
-    return NF4Weight(torch.cat(packed) if len(packed) > 1 else packed[0], absmax8, nested_absmax, offset.item(), shape, dtype)
+    return NF4Weight(packed, absmax8, nested_absmax, offset.item(), shape, dtype)
 
 
 def _whole_blocks(parts: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,6 +36,8 @@ class NF4Format:
 
 NF4 = NF4Format()
 FACTS_KEY = f"quant_state.bitsandbytes__{NF4.quant_type}"
+STORED_DTYPES = ("bfloat16", "float16", "float32")
+_FACTS_BYTES = 1 << 12  # ours have some 200
 
 
 def nf4_bytes(values: int) -> int:
@@ -91,16 +94,41 @@ def pack_facts(shape: tuple[int, ...], dtype: torch.dtype, nested_offset: float)
 
 
 def read_facts(state: Mapping[str, Tensor], name: str) -> dict[str, Any]:
-    """What `pack_facts` wrote for the weight `name`; `ValueError` unless keys, block sizes and tables are those of this format."""
+    """What `pack_facts` wrote for the weight `name`; `ValueError` unless keys, types, block sizes and tables are those of this format."""
     if name not in state or f"{name}.{FACTS_KEY}" not in state:
         raise ValueError(f"{name} is not stored as NF4: the keys {name} and {name}.{FACTS_KEY} are needed")
-    facts = json.loads(bytes(state[f"{name}.{FACTS_KEY}"].tolist()))
+    facts = _parse_facts(state[f"{name}.{FACTS_KEY}"], name)
     if f"{name}.nested_absmax" not in state or f"{name}.absmax" not in state:
         raise ValueError(f"{name} is NF4 without nested absmax; only weights quantised with double quantisation are read")
-    if facts["blocksize"] != NF4.block or facts["nested_blocksize"] != NF4.nested_block:
-        raise ValueError(f"{name} has blocks of {facts['blocksize']} and {facts['nested_blocksize']}; only 64 and 256 are read")
+    if facts.get("blocksize") != NF4.block or facts.get("nested_blocksize") != NF4.nested_block:
+        raise ValueError(f"{name} has blocks of {facts.get('blocksize')} and {facts.get('nested_blocksize')}; only 64 and 256 are read")
+    if facts.get("quant_type") != NF4.quant_type or facts.get("nested_dtype") != "float32":
+        raise ValueError(
+            f"{name} is {facts.get('quant_type')!r} with absmax in {facts.get('nested_dtype')!r}; only 'nf4' with 'float32' is read"
+        )
+    if facts.get("dtype") not in [*STORED_DTYPES]:  # a list, as the value need not be hashable
+        raise ValueError(f"{name} was of dtype {facts.get('dtype')!r}; allowed: {', '.join(STORED_DTYPES)}")
+    shape: Any = facts.get("shape")
+    offset: Any = facts.get("nested_offset")
+    if not isinstance(shape, list) or not shape or not all(type(size) is int and size > 0 for size in shape):
+        raise ValueError(f"{name} has shape {shape!r}; it must be a list of positive whole numbers")
+    if type(offset) not in (int, float) or not 0 <= offset < math.inf:
+        raise ValueError(f"{name} has nested_offset {offset!r}; it must be a finite number that is not negative")
     tables = {"quant_map": torch.tensor(NF4.levels), "nested_quant_map": dynamic_map()}
     for key, table in tables.items():
-        if f"{name}.{key}" in state and not torch.allclose(state[f"{name}.{key}"].cpu(), table, rtol=1e-6, atol=0):
+        stored = state.get(f"{name}.{key}")
+        if stored is not None and (stored.shape != table.shape or not torch.allclose(stored.float().cpu(), table, rtol=1e-6, atol=0)):
             raise ValueError(f"{name}.{key} is not the table of NF4")
+    return facts
+
+
+def _parse_facts(packed: Tensor, name: str) -> dict[str, Any]:
+    if packed.dtype != torch.uint8 or packed.dim() != 1 or packed.numel() > _FACTS_BYTES:
+        raise ValueError(f"{name}.{FACTS_KEY} is {dtype_name(packed.dtype)} {list(packed.shape)}; it must be at most {_FACTS_BYTES} bytes")
+    try:
+        facts = json.loads(bytes(packed.tolist()))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name}.{FACTS_KEY} is not JSON: {error}") from None
+    if not isinstance(facts, dict):
+        raise ValueError(f"{name}.{FACTS_KEY} holds a {type(facts).__name__}, not a JSON object")
     return facts

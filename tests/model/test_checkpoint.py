@@ -89,3 +89,11 @@ def test_a_group_lies_in_one_shard(tmp_path):
         assert not writer.finished and len(list(tmp_path.iterdir())) == 1
     weight_map = read_json(tmp_path / INDEX)["weight_map"]
     assert weight_map["a"] != weight_map["b"] == weight_map["c"]
+
+
+def test_tensors_outlive_their_checkpoint(sharded):
+    folder, tensors = sharded
+    checkpoint = Checkpoint(folder)
+    read = {name: checkpoint.tensor(name) for name in checkpoint}
+    del checkpoint
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())

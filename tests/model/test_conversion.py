@@ -1,10 +1,14 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import MixtralForCausalLM
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from model import MoEForCausalLM
 from model.checkpoint import WEIGHTS, CheckpointWriter
@@ -161,3 +165,43 @@ def test_a_config_of_transformers_4(mixtral, tmp_path, ids):
 def test_arguments_that_mean_nothing_are_refused(mixtral):
     with pytest.raises(TypeError, match="quantise"):
         MoEForCausalLM.from_pretrained(mixtral, quantise="nf4")
+
+
+MEASURE = """
+import sys, threading, time
+from model import MoEForCausalLM
+
+def megabytes():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith("RssAnon"))
+
+MoEForCausalLM.from_pretrained(sys.argv[1], quantization="nf4")  # what is imported and set up once
+before, peak, loading = megabytes(), [0.0], True
+
+def watch():
+    while loading:
+        peak[0] = max(peak[0], megabytes())
+        time.sleep(0.001)
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+model = MoEForCausalLM.from_pretrained(sys.argv[2], quantization="nf4")
+loading = False
+watcher.join()
+print(peak[0] - before, sum(tensor.nbytes for tensor in model.state_dict().values()) / 2**20)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_quantising_takes_the_memory_of_the_quantised_model_and_one_tensor(mixtral, tmp_path):
+    shape = {"hidden_size": 512, "intermediate_size": 1792, "num_hidden_layers": 4, "num_local_experts": 8, "vocab_size": 1000}
+    with torch.device("meta"):
+        model = MixtralForCausalLM(MixtralConfig(**shape, num_attention_heads=8, num_key_value_heads=8))
+    model = model.to_empty(device="cpu").to(torch.bfloat16)
+    model.save_pretrained(tmp_path)  # an expert at a time
+    command = [sys.executable, "-c", MEASURE, str(mixtral), str(tmp_path)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}).stdout
+    peak, quantized = map(float, printed.split())
+    tensor = model.model.layers[0].mlp.experts.gate_up_proj.nbytes / 2**20
+    assert quantized < 60 and tensor == 28 and sum(p.nbytes for p in model.parameters()) / 2**20 > 170
+    assert peak < quantized + tensor

@@ -5,10 +5,12 @@ import re
 import shutil
 import signal
 import sys
+import threading
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.compose import compose
@@ -24,6 +26,7 @@ def in_child(act) -> int:
     """The exit status of a forked process that does `act`, negative for a signal."""
     pid = os.fork()
     if not pid:
+        tqdm.set_lock(threading.RLock())  # its own is shared with the parent, which would wait for a child that was killed
         try:
             act()
         except BaseException:

@@ -1,0 +1,99 @@
+"""`config.json` as input that nobody vouches for: what it may say is checked before anything is built, allocated or imported.
+
+transformers takes more than data from a config: code (`auto_map`), and attention kernels by their name on the hub
+(`_attn_implementation`, CVE-2026-4372). No model of this package needs either.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from .checkpoint import CONFIG, DTYPES, read_json
+from .configuration_moe import MoEConfig
+
+_CODE = ("auto_map", "custom_pipelines", "trust_remote_code")
+_LABELS = ("_name_or_path", "expert_names")  # may hold a slash: nothing is ever looked up by them
+# field: its least and greatest value. The greatest are some ten times what any model has, and keep the cost of a refusal small.
+_SIZES = {
+    "num_hidden_layers": (1, 1 << 10),
+    "num_local_experts": (1, 1 << 10),
+    "num_attention_heads": (1, 1 << 10),
+    "num_key_value_heads": (1, 1 << 10),
+    "head_dim": (2, 1 << 12),
+    "hidden_size": (1, 1 << 18),
+    "intermediate_size": (1, 1 << 20),
+    "vocab_size": (1, 1 << 24),
+    "max_position_embeddings": (1, 1 << 30),
+    "lora_rank": (0, 1 << 14),
+}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The settings in the `config.json` of `folder`; ValueError naming the first that is not data, or of an impossible size.
+
+    FileNotFoundError if it is missing.
+    """
+    path = folder / CONFIG
+    settings = read_json(path)
+    for field in _CODE:
+        if settings.get(field):
+            raise ValueError(f"{path} names code ({field}); code of a checkpoint is never run")
+    for field, value in _leaves(settings):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{path} has {field} = {value}; numbers must be finite")
+        if isinstance(value, str) and ("://" in value or (field not in _LABELS and ("/" in value or "\\" in value))):
+            raise ValueError(f"{path} names a path or an address ({field} = {value!r}); nothing is fetched for a checkpoint")
+    for field, (least, greatest) in _SIZES.items():
+        value = settings.get(field)
+        if value is not None and (type(value) is not int or not least <= value <= greatest):
+            raise ValueError(f"{path} has {field} = {value!r}; it must be a whole number in {least}..{greatest}")
+    _check_relations(path, settings)
+    return settings
+
+
+def _leaves(value: Any, field: str = "") -> Iterator[tuple[str, Any]]:
+    """Every text, number, truth value and key in a JSON value, with the top-level field that it lies in."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield field or key, key
+            yield from _leaves(item, field or key)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(item, field)
+    else:
+        yield field, value
+
+
+def _check_relations(path: Path, settings: dict[str, Any]) -> None:
+    for field in ("dtype", "torch_dtype"):
+        if settings.get(field) not in [None, *DTYPES]:  # a list, as the value need not be hashable
+            raise ValueError(f"{path} has {field} = {settings[field]!r}; allowed: {', '.join(DTYPES)}")
+    heads, groups, width = (settings.get(field) for field in ("num_attention_heads", "num_key_value_heads", "hidden_size"))
+    if heads and groups and heads % groups:
+        raise ValueError(f"{path} has {heads} attention heads, which is no multiple of its {groups} key-value heads")
+    if heads and width and not settings.get("head_dim") and width % heads:
+        raise ValueError(f"{path} has hidden_size = {width}, which is no multiple of its {heads} attention heads")
+    padding, tokens = settings.get("pad_token_id"), settings.get("vocab_size")
+    if isinstance(padding, int) and tokens and not -tokens <= padding < tokens:
+        raise ValueError(f"{path} has pad_token_id = {padding}, but vocab_size = {tokens}")
+    rope = settings.get("rope_parameters")
+    if isinstance(rope, dict):
+        kind, theta = rope.get("rope_type", "default"), rope.get("rope_theta", 1.0)
+        if kind not in ["default", *ROPE_INIT_FUNCTIONS]:
+            raise ValueError(f"{path} has rope_type = {kind!r}; allowed: default, {', '.join(ROPE_INIT_FUNCTIONS)}")
+        if isinstance(theta, bool) or not isinstance(theta, int | float) or not (0 < theta < math.inf):
+            raise ValueError(f"{path} has rope_theta = {theta!r}; it must be a positive number")
+
+
+def moe_config(settings: dict[str, Any], source: Path) -> MoEConfig:
+    """The configuration that `settings` describe; ValueError naming `source` where a field has the wrong type or value."""
+    if settings.get("hidden_act", "silu") != "silu":
+        raise ValueError(f"{source} has hidden_act = {settings['hidden_act']!r}; the experts here compute silu alone")
+    try:
+        return MoEConfig.from_dict(settings)
+    except (StrictDataclassError, TypeError, AttributeError, LookupError) as error:
+        raise ValueError(f"{source} has a {CONFIG} that cannot be read: {' '.join(str(error).split())}") from error

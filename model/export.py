@@ -1,0 +1,174 @@
+"""`python -m model.export --model DIR --out DIR`: a mixture as plain Mixtral, which transformers, vLLM and llama.cpp's converter read.
+
+Whatever the layout and the format it has here, each expert gets its own w1, w2, w3 in one of torch's float types: NF4 is dequantised, LoRA
+factors are merged (W + B A in fp32, rounded once). Wnoise is left out, as noisy top-k without noise is Mixtral's top-k. Tensors are made
+one after the other and written in shards.
+
+Shapes: E experts, D model width, F expert hidden width.
+"""
+
+import argparse
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import MixtralConfig
+
+from moe_kernels.nf4 import NF4Weight, dequantize_nf4
+from moe_kernels.nf4_format import NF4, dtype_name
+
+from .checkpoint import CONFIG, DTYPES, CheckpointWriter, parse_dtype, read_json
+from .cli import make_parser, run_command
+from .configuration_moe import MoEConfig
+from .experts import DenseExperts, LoraExperts
+from .output import check_absent, output_folder, write_json, write_run
+from .quantization import MatrixModule
+
+if TYPE_CHECKING:
+    from .modeling_moe import MoEForCausalLM
+
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"),
+)
+_PLAIN = re.compile(
+    r"(model\.embed_tokens|model\.norm|lm_head)\.weight"
+    r"|model\.layers\.\d+\.(self_attn\.[qkvo]_proj|input_layernorm|post_attention_layernorm)\.weight"
+    r"|model\.layers\.\d+\.mlp\.(gate\.(noise_)?weight|experts\.\w+)"
+)
+
+
+def export_mixtral(model: "MoEForCausalLM", out: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Writes `model` to the folder `out` as a plain Mixtral in `dtype`, with the tokenizer of the folder that it was loaded from.
+
+    ValueError if plain Mixtral is not the same function; FileExistsError if `out` is not empty. On any error `out` is left as it was.
+    """
+    config = mixtral_settings(model, dtype)
+    with output_folder(out) as folder:
+        _write(model, config, folder, dtype)
+
+
+def _write(model: "MoEForCausalLM", config: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:
+    with CheckpointWriter(folder) as writer:
+        for name, tensor in tqdm(mixtral_tensors(model), desc="Exporting", unit="tensor", leave=False):
+            writer.add(name, tensor.to(dtype))
+    write_json(folder / CONFIG, config)
+    model.generation_config.save_pretrained(folder)
+    if model.name_or_path:
+        _copy_tokenizer(Path(model.name_or_path), folder)
+
+
+def _copy_tokenizer(source: Path, folder: Path) -> None:
+    for name in _TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    path = folder / "tokenizer_config.json"
+    if path.is_file() and (settings := read_json(path)).get("tokenizer_class") == "TokenizersBackend":
+        write_json(path, {**settings, "tokenizer_class": "PreTrainedTokenizerFast"})  # the name that transformers 4 knows too
+
+
+def mixtral_settings(model: "MoEForCausalLM", dtype: torch.dtype) -> dict[str, Any]:
+    """The `config.json` of the plain Mixtral, as both transformers 4 and 5 read it; ValueError if there is no such Mixtral."""
+    config: MoEConfig = model.config
+    if config.router_type == "switch":
+        raise ValueError("router_type is 'switch', whose one weight is not renormalised; plain Mixtral's is always 1")
+    names = [*(name for name, _ in model.named_parameters()), *(f"{prefix}.{name}" for prefix, _, name in _quantized(model))]
+    if others := [name for name in names if not _PLAIN.fullmatch(name)]:
+        raise ValueError(f"plain Mixtral has nothing like {', '.join(others[:3])}")
+    fields = {field: getattr(config, field) for field in MixtralConfig.__dataclass_fields__ if hasattr(config, field)}
+    rope: Any = config.rope_parameters
+    return {
+        **MixtralConfig(**fields).to_dict(),
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "head_dim": config.head_dim or config.hidden_size // config.num_attention_heads,
+        "num_experts_per_tok": config.num_local_experts if config.router_type == "softmax" else config.num_experts_per_tok,
+        "dtype": dtype_name(dtype),
+        # transformers 4 knows none of `dtype`, `rope_parameters`, and takes its own defaults without a word
+        "torch_dtype": dtype_name(dtype),
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": None if rope["rope_type"] == "default" else {key: rope[key] for key in rope if key != "rope_theta"},
+    }
+
+
+def _quantized(model: nn.Module) -> Iterator[tuple[str, MatrixModule, str]]:
+    for prefix, module in model.named_modules():
+        if isinstance(module, MatrixModule):
+            for name in module.quantized_matrices():
+                yield prefix, module, name
+
+
+def mixtral_tensors(model: "MoEForCausalLM") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the plain Mixtral by its name in transformers 4, one after the other."""
+    tied = model.all_tied_weights_keys
+    for prefix, module in model.named_modules():
+        plain = prefix.replace(".mlp", ".block_sparse_moe")
+        if isinstance(module, DenseExperts | LoraExperts):
+            for expert in range(model.config.num_local_experts):
+                for short, weight in zip(("w1", "w3", "w2"), expert_matrices(module, expert), strict=True):
+                    yield f"{plain}.{expert}.{short}.weight", weight
+            continue
+        for name in module.quantized_matrices() if isinstance(module, MatrixModule) else ():
+            yield f"{plain}.{name}", values(module.matrix(name))
+        for name, parameter in module.named_parameters(recurse=False):
+            if name != "noise_weight" and f"{prefix}.{name}" not in tied:
+                yield f"{plain}.{name}", parameter.detach()
+
+
+@torch.no_grad()
+def expert_matrices(module: DenseExperts | LoraExperts, expert: int) -> tuple[Tensor, Tensor, Tensor]:
+    """W1, W3 [F, D] and W2 [D, F] of one expert."""
+    if isinstance(module, DenseExperts):
+        gate, up = _of_expert(module.matrix("gate_up_proj"), expert).chunk(2)
+        return gate, up, _of_expert(module.matrix("down_proj"), expert)
+    gate, up, down = (_merged(module, name, expert) for name in ("gate_proj", "up_proj", "down_proj"))
+    return gate, up, down
+
+
+def _of_expert(stack: Tensor | NF4Weight, expert: int) -> Tensor:
+    if isinstance(stack, Tensor):
+        return stack.detach()[expert]
+    _, rows, columns = stack.shape
+    whole_blocks = rows * columns % NF4.block == 0
+    return values(stack.expert(expert)) if whole_blocks else values(stack)[expert]
+
+
+def _merged(module: LoraExperts, name: str, expert: int) -> Tensor:
+    a, b = (getattr(module, f"{name}_lora_{side}")[expert].float() for side in "AB")
+    return values(module.matrix(name)).float() + b @ a
+
+
+def values(weight: Tensor | NF4Weight) -> Tensor:
+    """What the model multiplies by."""
+    return weight.detach() if isinstance(weight, Tensor) else dequantize_nf4(weight)
+
+
+def export(args: argparse.Namespace) -> None:
+    """The command."""
+    from .modeling_moe import MoEForCausalLM
+
+    out, dtype = Path(args.out), parse_dtype(args.dtype)
+    check_absent(out)
+    model = MoEForCausalLM.from_pretrained(args.model)
+    config = mixtral_settings(model, dtype)
+    with output_folder(out) as folder:
+        _write(model, config, folder, dtype)
+        write_run(folder, seed=args.seed, figures={}, model=str(args.model), dtype=args.dtype)
+    print(f"{out}: plain Mixtral, {config['num_local_experts']} experts, {args.dtype}")
+
+
+def main() -> int:
+    parser = make_parser("model.export", "Writes a mixture as plain Mixtral, for transformers, vLLM and llama.cpp's converter.")
+    parser.add_argument("--model", required=True, help="folder of a mixture")
+    parser.add_argument("--out", required=True, help="output folder")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bfloat16", help="of the weights")
+    return run_command(export, parser)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
