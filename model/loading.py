@@ -50,6 +50,7 @@ class StrictLoading(MixtralPreTrainedModel):
         """
         check_not_interrupted(Path(pretrained_model_name_or_path), config)
         folder = model_folder(pretrained_model_name_or_path)
+        is_mixtral = read_config(folder).get("model_type") == "mixtral"
         adapter = (kwargs.pop("adapter_kwargs", None) or {}).get("_adapter_model_path")
         dtype = kwargs.pop("torch_dtype", dtype)  # its name before transformers 5
         if quantize not in (None, "nf4", "none"):
@@ -63,7 +64,6 @@ class StrictLoading(MixtralPreTrainedModel):
         config = resolve_config(folder, config, changes)
         model = _build(cls, config, dtype, attn_implementation)
         devices = resolve_device_map(model, device_map, max_memory)
-        is_mixtral = read_config(folder).get("model_type") == "mixtral"
         load_weights(model, Checkpoint(folder), lambda name: device_of(name, devices), optional=".noise_weight" if is_mixtral else None)
         model.tie_weights()
         model.name_or_path = config.name_or_path = str(folder)

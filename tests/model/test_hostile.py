@@ -172,7 +172,7 @@ CONFIGS = [
     ({"_attn_implementation_internal": "someone/kernel@main:attention"}, "names a path or an address"),
     ({"attn_implementation": {"": "someone/kernel"}}, "names a path or an address"),
     ({"_name_or_path": "https://example.org/model"}, "names a path or an address"),
-    ({"hidden_act": "https://example.org/act.py"}, "names a path or an address"),
+    ({"hidden_act": "https://example.org/act.py"}, "names a path or an address|hidden_act is"),  # whoever reads it first
     ({"quantization_config": {"path": "../../secret"}}, "names a path or an address"),
     ({"rope_parameters": {"C:\\secret": 1}}, "names a path or an address"),
     ({"num_hidden_layers": 10**12}, "num_hidden_layers = 1000000000000"),
@@ -203,7 +203,7 @@ CONFIGS = [
     ({"dtype": "float8_e4m3fn"}, "dtype = 'float8_e4m3fn'"),
     ({"dtype": ["float32"]}, "dtype = "),
     ({"torch_dtype": "os.system"}, r"torch_dtype = 'os\.system'"),
-    ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
+    ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     ({"model_type": "evil"}, "is a 'evil' model"),
     ({"model_type": None}, "is a None model"),
     ({"expert_names": 5}, "cannot be read"),
