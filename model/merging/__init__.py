@@ -1,0 +1,1 @@
+"""Merging models of one architecture into one: the parts of `python -m model.merge`."""

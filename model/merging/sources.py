@@ -1,0 +1,112 @@
+"""Models that go into a merge: checkpoints, adapters, or adapters on checkpoints, read one tensor at a time."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig
+
+from ..adapters import Adapter, is_adapter
+from ..checkpoint import CONFIG, Checkpoint, model_folder, read_json
+
+_FAMILIES = ("mistral", "llama", "qwen2")
+_SHARED = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "rope_parameters", "tie_word_embeddings")
+_WEIGHT = ".weight"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One model. `in_file_dtype`: its adapter is merged in the weights' own dtype, as mergekit does, and not in the merge's."""
+
+    name: str
+    folder: Path
+    weights: Checkpoint
+    adapter: Adapter | None = None
+    in_file_dtype: bool = True
+
+    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
+        """The tensor in `dtype`."""
+        # Opened anew (1 ms): pages that were read count as this process's memory for as long as their file is mapped.
+        weight, module = Checkpoint(self.weights.path).tensor(name), name.removesuffix(_WEIGHT)
+        if self.adapter is None:
+            return weight.to(dtype)
+        if self.in_file_dtype:
+            return self.adapter.apply(module, weight).to(dtype)
+        return self.adapter.apply(module, weight.to(dtype))
+
+    def task_vector(self, name: str, base: "Source", base_tensor: Tensor) -> Tensor | None:
+        """What the model adds to `base_tensor`, in its dtype; None if that is nothing.
+
+        Of an adapter of the base it is B A · scaling itself.
+        """
+        module = name.removesuffix(_WEIGHT)
+        if self.folder == base.folder and base.adapter is None:
+            factors = self.adapter.factors(module) if self.adapter else None
+            if self.adapter is None or factors is None:
+                return None
+            if not self.in_file_dtype:
+                a, b = factors
+                return (b @ a).mul_(self.adapter.scaling(module)).to(base_tensor.dtype)
+        return self.tensor(name, base_tensor.dtype) - base_tensor
+
+
+def open_sources(models: list[str], base: str | None, beside: Path) -> dict[str, Source]:
+    """Every model that a merge names, by that name; `base` is the base of adapters that stand alone (None: the one each was trained on).
+
+    FileNotFoundError if one is not there; ValueError if it cannot be read or is of another architecture than the first.
+    """
+    sources: dict[str, Source] = {}
+    for text in models:
+        sources[text] = _open(text, sources.get(base) if base else None, beside)
+    first, *others = sources.values()
+    expected = _architecture(first.folder)
+    for source in others:
+        for field, value in _architecture(source.folder).items():
+            if value != expected[field]:
+                raise ValueError(f"{source.folder} has {field} = {value!r}, but {first.folder} has {expected[field]!r}")
+    return sources
+
+
+def _open(text: str, base: Source | None, beside: Path) -> Source:
+    folder, adapter_folder = _split(text, beside)
+    in_file_dtype = adapter_folder is not None
+    if adapter_folder is None and is_adapter(folder):
+        folder, adapter_folder = _base_folder(folder, base, beside), folder
+    weights = base.weights if base is not None and base.folder == folder else Checkpoint(folder)
+    if adapter_folder is None:
+        return Source(folder.name, folder, weights)
+    adapter = Adapter(adapter_folder)
+    adapter.check_base(folder, weights)
+    return Source(adapter.name, folder, weights, adapter, in_file_dtype)
+
+
+def _base_folder(adapter: Path, base: Source | None, beside: Path) -> Path:
+    if base is not None:
+        return base.folder
+    named = Adapter(adapter).config.get("base_model_name_or_path")
+    if not named:
+        raise ValueError(f"{adapter} does not name its base; give base_model, or write it as BASE+{adapter.name}")
+    return model_folder(named, beside)
+
+
+def _split(text: str, beside: Path) -> tuple[Path, Path | None]:
+    """The folders on both sides of mergekit's `model+lora`; a folder may itself have a plus sign in its name."""
+    for place in [index for index, letter in enumerate(text) if letter == "+"]:
+        try:
+            return model_folder(text[:place], beside), model_folder(text[place + 1 :], beside)
+        except FileNotFoundError:
+            continue
+    return model_folder(text, beside), None
+
+
+def _architecture(folder: Path) -> dict[str, Any]:
+    """What models must share to be merged, their shapes apart; ValueError if such models cannot be merged, or are quantised."""
+    raw = read_json(folder / CONFIG)
+    if raw.get("model_type") not in _FAMILIES:
+        raise ValueError(f"{folder} is a {raw.get('model_type')!r} model; models to be merged must be one of {', '.join(_FAMILIES)}")
+    if raw.get("quantization_config"):
+        raise ValueError(f"{folder} is quantised; only full-precision models can be merged")
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return {field: getattr(config, field, None) for field in _SHARED}

@@ -1,0 +1,36 @@
+"""YAML files read strictly: what is not known is an error that says what is."""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def read_yaml(path: Path) -> Any:
+    """The value in a YAML file; FileNotFoundError or ValueError naming the file otherwise."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def check_mapping(raw: Any, allowed: Iterable[str], where: str) -> dict[str, Any]:
+    """`raw`, if it is a mapping whose keys are all `allowed`; ValueError naming the first that is not."""
+    allowed = list(allowed)
+    if not isinstance(raw, dict):
+        raise ValueError(f"{where} must be a mapping with the keys {', '.join(allowed)}, not {raw!r}")
+    for key in raw:
+        if key not in allowed:
+            raise ValueError(f"{where}: unknown key {key!r}; {hint(key, allowed)}")
+    return raw
+
+
+def hint(value: Any, allowed: Iterable[str]) -> str:
+    """What to write instead of `value`: the one that was probably meant, or all that are allowed."""
+    allowed = list(allowed)
+    close = difflib.get_close_matches(str(value), allowed, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(allowed)}"

@@ -1,0 +1,314 @@
+"""`python -m model.merge` on tiny models, against mergekit 0.1.5 where it is installed, and PEFT."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, MistralForCausalLM
+
+from model.checkpoint import Checkpoint
+from model.load import load_model
+from model.merge import main
+from model.merging import sparsify
+from model.output import check_manifest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+HALVES = [{"layer_range": [0, 1]}, {"layer_range": [1, 2]}]
+
+
+@pytest.fixture(scope="session")
+def models(base) -> dict[str, list[Path]]:
+    """A base and three models near it, in each dtype."""
+    generator = torch.Generator().manual_seed(0)
+    folders: dict[str, list[Path]] = {"float32": [], "bfloat16": []}
+    for index in range(4):
+        tensors = {name: Checkpoint(base).tensor(name) for name in Checkpoint(base)}
+        if index:
+            tensors = {name: tensor + 0.05 * torch.randn(tensor.shape, generator=generator) for name, tensor in tensors.items()}
+        for dtype, made in folders.items():
+            made.append(base.parent / f"{dtype}-{index}")
+            shutil.copytree(base, made[-1])
+            save_file({name: tensor.to(getattr(torch, dtype)) for name, tensor in tensors.items()}, made[-1] / "model.safetensors")
+    return folders
+
+
+@pytest.fixture
+def merge(tmp_path, monkeypatch):
+    """Runs the command on a configuration; the output's folder, or the exit status if that is not 0."""
+
+    def run(config: dict | Path, *flags: str, out: str = "out") -> Path:
+        path = config
+        if isinstance(config, dict):
+            path = tmp_path / "merge.yml"
+            path.write_text(yaml.safe_dump(config))
+        monkeypatch.setattr("sys.argv", ["merge", str(path), str(tmp_path / out), *flags])
+        return tmp_path / out if (status := main()) == 0 else status
+
+    return run
+
+
+def entry(model: Path | str, **parameters) -> dict:
+    return {"model": str(model), **({"parameters": parameters} if parameters else {})}
+
+
+def run_mergekit(config: dict, folder: Path) -> Checkpoint:
+    pytest.importorskip("mergekit")
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import run_merge
+    from mergekit.options import MergeOptions
+
+    run_merge(
+        MergeConfiguration.model_validate(config), str(folder), options=MergeOptions(quiet=True, lora_merge_cache=str(folder / "lora"))
+    )
+    return Checkpoint(folder)
+
+
+def check_equal(found: Path, expected: Checkpoint) -> None:
+    ours = Checkpoint(found)
+    assert set(ours) == set(expected)
+    for name in expected:
+        assert ours.tensor(name).dtype == expected.tensor(name).dtype, name
+        assert torch.equal(ours.tensor(name), expected.tensor(name)), name
+
+
+def make_config(method: str, folders: list[Path], **extra) -> dict:
+    base, a, b, c = folders
+    if method == "slerp":
+        t = [{"filter": "self_attn", "value": [0, 0.5, 0.3]}, {"filter": "mlp", "value": [1, 0.2]}, {"value": 0.4}]
+        return {"merge_method": method, "base_model": str(base), "models": [entry(a)], "parameters": {"t": t}, **extra}
+    named = {} if method == "linear" else {"base_model": str(base)}
+    models = [
+        entry(a, weight=1.0, density=0.5),
+        entry(b, weight=[0.1, 0.5, -0.3], density=0.7),
+        entry(c, weight=[{"filter": "mlp", "value": [0.1, 0.35]}, {"value": 0.3}], density=[0.2, 0.8]),
+    ]
+    return {"merge_method": method, **named, "models": models, **extra}
+
+
+EXTRAS = [{}, {"parameters": {"normalize": True, "lambda": 0.7, "rescale": True, "int8_mask": True}}]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", ["linear", "slerp", "task_arithmetic", "ties", "breadcrumbs", "breadcrumbs_ties"])
+def test_every_tensor_is_mergekits(models, merge, tmp_path, method, dtype):
+    for index, extra in enumerate(EXTRAS if method not in ("linear", "slerp") else [{}, {"dtype": "float32", "out_dtype": "float16"}]):
+        config = make_config(method, models[dtype], **extra)
+        check_equal(merge(config, out=f"ours-{index}"), run_mergekit(config, tmp_path / f"theirs-{index}"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "della", "della_linear"])
+def test_with_the_same_masks_every_tensor_is_mergekits(models, merge, tmp_path, monkeypatch, method, dtype):
+    def fixed(probability, *_, **__):
+        return torch.rand(probability.shape, generator=torch.Generator().manual_seed(3)) < probability
+
+    monkeypatch.setattr(sparsify, "draw", fixed)
+    monkeypatch.setattr(torch, "bernoulli", lambda probability: fixed(probability).to(probability.dtype))
+    config = make_config(method, models[dtype])
+    check_equal(merge(config), run_mergekit(config, tmp_path / "theirs"))
+
+
+@pytest.mark.parametrize("method", ["ties", "passthrough", "linear"])
+def test_slices_are_mergekits(models, merge, tmp_path, method):
+    """Layers shifted, stacked and left out; parameters of a slice's source before those of the slice, the module and all."""
+    base, a, b, _ = models["float32"]
+    slices: list[dict] = [
+        {"sources": [{**entry(base), **HALVES[1]}, {**entry(a, weight=[0.2, 0.6]), **HALVES[0]}, {**entry(b), **HALVES[1]}]},
+        {"sources": [{**entry(a), "layer_range": [0, 2]}, {**entry(base), "layer_range": [0, 2]}], "parameters": {"weight": [0.4, 0.8]}},
+    ]
+    if method == "passthrough":
+        scaled = entry(a, scale=[{"filter": "down_proj", "value": 0.5}, {"value": 1.0}])
+        slices = [{"sources": [{**entry(b), **HALVES[1]}]}, {"sources": [{**scaled, "layer_range": [0, 2]}]}]
+    modules = {"default": {"slices": slices, "parameters": {"weight": 0.7}}}
+    config = {"merge_method": method, "base_model": str(base), "modules": modules, "parameters": {"weight": 0.1, "density": 0.6}}
+    out = merge(config)
+    check_equal(out, run_mergekit(config, tmp_path / "theirs"))
+    assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == 3
+
+
+@pytest.fixture(scope="session")
+def with_more_tokens(base) -> list[Path]:
+    """Two models whose tokenizers have added tokens, one of them in common."""
+    folders = []
+    for index, tokens in enumerate([["<|start|>", "<|end|>"], ["<|end|>", "<tool>"]]):
+        folders.append(base.parent / f"more-{index}")
+        torch.manual_seed(index)
+        model = MistralForCausalLM.from_pretrained(base)
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer.add_tokens(tokens, special_tokens=True)
+        model.resize_token_embeddings(len(tokenizer) + index, mean_resizing=False)
+        model.save_pretrained(folders[-1])
+        tokenizer.save_pretrained(folders[-1])
+    return folders
+
+
+@pytest.mark.parametrize("source", ["base", "union", "model"])
+@pytest.mark.parametrize("method", ["ties", "linear"])
+def test_vocabularies_are_aligned_as_mergekits(models, with_more_tokens, merge, tmp_path, source, method):
+    source = str(with_more_tokens[1]) if source == "model" else source
+    folders = [models["float32"][0], models["float32"][1], *with_more_tokens]
+    config = {**make_config(method, folders), "tokenizer": {"source": source}}
+    if source == "base":
+        config |= {"base_model": str(folders[0]), "parameters": {"weight": 0.5}}
+    out = merge(config)
+    expected = run_mergekit(config, tmp_path / "theirs")
+    ours, theirs = (AutoTokenizer.from_pretrained(folder).get_vocab() for folder in (out, tmp_path / "theirs"))
+    assert ours.keys() == theirs.keys() and sorted(ours.values()) == list(range(len(ours)))
+    found = Checkpoint(out)
+    for name in expected:
+        tensor = found.tensor(name)
+        if name in ("lm_head.weight", "model.embed_tokens.weight"):  # mergekit's union numbers added tokens in another order at each run
+            tensor = tensor[[ours[token] for token in sorted(theirs, key=theirs.__getitem__)]]
+        assert torch.equal(tensor, expected.tensor(name)), name
+    assert load_model(out)[0].get_input_embeddings().weight.shape[0] == len(ours)
+
+
+@pytest.mark.parametrize("method", ["ties", "linear"])
+def test_a_model_and_its_adapter_are_mergekits(models, make_adapter, merge, tmp_path, method):
+    base, other, *_ = models["bfloat16"]
+    adapter = make_adapter(tmp_path / "adapter", target_modules=["q_proj", "down_proj"])
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": str(base)}))
+    config = {"merge_method": method, "models": [entry(f"{base}+{adapter}", weight=0.6), entry(other, weight=0.3)], "dtype": "float32"}
+    config |= {"base_model": str(base)} if method == "ties" else {}
+    check_equal(merge(config), run_mergekit(config, tmp_path / "theirs"))
+
+
+@torch.no_grad()
+def test_task_vectors_of_adapters_are_their_products(base, adapters, merge, ids):
+    """Sums of adapters are PEFT's `cat` combination of them."""
+    weights = [0.5, -0.75, 1.25]
+    config = {"merge_method": "task_arithmetic", "base_model": str(base)}
+    out = merge({**config, "models": [entry(adapter, weight=weight) for adapter, weight in zip(adapters, weights, strict=True)]})
+    expected = PeftModel.from_pretrained(MistralForCausalLM.from_pretrained(base), str(adapters[0]), "0")
+    for index in (1, 2):
+        expected.load_adapter(str(adapters[index]), str(index))
+    positive = [weight if weight > 0 else -weight for weight in weights]  # PEFT takes the root of each weight
+    for name, parameter in expected.named_parameters():
+        if "lora_B.1" in name:
+            parameter.neg_()
+    expected.add_weighted_adapter(["0", "1", "2"], positive, "sum", combination_type="cat")
+    expected.set_adapter("sum")
+    torch.testing.assert_close(load_model(out)[0](ids).logits, expected(ids).logits, atol=1e-4, rtol=0)
+
+
+def test_an_adapter_alone_is_not_rounded_before_it_is_merged(models, make_adapter, merge, tmp_path):
+    """On a bf16 base: the task vector is in fp32 and the result rounded once, where `model+lora` rounds the difference too."""
+    base = models["bfloat16"][0]
+    adapter = make_adapter(tmp_path / "adapter", lora_alpha=0.1)
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": str(base)}))
+    name = "model.layers.0.mlp.down_proj"
+    a, b = (Checkpoint(adapter / "adapter_model.safetensors").tensor(f"base_model.model.{name}.lora_{factor}.weight") for factor in "AB")
+    weight = Checkpoint(base).tensor(f"{name}.weight")
+    expected = weight.double() + 30 * (b.double() @ a.double()) * 0.1 / 4
+    errors = []
+    for index, model in enumerate([adapter, f"{base}+{adapter}"]):
+        config = {"merge_method": "task_arithmetic", "base_model": str(base), "models": [entry(model, weight=30)]}
+        found = Checkpoint(merge(config, out=str(index))).tensor(f"{name}.weight")
+        assert found.dtype == torch.bfloat16
+        errors.append(float((found.double() - expected).norm()))
+    assert errors[0] == pytest.approx(float((expected.bfloat16().double() - expected).norm()), rel=1e-3) and errors[0] < errors[1] / 5
+
+
+def test_the_seed_decides_the_mask(models, merge):
+    config = make_config("dare_linear", models["float32"])
+    first, again, other = (Checkpoint(merge(config, "--seed", seed, out=name)) for name, seed in (("a", "1"), ("b", "1"), ("c", "2")))
+    assert all(torch.equal(first.tensor(name), again.tensor(name)) for name in first)
+    assert not any(torch.equal(first.tensor(name), other.tensor(name)) for name in first if "proj" in name)
+
+
+def test_inspect_measures_task_vectors_and_writes_no_model(base, adapters, merge, capsys):
+    out = merge(
+        {"merge_method": "ties", "base_model": str(base), "models": [entry(adapter, weight=1) for adapter in adapters]}, "--inspect"
+    )
+    assert {path.name for path in out.iterdir()} == {"task_vectors.json", "task_vectors.png", "run.json", "manifest.json"}
+    rows = json.loads((out / "task_vectors.json").read_text())["layers"]
+    assert list(rows) == ["embed_tokens", "0", "1", "lm_head", "norm", "all"]
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 1 + len(rows) and "expert-2" in shown[0] and "cos 1·3" in shown[0]
+    weights = [PeftModel.from_pretrained(MistralForCausalLM.from_pretrained(base), str(path)).merge_and_unload() for path in adapters]
+    names = [name for name in Checkpoint(base) if "layers.1." in name]
+    tensors = [[(dict(model.named_parameters())[name] - Checkpoint(base).tensor(name)).double() for name in names] for model in weights]
+    flat = torch.stack([torch.cat([tensor.flatten() for tensor in tensors_]) for tensors_ in tensors])
+    torch.testing.assert_close(torch.tensor(list(rows["1"]["norms"].values())), flat.norm(dim=1).float(), rtol=1e-4, atol=0)
+    cosines = torch.stack([torch.cosine_similarity(flat[i], flat[j], dim=0) for i, j in ((0, 1), (0, 2), (1, 2))]).float()
+    torch.testing.assert_close(torch.tensor(list(rows["1"]["cosines"].values())), cosines, atol=1e-4, rtol=0)
+    signs = []
+    for experts in zip(*tensors, strict=True):
+        limits = [delta.abs().flatten().kthvalue(delta.numel() - int(0.2 * delta.numel()) + 1).values for delta in experts]
+        kept = [delta.sign() * (delta.abs() >= limit) for delta, limit in zip(experts, limits, strict=True) if delta.any()]
+        signs += [torch.stack(kept).flatten(1)] if kept else []
+    signs = torch.cat(signs, dim=1)
+    conflicts = int(((signs > 0).any(0) & (signs < 0).any(0)).sum()) / int((signs.abs().sum(0) > 1).sum())
+    assert rows["1"]["sign_conflicts"] == pytest.approx(conflicts, abs=1e-3)
+    assert rows["norm"]["sign_conflicts"] is None
+
+
+@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("merge_*.yml")), ids=lambda path: path.stem)
+def test_examples_run(example, base, make_adapter, merge, tmp_path, ids):
+    for index, lang in enumerate(["python", "java", "javascript", "cpp"]):
+        make_adapter(tmp_path / f"expert-{lang}", seed=index)
+    path = tmp_path / "merge.yml"
+    path.write_text(example.read_text().replace("BASE", str(base)).replace("RUNS", str(tmp_path)))
+    out = merge(path)
+    check_manifest(out)
+    model, tokenizer = load_model(out)
+    assert torch.isfinite(model(ids).logits).all() and tokenizer.get_vocab() == AutoTokenizer.from_pretrained(base).get_vocab()
+    run = json.loads((out / "run.json").read_text())
+    assert run["method"] == yaml.safe_load((out / "mergekit_config.yml").read_text())["merge_method"]
+
+
+def test_chat_templates(models, merge):
+    config = make_config("linear", models["float32"])
+    assert AutoTokenizer.from_pretrained(merge({**config, "chat_template": "{{ messages }}"}, out="a")).chat_template == "{{ messages }}"
+    assert AutoTokenizer.from_pretrained(merge({**config, "chat_template": "auto"}, out="b")).chat_template is None
+
+
+def test_mistakes_end_with_status_2_and_leave_nothing(models, with_more_tokens, mixtral, merge, tmp_path, capsys):
+    base, a, b, c = models["float32"]
+    odd = tmp_path / "models" / "odd"
+    shutil.copytree(a, odd)
+    settings = json.loads((odd / "config.json").read_text())
+    (odd / "config.json").write_text(json.dumps({**settings, "rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}))
+    short = tmp_path / "models" / "short"
+    MistralForCausalLM.from_pretrained(a, num_hidden_layers=1).save_pretrained(short)
+    high = {"sources": [{**entry(a), "layer_range": [1, 3]}]}
+    linear = {"merge_method": "linear", "parameters": {"weight": 1}}
+    cases: list = [
+        (make_config("linear", [base, a, b, tmp_path / "none"]), "none is neither a folder nor a model in the local hub cache"),
+        (make_config("linear", [base, a, b, mixtral]), "is a 'mixtral' model; models to be merged must be one of"),
+        (make_config("linear", [base, a, b, odd]), "odd has rope_parameters ="),
+        (make_config("linear", [base, a, b, short]), "short have not the same tensors: only one has model.layers.1."),
+        (make_config("linear", [base, a, b, with_more_tokens[0]]), "tokenizer_source: base (or union) aligns vocabularies"),
+        ({**linear, "models": [entry(a), entry(b, weight=-1)]}, "add up to 0, so they cannot be normalized"),
+        ({**linear, "parameters": {}, "models": [entry(a)]}, "has no weight for lm_head.weight; give it under `parameters`"),
+        ({"merge_method": "passthrough", "slices": [high]}, "has no model.layers.2.input_layernorm.weight, which is to go into"),
+        (
+            make_config("ties", [base, a, b, c], parameters={"density": 0.5}) | {"models": [entry(a, weight=1, density=1.5)]},
+            "density is 1.5 for",
+        ),
+        ({**make_config("della", [base, a, b, c]), "models": [entry(a, weight=1, density=0.9)]}, "density 0.9 ± epsilon 0.15 for"),
+        ({**linear, "models": [entry(a)], "tokenizer_source": "base"}, "tokenizer_source is 'base', but there is no base_model"),
+    ]
+    inspected = {
+        "merge_method": "ties",
+        "base_model": str(base),
+        "models": [entry(with_more_tokens[0], weight=1)],
+        "tokenizer_source": "base",
+    }
+    cases = [(config, message, []) for config, message in cases]
+    cases += [
+        (inspected, "more-0 has no lm_head.weight of the shape that", ["--inspect"]),
+        ({**linear, "models": [entry(a)]}, "task vectors are differences from a base: give base_model", ["--inspect"]),
+        (make_config("linear", [base, a, b, c]), "--density is 0; it must be above 0", ["--inspect", "--density", "0"]),
+    ]
+    for config, message, flags in cases:
+        assert merge(config, *flags) == 2
+        assert message in capsys.readouterr().err
+        assert {path.name for path in tmp_path.iterdir()} == {"merge.yml", "models"}

@@ -1,0 +1,130 @@
+"""The merge methods on single tensors, against hand-worked cases and the papers' formulas in fp64."""
+
+import math
+
+import pytest
+import torch
+
+from model.merging.methods import add_task_vectors, linear, slerp, sparsify
+from model.merging.sparsify import keep_at_random, keep_between_outliers, keep_by_rank, keep_largest, rescale
+
+PLAIN = {"consensus": False, "normalize": False, "factor": 1.0}
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("density", [1e-9, 0.03, 0.2, 0.5, 0.999])
+@pytest.mark.parametrize("fast_ties", [False, True])
+def test_the_largest_are_kept(dtype, density, fast_ties):
+    """So many as asked for, and none smaller than one that is not kept."""
+    delta = torch.randn(173, 91, generator=generator()).to(dtype)
+    mask = keep_largest(delta, density, fast_ties)
+    assert mask.sum() == max(1, int(density * delta.numel()))
+    assert delta[mask].abs().min() >= delta[~mask].abs().max()
+
+
+def test_of_equal_magnitudes():
+    delta = torch.tensor([1.0, -2.0, 2.0, 0.0, 2.0, -3.0])
+    assert keep_largest(delta, 0.5, fast_ties=True).tolist() == [False, True, True, False, False, True]
+    many = torch.ones(1000)
+    kept = torch.zeros(1000, dtype=torch.bool)
+    kept[many.argsort(descending=True)[:300]] = True
+    assert torch.equal(keep_largest(many, 0.3), kept)
+
+
+@pytest.mark.parametrize(
+    ("density", "gamma", "kept"), [(0.5, 0.2, range(3, 8)), (0.9, 0.3, range(9)), (0.3, 0.0, range(7, 10)), (0.0, 0.1, [])]
+)
+def test_outliers_are_dropped(density, gamma, kept):
+    order = torch.randperm(10, generator=generator())
+    delta = (order + 1.0) * torch.tensor([1, -1] * 5)
+    assert sorted(order[keep_between_outliers(delta, density, gamma)].tolist()) == list(kept)
+
+
+def test_random_masks_keep_their_share():
+    """Within five standard deviations, and DARE rescaled has the expectation of the whole."""
+    delta = torch.ones(1000, 1000)
+    share = float(keep_at_random(delta, 0.3, generator()).float().mean())
+    assert abs(share - 0.3) < 5 * math.sqrt(0.21 / delta.numel())
+    values = {"density": 0.3}
+    dropped = sparsify(torch.randn(1000, 1000, generator=generator()), "random", values, rescaled=True, generator=generator(1))
+    assert float(dropped.abs().sum()) == pytest.approx(float(torch.randn(1000, 1000, generator=generator()).abs().sum()), rel=1e-5)
+
+
+def test_rank_decides_the_chance_to_be_kept():
+    """DELLA: from density − ε for the smallest of a row to density + ε for its largest, linear in between."""
+    row = torch.tensor([0.5, -4.0, 3.0, -1.0, 2.0])
+    delta = row.expand(200_000, 5)
+    kept = keep_by_rank(delta, 0.5, 0.2, generator()).float().mean(dim=0)
+    torch.testing.assert_close(kept, torch.tensor([0.3, 0.7, 0.6, 0.4, 0.5]), atol=5 * math.sqrt(0.25 / 200_000), rtol=0)
+
+
+def test_rescaling_keeps_the_l1_norm():
+    delta = torch.tensor([1.0, -3.0, 4.0])
+    torch.testing.assert_close(rescale(delta * torch.tensor([0, 1, 1]), delta.abs().sum()), torch.tensor([0.0, -3.0, 4.0]) * 8 / 7)
+    assert torch.equal(rescale(torch.zeros(3), delta.abs().sum()), torch.zeros(3))
+
+
+@pytest.mark.parametrize("method", ["magnitude", "outliers", "random", "rank"])
+def test_densities_of_nothing_and_all(method):
+    delta = torch.randn(8, 8, generator=generator())
+    whole, nothing = (
+        sparsify(delta.clone(), method, {"density": density, "gamma": 0.01, "epsilon": 0.1}, rescaled=True, generator=generator())
+        for density in (1.0, 0.0)
+    )
+    assert torch.equal(whole, delta) and not nothing.any()
+
+
+def test_ties_by_hand():
+    """Each entry: the sign with the greater sum wins, and the mean is over those that have it; none is left where all are zero."""
+    base = torch.tensor([10.0, 10.0, 10.0, 10.0])
+    deltas = [torch.tensor([1.0, -4.0, 2.0, 0.0]), torch.tensor([3.0, 1.0, -2.0, 0.0]), torch.tensor([-2.0, -2.0, 0.0, 0.0])]
+    merged = add_task_vectors(base, deltas, [1.0, 1.0, 1.0], consensus=True, normalize=True, factor=0.5)
+    assert merged.tolist() == [10 + 0.5 * 2, 10 - 0.5 * 3, 10 + 0.5 * 2, 10]  # at 2 against −2 plus wins
+
+
+def test_addition_negation_and_analogy():
+    """C + (A − B) leads from what A has to B onto C (Ilharco et al. 2022)."""
+    base, a, b, c = torch.randn(4, 6, 5, dtype=torch.float64, generator=generator())
+    deltas = [a - base, b - base, c - base]
+    merged = add_task_vectors(base, deltas, [1.0, -1.0, 1.0], **PLAIN)
+    torch.testing.assert_close(merged, c + a - b, atol=1e-6, rtol=0)
+    torch.testing.assert_close(add_task_vectors(base, [base - a], [-1.0], **PLAIN), a, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("consensus", [False, True])
+def test_task_vectors_in_fp64(consensus):
+    base, *deltas = torch.randn(4, 700, 300, generator=generator())
+    weights = [0.7, -0.2, 0.4]
+    weighted = torch.stack([delta.double() * weight for delta, weight in zip(deltas, weights, strict=True)])
+    agree = weighted.sign() == torch.where(weighted.sum(dim=0) >= 0, 1.0, -1.0) if consensus else torch.ones_like(weighted)
+    expected = base + 0.3 * (weighted * agree).sum(dim=0) / (agree * torch.tensor(weights).double()[:, None, None]).sum(dim=0)
+    found = add_task_vectors(base, deltas, weights, consensus=consensus, normalize=True, factor=0.3)
+    near_zero = (weighted.sum(dim=0).abs() < 1e-6) | (found - base).abs().gt(1e3)
+    torch.testing.assert_close(found[~near_zero].double(), expected[~near_zero], atol=1e-4, rtol=1e-5)
+
+
+def test_linear_is_a_weighted_mean():
+    tensors = list(torch.randn(3, 5, 7, generator=generator()))
+    expected = (2 * tensors[0].double() - tensors[1] + 3 * tensors[2]) / 4
+    torch.testing.assert_close(linear(tensors, [2.0, -1.0, 3.0], True).double(), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(linear(tensors, [2.0, -1.0, 3.0], False).double(), expected * 4, atol=1e-6, rtol=0)
+
+
+def test_slerp_walks_the_arc_evenly():
+    """Of two unit vectors at an angle Ω: unit length all the way, at t Ω from the start."""
+    start, end = torch.nn.functional.normalize(torch.randn(2, 3000, generator=generator()), dim=1)
+    angle = math.acos(float(start @ end))
+    for t in (0.0, 0.25, 0.6, 1.0):
+        point = slerp(t, start.view(50, 60), end.view(50, 60)).flatten()
+        assert float(point.norm()) == pytest.approx(1, abs=1e-6)
+        assert math.acos(min(1.0, float(point @ start))) == pytest.approx(t * angle, abs=1e-3)
+
+
+def test_slerp_of_the_parallel_is_linear():
+    start = torch.randn(100, generator=generator())
+    torch.testing.assert_close(slerp(0.3, start, 3 * start), 1.6 * start)
+    assert torch.equal(slerp(0.3, torch.zeros(4), torch.zeros(4)), torch.zeros(4))
