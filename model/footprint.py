@@ -62,7 +62,7 @@ def cache_bytes(config: MoEConfig, context: int, batch: int) -> int:
 def activation_bytes(config: MoEConfig, context: int, batch: int, card: Card | None) -> int:
     """The estimate above for prompts of `context` tokens; `card` None is the CPU, whose kernels never dequantise a whole matrix."""
     tokens, size, width, hidden = batch * context, _dtype(config).itemsize, config.hidden_size, config.intermediate_size
-    chosen, experts = _chosen(config), config.num_local_experts
+    chosen, experts = _chosen(config), config.num_stored_experts
     values = 3 * width + (chosen * (hidden + width) if config.expert_layout == "dense" else (chosen + 3) * hidden)
     largest = width * hidden * (2 * experts if config.expert_layout == "dense" else 1)
     dequantised = card is not None and config.quantization == "nf4" and tokens > fused_tokens(card.arch)
@@ -88,7 +88,7 @@ class TokenTime:
 
 def step_bytes(config: MoEConfig, context: int, batch: int) -> float:
     """Bytes that a decoding step of `batch` tokens reads: every matrix that a token meets, and the cache of `context` tokens."""
-    parts, active = weight_bytes(config), active_experts(batch, _chosen(config), config.num_local_experts) / config.num_local_experts
+    parts, active = weight_bytes(config), active_experts(batch, _chosen(config), config.num_stored_experts) / config.num_stored_experts
     table = 0 if config.tie_word_embeddings else parts[EMBEDDINGS] // 2  # only its rows of the tokens are read
     read = {**parts, EMBEDDINGS: parts[EMBEDDINGS] - table}
     return sum(size * (active if part in (EXPERTS, LORA) else 1) for part, size in read.items()) + cache_bytes(config, context, batch)
@@ -113,8 +113,9 @@ def token_time(config: MoEConfig, card: Card, context: int, batch: int) -> Token
 
 
 def _chosen(config: MoEConfig) -> int:
-    """Experts of a token."""
-    return {"softmax": config.num_local_experts, "switch": 1}.get(config.router_type, config.num_experts_per_tok)
+    """Experts of a token, the shared ones included."""
+    routed = {"softmax": config.num_local_experts, "switch": 1}.get(config.router_type, config.num_experts_per_tok)
+    return routed + config.num_shared_experts
 
 
 def _dtype(config: MoEConfig) -> torch.dtype:

@@ -133,3 +133,14 @@ def test_gates_of_attention_and_ffn_draw_different_noise():
 def test_configurations_that_mean_nothing_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         MoEConfig(**SHAPE, num_local_experts=3, **changes)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [(ATTENTION, "plain Mixtral has nothing like .*q_proj_lora_A"), ({"num_shared_experts": 1}, "num_shared_experts is 1; plain Mixtral")],
+)
+def test_what_mixtral_lacks_is_not_exported(layout, changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        make_model(layout, **changes).export_mixtral(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
