@@ -50,7 +50,7 @@ def isolate(folder: Path, tmp_mib: int, status: int, seccomp: int | None, writab
         *drop, _find("bwrap"), "--unshare-all", "--unshare-user", *nested, "--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox",
         "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv", *variables,
         *binds, "--proc", "/proc", "--dev", "/dev", "--size", str(tmp_mib * MIB), "--tmpfs", "/tmp",
-        "--bind" if writable else "--ro-bind", str(folder), "/job", "--chdir", "/job",
+        "--bind" if writable else "--ro-bind", str(folder), "/job", "--ro-bind-try", str(folder.parent / "support"), "/support", "--chdir", "/job",
         "--remount-ro", "/dev", "--remount-ro", "/",
         "--json-status-fd", str(status), *(["--seccomp", str(seccomp)] if seccomp is not None else []), "--",
     ]

@@ -63,6 +63,11 @@ class _Capture(threading.Thread):
                     self._full()
                     return
 
+    def end(self) -> bytes:
+        """What was read. Without a pid namespace an escaped child may hold the stream open: it is not waited for."""
+        self.join(1.0)
+        return self.data
+
 
 class Job:
     """A running program. `wait` gives its `Ended`; `kill` ends it and its descendants at once."""
@@ -70,7 +75,8 @@ class Job:
     def __init__(self, process: subprocess.Popen[bytes], cgroup: Cgroup, limits: Limits, status: int | None, status_is_ours: bool) -> None:
         self._process, self._cgroup, self._limits, self._isolated = process, cgroup, limits, status_is_ours
         self._started, self._cause = time.monotonic(), ""
-        self._captures = [_Capture(stream, limits.output_kib << 10, self._overflow) for stream in (process.stdout, process.stderr) if stream]
+        streams = (process.stdout, process.stderr)
+        self._captures = [_Capture(stream, limits.output_kib << 10, self._overflow) if stream else None for stream in streams]
         self._report = _Capture(os.fdopen(status, "rb", buffering=0), 1 << 16, lambda: None) if status is not None else None
 
     def _overflow(self) -> None:
@@ -94,9 +100,7 @@ class Job:
         if not self._isolated:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-        for capture in self._captures:
-            capture.join(1.0)  # without a pid namespace an escaped child may hold the pipe open
-        stdout, stderr = ([capture.data for capture in self._captures] + [b"", b""])[:2]
+        stdout, stderr = (capture.end() if capture else b"" for capture in self._captures)
         status, returncode = self._cause or EXITED, self._process.returncode
         if self._cgroup.out_of_memory():
             status = MEMORY
@@ -104,8 +108,7 @@ class Job:
             status = TIMEOUT
         self._cgroup.close()
         if self._report is not None:
-            self._report.join(1.0)
-            if status == EXITED and "exit-code" not in _events(self._report.data):
+            if status == EXITED and "exit-code" not in _events(self._report.end()):
                 raise SandboxError(f"bubblewrap did not start the program: {stderr.decode(errors='replace').strip()[-500:] or returncode}")
         return Ended(status, returncode, stdout, stderr, wall_s)
 
@@ -142,7 +145,10 @@ class Sandbox:
     def start(
         self, command: list[str], folder: Path, limits: Limits, *, stdin: Any = subprocess.DEVNULL, stdout: Any = subprocess.PIPE, writable: bool = False
     ) -> Job:
-        """Starts `command` in `folder`, which it sees as its working folder. Both outputs are captured unless `stdout` is given."""
+        """Starts `command` in `folder`, its working folder. Both outputs are captured unless `stdout` is given.
+
+        A folder `support` beside `folder` is seen as `../support`, read-only.
+        """
         if os.geteuid() == 0 and not self.unsafe:
             folder.chmod(0o777 if writable else 0o755)
         address_mib = limits.memory_mib if limits.address_space else None
