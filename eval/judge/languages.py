@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from eval.tasks.task import Task
 
-from .signature import read_signature
+from .signature import function_names, read_signature
 
 # A JVM takes its memory limit from -Xmx; one thread of the simple collector and the first compiler start fastest.
 _JVM = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-XX:-UsePerfData")
@@ -38,15 +38,23 @@ class Toolchain:
 
 
 def _python(task: Task, completion: str) -> Program:
-    return Program({"program.py": task.prompt + completion}, ("python3", "-I", "../support/candidate.py"))
+    return Program({"program.py": task.program(completion)}, ("python3", "-I", "../support/candidate.py", _entry(task, completion)))
+
+
+def _entry(task: Task, completion: str) -> str:
+    """The function of the program that answers for the task's."""
+    if not task.whole:
+        return task.entry
+    names = function_names(completion, task.lang)
+    return task.entry if task.entry in names or not names else names[-1]
 
 
 def _plan(task: Task) -> dict[str, str]:
-    return {"tests.json": json.dumps({"trusted": task.trusted, "entries": [task.entry], "tests": task.tests})}
+    return {"tests.json": json.dumps({"trusted": task.trusted, "entry": task.entry, "tests": task.tests})}
 
 
 def _javascript(task: Task, completion: str) -> Program:
-    return Program({"program.js": task.prompt + completion}, ("node", "../support/candidate.js"))
+    return Program({"program.js": task.program(completion)}, ("node", "../support/candidate.js", _entry(task, completion)))
 
 
 def _cpp(name: str, source: str, needs: str) -> Program:
@@ -58,8 +66,8 @@ def _cpp(name: str, source: str, needs: str) -> Program:
 def _cpp_candidate(task: Task, completion: str) -> Program:
     signature = read_signature(task.trusted, "cpp")
     # "signed": programs that define int as something else are common
-    main = f"\nsigned main() {{ return moe_wire::Function<{signature.function_type}>::serve({signature.name}); }}\n"
-    return _cpp("program", task.prompt + completion + main, task.prompt)
+    main = f"\nsigned main() {{ return moe_wire::Function<{signature.function_type}>::serve({_entry(task, completion) or signature.name}); }}\n"
+    return _cpp("program", task.program(completion) + main, task.prompt)
 
 
 def _cpp_tests(task: Task) -> Program:
@@ -76,7 +84,7 @@ def _java(files: dict[str, str], *arguments: str) -> Program:
 
 def _java_candidate(task: Task, completion: str) -> Program:
     signature = read_signature(task.trusted, "java")
-    return _java({"Main.java": task.prompt + completion}, "Candidate", signature.owner, signature.name, signature.erased)
+    return _java({"Main.java": task.program(completion)}, "Candidate", signature.owner, _entry(task, completion) or signature.name, signature.erased)
 
 
 def _java_tests(task: Task) -> Program:

@@ -7,6 +7,7 @@ from tree_sitter import Node
 from train.data.filters import parser
 
 _DEFINITION = {"cpp": "function_definition", "java": "method_declaration"}
+_NAMED = {"python": "function_definition", "javascript": "function_declaration", **_DEFINITION}
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,16 @@ def read_signature(trusted: str, lang: str) -> Signature:
         raise ValueError(f"no function is defined in {trusted[-200:]!r}")
     last = max(found, key=lambda node: node.start_byte)
     return _java(last, source) if lang == "java" else _cpp(last, source)
+
+
+def function_names(source: str, lang: str) -> list[str]:
+    """The functions that `source` defines, in order; of anything that is not code, []."""
+    data = source.encode("utf-8", "replace")
+    found = sorted((node for node in _nodes(parser(lang).parse(data).root_node) if node.type == _NAMED[lang]), key=lambda node: node.start_byte)
+    if lang == "cpp":
+        found = [node for row in found for node in _nodes(row) if node.type == "function_declarator"]
+    names = [_text(node.child_by_field_name("declarator" if lang == "cpp" else "name"), data) for node in found]
+    return [name for name in names if name.isidentifier()]
 
 
 def _nodes(root: Node) -> list[Node]:

@@ -10,7 +10,7 @@ from .reading import before_entry, last_function
 from .task import Task
 
 KEYS = {"task_id", "prompt", "canonical_solution", "declaration", "test"}
-_STOP = {
+STOP = {
     "python": ("\ndef ", "\nclass ", "\nif __name__", "\nprint(", "\nassert ", "\n#", "\n@"),
     "java": ("\n    public static void main", "\npublic class ", "\nclass "),
     "javascript": ("\nconst ", "\nfunction ", "\nconsole.", "\nlet ", "\nvar ", "\n//", "\n/*"),
@@ -31,5 +31,5 @@ def read(row: dict[str, Any], lang: str) -> Task:
         closing={"java": "}\n}\n", "cpp": "}\n"}.get(lang, ""),
         tests=row["test"],
         reference=row["canonical_solution"],
-        stop=_STOP[lang],
+        stop=STOP[lang],
     )

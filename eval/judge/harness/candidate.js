@@ -26,5 +26,5 @@ for (;;) {
     } catch {
         process.exit(0);
     }
-    wire.send(attempt(() => [vm.runInThisContext(request[0])(...request[1]), request[1]]));
+    wire.send(attempt(() => [vm.runInThisContext(process.argv[2])(...request), request]));
 }

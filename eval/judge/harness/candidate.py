@@ -24,9 +24,9 @@ def load():
     exec(compile(source, "program.py", "exec"), namespace)
 
 
-def call(name, arguments):
+def call(arguments):
     arguments = wire.decode(arguments)
-    result = namespace[name](*arguments)
+    result = namespace[sys.argv[1]](*arguments)
     return [wire.encode(result), wire.encode(arguments)]
 
 
@@ -36,4 +36,4 @@ while True:
         request = channel.receive()
     except EOFError:
         os._exit(0)
-    channel.send(attempt(lambda request=request: call(*request)))
+    channel.send(attempt(lambda request=request: call(request)))

@@ -26,30 +26,27 @@ def answer():
     return reply
 
 
-def proxy(name):
-    def call(*arguments):
-        try:
-            channel.send([name, wire.encode(list(arguments))])
-        except TypeError as error:
-            finish("broken", error)
-        except BrokenPipeError:
-            finish("gone", "the program ended before it was called")
-        reply = answer()
-        if "error" in reply:
-            kind, text = map(str, reply["error"])
-            if kind == "MemoryError":
-                finish("memory", text)
-            known = getattr(builtins, kind, None)
-            raise known(text) if isinstance(known, type) and issubclass(known, Exception) else RuntimeError(f"{kind}: {text}")
-        try:
-            result, after = map(wire.decode, reply["ok"])
-            for mine, theirs in zip(arguments, after, strict=True):
-                write_back(mine, theirs)
-        except (ValueError, TypeError, RecursionError) as error:
-            finish("failed", f"the program's answer cannot be read: {error}")
-        return result
-
-    return call
+def call(*arguments):
+    try:
+        channel.send(wire.encode(list(arguments)))
+    except TypeError as error:
+        finish("broken", error)
+    except BrokenPipeError:
+        finish("gone", "the program ended before it was called")
+    reply = answer()
+    if "error" in reply:
+        kind, text = map(str, reply["error"])
+        if kind == "MemoryError":
+            finish("memory", text)
+        known = getattr(builtins, kind, None)
+        raise known(text) if isinstance(known, type) and issubclass(known, Exception) else RuntimeError(f"{kind}: {text}")
+    try:
+        result, after = map(wire.decode, reply["ok"])
+        for mine, theirs in zip(arguments, after, strict=True):
+            write_back(mine, theirs)
+    except (ValueError, TypeError, RecursionError) as error:
+        finish("failed", f"the program's answer cannot be read: {error}")
+    return result
 
 
 def write_back(mine, theirs):
@@ -70,11 +67,10 @@ if "error" in loaded:
     finish({"SyntaxError": "compile error", "IndentationError": "compile error", "TabError": "compile error"}.get(kind, "failed"), f"{kind}: {text}")
 with open("tests.json", encoding="utf-8") as file:
     plan = json.load(file)
-namespace = {"__name__": "tests"}
+namespace = {"__name__": "__main__"}
 try:
     exec(compile(plan["trusted"], "trusted.py", "exec"), namespace)
-    for name in plan["entries"]:
-        namespace[name] = proxy(name)
+    namespace[plan["entry"]] = call
     code = compile(plan["tests"], "tests.py", "exec")
 except Exception as error:
     finish("broken", f"{type(error).__name__}: {error}")

@@ -203,17 +203,36 @@ inline bool send(const std::string& data) {
 }
 
 template <class T>
-constexpr bool written_back = std::is_lvalue_reference_v<T> && !std::is_const_v<std::remove_reference_t<T>>;
+constexpr bool written_back = (std::is_lvalue_reference_v<T> && !std::is_const_v<std::remove_reference_t<T>>) || std::is_pointer_v<std::decay_t<T>>;
+
+// An array reaches a function as a pointer, without its length; it crosses as a vector.
+template <class A>
+using Stored = std::conditional_t<std::is_pointer_v<std::decay_t<A>>, std::vector<std::remove_cv_t<std::remove_pointer_t<std::decay_t<A>>>>, std::decay_t<A>>;
+
+template <class A>
+constexpr bool is_array = std::is_pointer_v<std::decay_t<A>>;
+
+inline std::vector<char> whole(const std::string& text) { return {text.c_str(), text.c_str() + text.size() + 1}; }
+template <class T>
+std::vector<T>& whole(std::vector<T>& values) {
+    return values;
+}
 
 template <class F>
 struct Function;
 
 template <class R, class... A>
 struct Function<R(A...)> {
-    using Arguments = std::tuple<std::decay_t<A>...>;
+    using Arguments = std::tuple<Stored<A>...>;
 
     static void put_back(Writer& out, Arguments& arguments) {
-        std::apply([&](auto&... value) { ((written_back<A> ? Code<std::decay_t<A>>::put(out, value) : void()), ...); }, arguments);
+        std::apply([&](auto&... value) { ((written_back<A> ? Code<Stored<A>>::put(out, value) : void()), ...); }, arguments);
+    }
+
+    template <class Argument>
+    static decltype(auto) pass(Stored<Argument>& value) {
+        if constexpr (is_array<Argument>) return value.data();
+        else return static_cast<Argument&&>(value);
     }
 
     // The candidate's side: answers calls until the tests are gone.
@@ -223,9 +242,9 @@ struct Function<R(A...)> {
             Writer out;
             try {
                 Reader in{message};
-                Arguments arguments{Code<std::decay_t<A>>::get(in)...};
+                Arguments arguments{Code<Stored<A>>::get(in)...};
                 out.data = "v";
-                auto call = [&](auto&... value) -> R { return function(static_cast<A&&>(value)...); };
+                auto call = [&](auto&... value) -> R { return function(pass<A>(value)...); };
                 if constexpr (std::is_void_v<R>) std::apply(call, arguments);
                 else Code<std::decay_t<R>>::put(out, std::apply(call, arguments));
                 put_back(out, arguments);
@@ -242,7 +261,7 @@ struct Function<R(A...)> {
     }
 
     // The tests' side.
-    static R call(std::decay_t<A>&... value);
+    static R call(Stored<A>&... value);
 };
 
 // The tests' verdict is one line on stderr: the nonce, then JSON.
@@ -255,10 +274,10 @@ inline void finish(const char* outcome, std::string detail = "") {
 }
 
 template <class R, class... A>
-R Function<R(A...)>::call(std::decay_t<A>&... value) {
+R Function<R(A...)>::call(Stored<A>&... value) {
     Writer out;
     try {
-        (Code<std::decay_t<A>>::put(out, value), ...);
+        (Code<Stored<A>>::put(out, value), ...);
     } catch (const Broken& error) {
         finish("broken", error.what());
     }
@@ -269,7 +288,7 @@ R Function<R(A...)>::call(std::decay_t<A>&... value) {
         if (message[0] == 'm') finish("memory", "std::bad_alloc");
         if (message[0] != 'v') finish("failed", message.substr(1));
         Reader in{message, 1};
-        auto back = [&] { ((written_back<A> ? void(value = Code<std::decay_t<A>>::get(in)) : void()), ...); };
+        auto back = [&] { ((written_back<A> ? void(value = Code<Stored<A>>::get(in)) : void()), ...); };
         if constexpr (std::is_void_v<R>) {
             back();
         } else {
