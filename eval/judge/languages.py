@@ -72,8 +72,12 @@ def _cpp_candidate(task: Task, completion: str) -> Program:
 
 def _cpp_tests(task: Task) -> Program:
     signature = read_signature(task.trusted, "cpp")
+    head = signature.head
+    if any("*" in kind or "[" in kind for kind in signature.types):  # an array that crosses is a vector on the tests' side
+        pairs = zip(signature.types, signature.names, strict=True)
+        head = f"{signature.result} {signature.name}({', '.join(f'moe_wire::Stored<{kind}>& {name}' for kind, name in pairs)}) {{"
     call = f"    return moe_wire::Function<{signature.function_type}>::call({', '.join(signature.names)});\n"
-    source = "static moe_wire::Verdict moe_verdict;\n" + task.trusted + "\n" + call + task.closing + task.tests
+    source = "static moe_wire::Verdict moe_verdict;\n" + signature.before + head + "\n" + call + task.closing + task.tests
     return _cpp("tests", source, task.prompt)
 
 
@@ -92,7 +96,7 @@ def _java_tests(task: Task) -> Program:
     call = f"Tests.call({', '.join(signature.names)});\n"
     if signature.result != "void":
         call = f"return ({signature.result}) " + call
-    source = task.trusted + "\n" + call + task.closing + task.tests
+    source = signature.before + signature.head + "\n" + call + task.closing + task.tests
     return _java({"Main.java": source}, "Tests", "Main" if "class Main" in task.tests else signature.owner)
 
 

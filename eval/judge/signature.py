@@ -12,12 +12,14 @@ _NAMED = {"python": "function_definition", "javascript": "function_declaration",
 
 @dataclass(frozen=True)
 class Signature:
-    """`result` and `types` are source text."""
+    """`result`, `types`, `before` (what stands above the function) and `head` (its declaration, up to the opening brace) are source text."""
 
     name: str
     result: str
     types: tuple[str, ...]
     names: tuple[str, ...]
+    before: str
+    head: str
     owner: str = ""  # Java: the class
 
     @property
@@ -32,7 +34,7 @@ class Signature:
 
 
 def read_signature(trusted: str, lang: str) -> Signature:
-    """Of the last function that `trusted` defines, which ends with that function's opening brace; `ValueError` if there is none."""
+    """Of the last function that `trusted` defines, whose body it leaves open; `ValueError` if there is none."""
     source = (trusted + "\n}\n}").encode()
     found = [node for node in _nodes(parser(lang).parse(source).root_node) if node.type == _DEFINITION[lang]]
     if not found:
@@ -74,7 +76,7 @@ def _java(method: Node, source: bytes) -> Signature:
     while owner and owner.type != "class_declaration":
         owner = owner.parent
     name, result = (_text(method.child_by_field_name(field), source) for field in ("name", "type"))
-    return Signature(name, result, types, names, _text(owner.child_by_field_name("name"), source) if owner else "")
+    return Signature(name, result, types, names, *_parts(method, source), _text(owner.child_by_field_name("name"), source) if owner else "")
 
 
 def _cpp(definition: Node, source: bytes) -> Signature:
@@ -90,4 +92,11 @@ def _cpp(definition: Node, source: bytes) -> Signature:
             types.append((source[row.start_byte : name.start_byte] + source[name.end_byte : declarator.end_byte]).decode().strip())
             names.append(_text(name, source))
     result = source[definition.start_byte : function.start_byte].decode().strip()
-    return Signature(_text(function.child_by_field_name("declarator"), source), result, tuple(types), tuple(names))
+    name = _text(function.child_by_field_name("declarator"), source)
+    return Signature(name, result, tuple(types), tuple(names), *_parts(definition, source))
+
+
+def _parts(definition: Node, source: bytes) -> tuple[str, str]:
+    body = definition.child_by_field_name("body")
+    assert body is not None
+    return source[: definition.start_byte].decode(), source[definition.start_byte : body.start_byte + 1].decode()

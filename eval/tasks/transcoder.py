@@ -26,23 +26,35 @@ def read(row: dict[str, Any], lang: str) -> Task:
     tests, count = re.subn(*_RESULT[lang], rest[1])
     if count != 1:
         raise ValueError(f"{row['id']} reports its results in an unknown way")
-    program = row["f_gold"].replace("f_gold", "f_filled")
-    head, body = (program, "") if lang == "python" else re.split(r"(?<=\{)", program, maxsplit=1)
-    if lang == "python":
-        line = program.index("\n", program.index("def f_filled")) + 1
-        head, body = program[:line], program[line:]
-    imports = before[: before.index(row["f_gold"].split("(")[0].strip())] if row["f_gold"].split("(")[0].strip() in before else ""
-    before, imports = (text.replace("import javafx.util.Pair;", "") for text in (before, imports))
+    gold = row["f_gold"]
+    above = before[: before.index(gold.partition("(")[0].strip())]
+    program = gold.replace("f_gold", "f_filled")
+    place = program.index("{") + 1 if lang != "python" else program.index("\n", program.index("def f_filled")) + 1
+    head, body = program[:place], program[place:]
+    if lang == "java":
+        above, before = (text.replace("import javafx.util.Pair;", "").replace("public class ", "class ") for text in (above, before))
     if lang == "cpp":
-        tests = re.sub(r"f_filled\(.*", lambda call: re.sub(r"&(\w+\[i\])\.front\(\)", r"moe_wire::whole(\1)", call[0]).replace("f_gold(moe_wire::whole", "f_gold(moe_wire::whole"), tests)
+        tests = _vectors(tests)
     return Task(
         task_id=row["id"],
         lang=lang,
         text=row.get("text", ""),
-        prompt=imports + head,
+        prompt=above + head,
         entry="f_filled",
         trusted=before if lang == "python" else before + "\n" + head,
         closing="" if lang == "python" else "}\n",
         tests=tests,
         reference=body + ("\n}\n" if lang == "java" else ""),
     )
+
+
+def _vectors(tests: str) -> str:
+    """`tests` with whole vectors in calls of f_filled, where a pointer to the first element stood."""
+    for call in reversed(list(re.finditer(r"f_filled\(", tests))):
+        depth, end = 1, call.end()
+        while depth:
+            depth += {"(": 1, ")": -1}.get(tests[end], 0)
+            end += 1
+        arguments = re.sub(r"&(\w+\[i\])\.front\(\)", r"moe_wire::whole(\1)", tests[call.end() : end])
+        tests = tests[: call.end()] + arguments + tests[end:]
+    return tests

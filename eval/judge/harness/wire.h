@@ -145,7 +145,8 @@ template <class Any, class... T>
 struct AnyOf {
     static void put(Writer& out, const Any& value) {
         char tag = 0;
-        bool found = false;
+        bool found = value.type() == typeid(void);  // empty
+        if (found) out.raw(&tag, 1);
         ((found = found || (++tag, value.type() == typeid(T) ? (out.raw(&tag, 1), Code<T>::put(out, cast<T>(value)), true) : false)), ...);
         if (!found) throw Broken("an any holds a type that cannot cross between the tests and the program");
     }
@@ -154,7 +155,7 @@ struct AnyOf {
         in.raw(&wanted, 1);
         Any value;
         ((++tag == wanted ? void(value = Code<T>::get(in)) : void()), ...);
-        if (wanted < 1 || wanted > tag) throw Broken("an any has no such type");
+        if (wanted < 0 || wanted > tag) throw Broken("an any has no such type");
         return value;
     }
     template <class T1>
@@ -212,7 +213,10 @@ using Stored = std::conditional_t<std::is_pointer_v<std::decay_t<A>>, std::vecto
 template <class A>
 constexpr bool is_array = std::is_pointer_v<std::decay_t<A>>;
 
-inline std::vector<char> whole(const std::string& text) { return {text.c_str(), text.c_str() + text.size() + 1}; }
+inline std::vector<char>& whole(const std::string& text) {
+    static std::deque<std::vector<char>> kept;
+    return kept.emplace_back(text.c_str(), text.c_str() + text.size() + 1);
+}
 template <class T>
 std::vector<T>& whole(std::vector<T>& values) {
     return values;
@@ -261,7 +265,8 @@ struct Function<R(A...)> {
     }
 
     // The tests' side.
-    static R call(Stored<A>&... value);
+    template <class... V>
+    static R call(V&... value);
 };
 
 // The tests' verdict is one line on stderr: the nonce, then JSON.
@@ -273,8 +278,14 @@ inline void finish(const char* outcome, std::string detail = "") {
     std::_Exit(0);
 }
 
+template <class A, class V>
+void get_back(Reader& in, V& value) {
+    if constexpr (written_back<A>) value = Code<Stored<A>>::get(in);
+}
+
 template <class R, class... A>
-R Function<R(A...)>::call(Stored<A>&... value) {
+template <class... V>
+R Function<R(A...)>::call(V&... value) {
     Writer out;
     try {
         (Code<Stored<A>>::put(out, value), ...);
@@ -288,7 +299,7 @@ R Function<R(A...)>::call(Stored<A>&... value) {
         if (message[0] == 'm') finish("memory", "std::bad_alloc");
         if (message[0] != 'v') finish("failed", message.substr(1));
         Reader in{message, 1};
-        auto back = [&] { ((written_back<A> ? void(value = Code<Stored<A>>::get(in)) : void()), ...); };
+        auto back = [&] { (get_back<A>(in, value), ...); };
         if constexpr (std::is_void_v<R>) {
             back();
         } else {
