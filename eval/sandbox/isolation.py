@@ -44,12 +44,14 @@ def isolate(folder: Path, tmp_mib: int, status: int, seccomp: int | None, writab
             binds += ["--ro-bind", name, name]
     for name in _CONFIGURATION:
         binds += ["--ro-bind-try", name, name]
+    # Process 1 is bubblewrap itself, as the same user: who writes to its memory could end the job without a report of how it ended.
+    hidden = ["--size", "4096", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1"]
     nested = ["--disable-userns"] if "--disable-userns" in bubblewrap_options() else []
     # fmt: off
     return [
         *drop, _find("bwrap"), "--unshare-all", "--unshare-user", *nested, "--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox",
         "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv", *variables,
-        *binds, "--proc", "/proc", "--dev", "/dev", "--size", str(tmp_mib * MIB), "--tmpfs", "/tmp",
+        *binds, "--proc", "/proc", *hidden, "--dev", "/dev", "--size", str(tmp_mib * MIB), "--tmpfs", "/tmp",
         "--bind" if writable else "--ro-bind", str(folder), "/job", "--ro-bind-try", str(folder.parent / "support"), "/support", "--chdir", "/job",
         "--remount-ro", "/dev", "--remount-ro", "/",
         "--json-status-fd", str(status), *(["--seccomp", str(seccomp)] if seccomp is not None else []), "--",
