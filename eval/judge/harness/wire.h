@@ -317,7 +317,7 @@ R Function<R(A...)>::call(V&... value) {
 struct Verdict {
     Verdict() {
         std::signal(SIGPIPE, SIG_IGN);
-        ::on_exit([](int status, void*) { finish(status == 0 ? "passed" : "failed", "exit status " + std::to_string(status)); }, nullptr);
+        ::on_exit([](int status, void*) { finish(status == 0 ? "passed" : "failed", status == 0 ? "" : "exit status " + std::to_string(status)); }, nullptr);
     }
 };
 
