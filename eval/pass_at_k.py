@@ -66,7 +66,12 @@ def main(args: Namespace) -> int:
         _write_rows(folder / TASKS, counts)
         data = {"source": args.tasks, "sha256": None if args.tasks == CORPUS else sha256_of(Path(args.tasks)), "rows": len(tasks)}
         samples_from = {"path": str(args.samples), "sha256": sha256_of(args.samples)} if args.samples else None
-        more = {"data": data, "samples": samples_from, "sandbox": sandbox.facts, "stop": sorted({mark for task in tasks for mark in task.stop})}
+        more = {
+            "data": data,
+            "samples": samples_from,
+            "sandbox": sandbox.facts,
+            "stop": sorted({mark for task in tasks for mark in task.stop}),
+        }
         write_run(folder, seed=args.seed, figures=figures, program=PASS_AT_K, name=args.name, **facts, **more)
     for path in unfinished.iterdir():
         path.unlink()
@@ -105,11 +110,17 @@ def summarise(tasks: list[Task], rows: list[Sample], ks: list[int], seed: str) -
     for row in rows:
         if row["outcome"] not in UNJUDGED:
             judged[row["task_id"]].append(row["outcome"] == PASSED)
-    counts = [{"task_id": task.task_id, "n": len(judged[task.task_id]), "passed": sum(judged[task.task_id])} for task in tasks]
+    passes = {task.task_id: judged[task.task_id] for task in tasks}
+    counts = [{"task_id": name, "n": len(passed), "passed": sum(passed)} for name, passed in passes.items()]
     outcomes = Counter(row["outcome"] for row in rows)
-    figures: dict[str, Any] = {"tasks": len(tasks), "samples": len(rows), "outcomes": {name: outcomes[name] for name in OUTCOMES}, "pass_at_k": {}}
+    figures: dict[str, Any] = {
+        "tasks": len(tasks),
+        "samples": len(rows),
+        "outcomes": {name: outcomes[name] for name in OUTCOMES},
+        "pass_at_k": {},
+    }
     for k in ks:
-        scored = {row["task_id"]: pass_at_k(row["n"], row["passed"], k) for row in counts if row["n"] >= k}
+        scored = {name: pass_at_k(len(passed), sum(passed), k) for name, passed in passes.items() if len(passed) >= k}
         if scored:
             estimate = bootstrap({"": (list(scored), {"": list(scored.values())})}, f"{seed}/{k}")[""][""].as_dict()
             figures["pass_at_k"][str(k)] = {**estimate, "tasks": len(scored)}
@@ -136,7 +147,17 @@ def _given(path: Path, tasks: list[Task]) -> list[Sample]:
 def _generated(args: Namespace, tasks: list[Task], n: int, unfinished: Path) -> list[Sample]:
     """n completions of each task, cut at stop sequences. Whole files of them are kept, so that a run can go on with judging."""
     log = unfinished / "completions.jsonl"
-    facts = [args.model, args.adapter, args.seed, n, args.temperature, args.top_p, args.max_new_tokens, args.template, [task.task_id for task in tasks]]
+    facts = [
+        args.model,
+        args.adapter,
+        args.seed,
+        n,
+        args.temperature,
+        args.top_p,
+        args.max_new_tokens,
+        args.template,
+        [task.task_id for task in tasks],
+    ]
     if kept := _read_rows(log):
         if kept[0] == {"facts": facts}:
             return kept[1:]
@@ -207,7 +228,9 @@ def table(figures: dict[str, Any], lang: str) -> str:
     lines = [f"{lang}: {figures['tasks']} tasks, {figures['samples']} completions"]
     for k, row in figures["pass_at_k"].items():
         interval = f"  [{100 * row['low']:.1f}, {100 * row['high']:.1f}]" if row["low"] is not None else ""
-        lines.append(f"  pass@{k:<4}{'-' if row['value'] is None else format(100 * row['value'], '.1f'):>6}{interval}  {row['tasks']} tasks")
+        lines.append(
+            f"  pass@{k:<4}{'-' if row['value'] is None else format(100 * row['value'], '.1f'):>6}{interval}  {row['tasks']} tasks"
+        )
     return "\n".join([*lines, "  " + ", ".join(f"{count} {name}" for name, count in figures["outcomes"].items() if count)])
 
 
@@ -232,7 +255,9 @@ def parse() -> ArgumentParser:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="programs judged at once")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--name", help="label in reports")
-    parser.add_argument("--unsafe-no-sandbox", action="store_true", help="run the programs with this user's rights, unprotected; recorded in run.json")
+    parser.add_argument(
+        "--unsafe-no-sandbox", action="store_true", help="run the programs with this user's rights, unprotected; recorded in run.json"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write; a run that was stopped goes on if called again")
     add_precision(parser)
     return parser

@@ -1,7 +1,7 @@
 """Judges programs: the candidate and the tests run in two sandboxes, joined by two pipes that carry arguments and results.
 
-The tests' process holds the expected values and no candidate code; the candidate's holds no test. The verdict is the tests' alone: one line with
-a nonce made for this run. Whatever the candidate does to its own process, it can only change its answers.
+The tests' process holds the expected values and no candidate code; the candidate's holds no test. The verdict is the tests' alone: one
+line with a nonce made for this run. Whatever the candidate does to its own process, it can only change its answers.
 """
 
 import hashlib
@@ -210,4 +210,3 @@ def _settle(verdict: Verdict | None, tests: Ended, candidate: Ended) -> Verdict:
     if verdict.outcome == "gone" and re.search(r"OutOfMemoryError|heap out of memory|bad_alloc|MemoryError", said):
         return Verdict(MEMORY, said[-500:])
     return Verdict(FAILED, f"{verdict.detail} {said[-500:]}".strip() if verdict.outcome == "gone" else verdict.detail)
-

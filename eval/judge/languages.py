@@ -66,7 +66,8 @@ def _cpp(name: str, source: str, needs: str) -> Program:
 def _cpp_candidate(task: Task, completion: str) -> Program:
     signature = read_signature(task.trusted, "cpp")
     # "signed": programs that define int as something else are common
-    main = f"\nsigned main() {{ return moe_wire::Function<{signature.function_type}>::serve({_entry(task, completion) or signature.name}); }}\n"
+    name = _entry(task, completion) or signature.name
+    main = f"\nsigned main() {{ return moe_wire::Function<{signature.function_type}>::serve({name}); }}\n"
     return _cpp("program", task.program(completion) + main, task.prompt)
 
 
@@ -88,7 +89,9 @@ def _java(files: dict[str, str], *arguments: str) -> Program:
 
 def _java_candidate(task: Task, completion: str) -> Program:
     signature = read_signature(task.trusted, "java")
-    return _java({"Main.java": task.program(completion)}, "Candidate", signature.owner, _entry(task, completion) or signature.name, signature.erased)
+    return _java(
+        {"Main.java": task.program(completion)}, "Candidate", signature.owner, _entry(task, completion) or signature.name, signature.erased
+    )
 
 
 def _java_tests(task: Task) -> Program:

@@ -12,7 +12,7 @@ _NAMED = {"python": "function_definition", "javascript": "function_declaration",
 
 @dataclass(frozen=True)
 class Signature:
-    """`result`, `types`, `before` (what stands above the function) and `head` (its declaration, up to the opening brace) are source text."""
+    """`result`, `types`, `before` (what stands above the function) and `head` (its declaration up to the brace) are source text."""
 
     name: str
     result: str
@@ -30,7 +30,9 @@ class Signature:
     @property
     def erased(self) -> str:
         """As Java's reflection prints it, without generic arguments: List,double."""
-        return ",".join(kind.partition("<")[0].rpartition(".")[2] + "[]" * kind.count("[]", kind.rfind(">") + 1) * ("<" in kind) for kind in self.types)
+        return ",".join(
+            kind.partition("<")[0].rpartition(".")[2] + "[]" * kind.count("[]", kind.rfind(">") + 1) * ("<" in kind) for kind in self.types
+        )
 
 
 def read_signature(trusted: str, lang: str) -> Signature:
@@ -46,7 +48,9 @@ def read_signature(trusted: str, lang: str) -> Signature:
 def function_names(source: str, lang: str) -> list[str]:
     """The functions that `source` defines, in order; of anything that is not code, []."""
     data = source.encode("utf-8", "replace")
-    found = sorted((node for node in _nodes(parser(lang).parse(data).root_node) if node.type == _NAMED[lang]), key=lambda node: node.start_byte)
+    found = sorted(
+        (node for node in _nodes(parser(lang).parse(data).root_node) if node.type == _NAMED[lang]), key=lambda node: node.start_byte
+    )
     if lang == "cpp":
         found = [node for row in found for node in _nodes(row) if node.type == "function_declarator"]
     names = [_text(node.child_by_field_name("declarator" if lang == "cpp" else "name"), data) for node in found]
@@ -92,8 +96,8 @@ def _cpp(definition: Node, source: bytes) -> Signature:
             types.append((source[row.start_byte : name.start_byte] + source[name.end_byte : declarator.end_byte]).decode().strip())
             names.append(_text(name, source))
     result = source[definition.start_byte : function.start_byte].decode().strip()
-    name = _text(function.child_by_field_name("declarator"), source)
-    return Signature(name, result, tuple(types), tuple(names), *_parts(definition, source))
+    called = _text(function.child_by_field_name("declarator"), source)
+    return Signature(called, result, tuple(types), tuple(names), *_parts(definition, source))
 
 
 def _parts(definition: Node, source: bytes) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Control groups: limits on a whole job, where rlimits hold for one process. They need root and a writable /sys/fs/cgroup, version 1 or 2."""
+"""Control groups: limits on a whole job, where rlimits hold for one process. They need a writable /sys/fs/cgroup, version 1 or 2."""
 
 import contextlib
 import itertools

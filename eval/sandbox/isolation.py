@@ -1,7 +1,7 @@
 """The command line that isolates a program: setpriv (when started by root), bubblewrap, prlimit, then the program.
 
-Seen inside are /usr and a few folders of /etc, read-only; the job's folder as /job; own, empty /tmp, /proc and /dev. The limits are set inside,
-because a user namespace starts a new count of processes. Root's own count has no limit, so root becomes nobody first.
+Seen inside are /usr and a few folders of /etc, read-only; the job's folder as /job; own, empty /tmp, /proc and /dev. The limits are set
+inside, because a user namespace starts a new count of processes. Root's own count has no limit, so root becomes nobody first.
 """
 
 import os
@@ -49,10 +49,11 @@ def isolate(folder: Path, tmp_mib: int, status: int, seccomp: int | None, writab
     nested = ["--disable-userns"] if "--disable-userns" in bubblewrap_options() else []
     # fmt: off
     return [
-        *drop, _find("bwrap"), "--unshare-all", "--unshare-user", *nested, "--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox",
-        "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv", *variables,
+        *drop, _find("bwrap"), "--unshare-all", "--unshare-user", *nested, "--uid", str(NOBODY), "--gid", str(NOBODY),
+        "--hostname", "sandbox", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv", *variables,
         *binds, "--proc", "/proc", *hidden, "--dev", "/dev", "--size", str(tmp_mib * MIB), "--tmpfs", "/tmp",
-        "--bind" if writable else "--ro-bind", str(folder), "/job", "--ro-bind-try", str(folder.parent / "support"), "/support", "--chdir", "/job",
+        "--bind" if writable else "--ro-bind", str(folder), "/job",
+        "--ro-bind-try", str(folder.parent / "support"), "/support", "--chdir", "/job",
         "--remount-ro", "/dev", "--remount-ro", "/",
         "--json-status-fd", str(status), *(["--seccomp", str(seccomp)] if seccomp is not None else []), "--",
     ]

@@ -112,11 +112,13 @@ def _open_doors(sandbox: "Sandbox", limits: "Limits") -> list[str]:
         numbers = (server.getsockname()[1], limits.processes, limits.tmp_mib, 2 * limits.memory_mib)
         ended = sandbox.run(["python3", "-I", "-c", _INSIDE, file.name, secret, *map(str, numbers)], Path(job), limits)
         if ended.status == "memory":  # the kernel's answer to the last attempt, which stood for it alone
-            rest = _INSIDE.replace("attempt(\"its memory", "0 and attempt(\"its memory")
+            rest = _INSIDE.replace('attempt("its memory', '0 and attempt("its memory')
             ended = sandbox.run(["python3", "-I", "-c", rest, file.name, secret, *map(str, numbers)], Path(job), limits)
     text = ended.stdout.decode(errors="replace").strip()
     if ended.status != "exited" or not re.fullmatch(r"\[.*\]", text):
-        raise SandboxError(f"the probing program ended with {ended.status} {ended.returncode}: {ended.stderr.decode(errors='replace')[-500:]}")
+        raise SandboxError(
+            f"the probing program ended with {ended.status} {ended.returncode}: {ended.stderr.decode(errors='replace')[-500:]}"
+        )
     return json.loads(text)
 
 
@@ -125,5 +127,3 @@ def _together(sandbox: "Sandbox", limits: "Limits") -> bool:
     with tempfile.TemporaryDirectory() as job:
         part = limits.memory_mib * 2 // 3
         return b"both" in sandbox.run(["python3", "-I", "-c", _TOGETHER, str(part)], Path(job), limits).stdout
-
-

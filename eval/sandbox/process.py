@@ -107,9 +107,8 @@ class Job:
         elif returncode == 128 + signal.SIGXCPU:
             status = TIMEOUT
         self._cgroup.close()
-        if self._report is not None:
-            if status == EXITED and "exit-code" not in _events(self._report.end()):
-                raise SandboxError(f"bubblewrap did not start the program: {stderr.decode(errors='replace').strip()[-500:] or returncode}")
+        if self._report is not None and status == EXITED and "exit-code" not in _events(self._report.end()):
+            raise SandboxError(f"bubblewrap did not start the program: {stderr.decode(errors='replace').strip()[-500:] or returncode}")
         return Ended(status, returncode, stdout, stderr, wall_s)
 
 
@@ -143,7 +142,14 @@ class Sandbox:
         return shutil.which(tool, path=isolation.PATH) is not None
 
     def start(
-        self, command: list[str], folder: Path, limits: Limits, *, stdin: Any = subprocess.DEVNULL, stdout: Any = subprocess.PIPE, writable: bool = False
+        self,
+        command: list[str],
+        folder: Path,
+        limits: Limits,
+        *,
+        stdin: Any = subprocess.DEVNULL,
+        stdout: Any = subprocess.PIPE,
+        writable: bool = False,
     ) -> Job:
         """Starts `command` in `folder`, its working folder. Both outputs are captured unless `stdout` is given.
 
@@ -195,4 +201,3 @@ def _pipe_with(data: bytes | None) -> int | None:
     os.write(write, data)
     os.close(write)
     return read
-

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class Task:
     """A program is `preamble` + `prompt` + completion + `ending`. The tests run as `trusted` + a call to it + `closing` + `tests`.
 
-    `trusted` is what the tests need of the prompt. In Python and JavaScript it stops before the function `entry`; in Java and C++ it ends with
-    that function's opening brace, `closing` ends what it opened, and types are read from it.
+    `trusted` is what the tests need of the prompt. In Python and JavaScript it stops before the function `entry`; in Java and C++ it ends
+    inside that function, `closing` ends what it opened, and types are read from it.
     """
 
     task_id: str

@@ -1,8 +1,8 @@
-"""TransCoder's functions from GeeksforGeeks (Roziere et al. 2020, arXiv:2006.03511), each with a script that compares two functions on inputs.
+"""TransCoder's functions from GeeksforGeeks (Roziere et al. 2020, arXiv:2006.03511), each with a script that compares two functions.
 
 The script holds a reference, `f_gold`, and expects `f_filled` at a mark. Traps: it prints how many inputs agree and exits with 0 whatever
-the number; every Java script imports javafx's Pair, which no JDK has. Arrays cross as vectors: a C++ script passes the address of a vector's
-first element, which is turned into the vector.
+the number; every Java script imports javafx's Pair, which no JDK has. Arrays cross as vectors: a C++ script passes the address of a
+vector's first element, which is turned into the vector.
 """
 
 import re
@@ -14,7 +14,10 @@ KEYS = {"id", "f_gold", "script"}
 _MARK = re.compile(r"^[ \t]*(//|#)[ \t]*TOFILL[ \t]*$", re.MULTILINE)
 _RESULT = {  # what reports, and what takes its place
     "python": (r"print\(\"#Results: .*\)", "assert n_success == len(param), (n_success, len(param))"),
-    "java": (r"System\.out\.println\(\"#Results:.*?(\w+(?:\.size\(\)|\.length))\);", r"if (n_success != \1) throw new AssertionError(n_success);"),
+    "java": (
+        r"System\.out\.println\(\"#Results:.*?(\w+(?:\.size\(\)|\.length))\);",
+        r"if (n_success != \1) throw new AssertionError(n_success);",
+    ),
     "cpp": (r"cout << \"#Results:.*?(\w+\.size\(\));", r"if (n_success != (int) \1) return 1;"),
 }
 

@@ -195,7 +195,12 @@ REFERENCES = [
     ("transcoder_gfg.python.jsonl.gz", "python", ["transcoder_gfg/ADD_1_TO_A_GIVEN_NUMBER/python"], {}),
     ("transcoder_gfg.cpp.jsonl.gz", "cpp", ["transcoder_gfg/ARRAY_ELEMENT_MOVED_K_USING_SINGLE_MOVES/cpp"], {}),
 ]
-BAD = {"python": "    return None\n", "javascript": "  return undefined;\n}\n", "java": "        return null; } }\n", "cpp": "    throw 1;\n}\n"}
+BAD = {
+    "python": "    return None\n",
+    "javascript": "  return undefined;\n}\n",
+    "java": "        return null; } }\n",
+    "cpp": "    throw 1;\n}\n",
+}
 
 
 @pytest.mark.parametrize(("name", "lang", "chosen", "cannot"), REFERENCES, ids=[row[0] for row in REFERENCES])
@@ -222,7 +227,14 @@ def test_multipl_e_reads(name: str, lang: str, shared_data: Path) -> None:
 
 
 def test_a_corpus_program_may_name_its_function_itself(judge: Judge, tmp_path: Path) -> None:
-    row = {"task_id": "c", "entry_point": "add", "text": "add", "code": "def add(a):\n    return a + 1\n", "cases": [[[1], 2]], "test": "assert add(1) == 2\n"}
+    row = {
+        "task_id": "c",
+        "entry_point": "add",
+        "text": "add",
+        "code": "def add(a):\n    return a + 1\n",
+        "cases": [[[1], 2]],
+        "test": "assert add(1) == 2\n",
+    }
     with gzip.open(tmp_path / "tasks.jsonl.gz", "wt") as file:
         file.write(json.dumps(row) + "\n")
     (task,) = load_tasks(str(tmp_path / "tasks.jsonl.gz"), "python")

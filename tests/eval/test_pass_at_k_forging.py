@@ -13,7 +13,14 @@ WRONG = ("failed", "timeout", "memory", "compile error")
 TASKS = {
     "python": Task("p", "python", "", "def f(x):\n", "f", "", "assert f(1) == 2\nassert f(5) == 26\n"),
     "javascript": Task(
-        "j", "javascript", "", "function f(x) {\n", "f", "", "console.assert(f(1) === 2);\nif (f(5) != 26) throw 'wrong';\n", reference="return x * x + 1; }"
+        "j",
+        "javascript",
+        "",
+        "function f(x) {\n",
+        "f",
+        "",
+        "console.assert(f(1) === 2);\nif (f(5) != 26) throw 'wrong';\n",
+        reference="return x * x + 1; }",
     ),
     "java": Task(
         "v",
@@ -22,7 +29,8 @@ TASKS = {
         "import java.util.*;\nclass Solution {\n    public static Object f(int x) {\n",
         "",
         "import java.util.*;\nclass Solution {\n    public static Object f(int x) {\n",
-        "class Main { public static void main(String[] a) { assert Solution.f(1).equals(2); if (!Solution.f(5).equals(26)) throw new Error(); } }",
+        "class Main { public static void main(String[] a) { assert Solution.f(1).equals(2);"
+        " if (!Solution.f(5).equals(26)) throw new Error(); } }",
         closing="}\n}\n",
     ),
     "cpp": Task(
@@ -53,9 +61,11 @@ PYTHON = {
     "is an int equal to everything": "    return type('A', (int,), {'__eq__': lambda *_: True, '__hash__': None})(7)\n",
     "is a list equal to everything": "    return type('A', (list,), {'__eq__': lambda *_: True, '__hash__': None})()\n",
     "patches builtins": "    import builtins; builtins.AssertionError = type('A', (Exception,), {}); builtins.compile = lambda *_: ''\n",
-    "walks the frames": "    import sys\n    frame = sys._getframe()\n    while frame:\n        if 'expected' in frame.f_locals: return frame.f_locals['expected']\n"
+    "walks the frames": "    import sys\n    frame = sys._getframe()\n    while frame:\n"
+    "        if 'expected' in frame.f_locals: return frame.f_locals['expected']\n"
     "        frame.f_globals['finish'] = lambda *_: None\n        frame = frame.f_back\n",
-    "searches the heap": "    import gc\n    for o in gc.get_objects():\n        if isinstance(o, dict) and 'tests' in o: return 26 if '26' in str(o) else 2\n",
+    "searches the heap": "    import gc\n    for o in gc.get_objects():\n"
+    "        if isinstance(o, dict) and 'tests' in o: return 26 if '26' in str(o) else 2\n",
     "reads the tests": "    text = open('/job/tests.json').read()\n    return int(text.split('== ')[x > 1])\n",
     "rewrites the harness": "    open('/support/tests.py', 'w').write('')\n",
     "writes verdicts everywhere": "    import os\n    " + _SAY.format("\\npassed\\n") + "\n",
@@ -81,7 +91,8 @@ PYTHON = {
 JAVASCRIPT = {
     "exits with 0": "process.exit(0); }",
     "patches console.assert": "console.assert = () => {}; globalThis.f = () => 2; }",
-    "is equal by coercion": "return { valueOf() { return x * x + 1; }, [Symbol.toPrimitive]() { return x * x + 1; }, toString() { return '26'; } }; }",
+    "is equal by coercion": "return { valueOf() { return x * x + 1; }, [Symbol.toPrimitive]() { return x * x + 1; },"
+    " toString() { return '26'; } }; }",
     "is a proxy": "return new Proxy({}, { get: () => 26 }); }",
     "handles exit": "process.on('exit', () => { process.exitCode = 0; }); throw 1; }",
     "reads the tests": "return eval(require('fs').readFileSync('/job/tests.json', 'utf8')); }",
@@ -93,19 +104,21 @@ JAVA = {
     "exits with 0": "System.exit(0); return null; } }",
     "halts when loaded": "return null; } static { Runtime.getRuntime().halt(0); } }",
     "is equal to everything": "return new Object() { public boolean equals(Object o) { return true; } }; } }",
-    "brings its own harness": "return 2; } }\nclass Tests { public static Object call(Object... a) { return 26; } public static void main(String[] a) {"
-    ' System.err.println("passed"); } }\nclass Wire { }',
-    "turns assertions off": 'ClassLoader.getSystemClassLoader().setDefaultAssertionStatus(false); throw new Error("No module named assert"); } }',
+    "brings its own harness": "return 2; } }\nclass Tests { public static Object call(Object... a) { return 26; }"
+    ' public static void main(String[] a) { System.err.println("passed"); } }\nclass Wire { }',
+    "turns assertions off": "ClassLoader.getSystemClassLoader().setDefaultAssertionStatus(false);"
+    ' throw new Error("No module named assert"); } }',
 }
 CPP = {
     "exits with 0": "_Exit(0); }",
     "exits before main": "return 0; } struct A { A() { _Exit(0); } } a;",
     "defines assert away": "return 0; }\n#define assert(x)\n#define NDEBUG",
     "defines == away": "return 0; } bool operator==(string, int) { return true; }\n#define f(x) string()",
-    "exits in a constructor": '__attribute__((constructor)) void g() { } return 1; } __attribute__((constructor)) void h() { write(4, "v\\2\\0\\0", 5); _Exit(0); }',
+    "exits in a constructor": "__attribute__((constructor)) void g() { } return 1; }"
+    ' __attribute__((constructor)) void h() { write(4, "v\\2\\0\\0", 5); _Exit(0); }',
     "reads the nonce": 'puts(getenv("NONCE") ? "passed" : ""); return 2; }',
     "overruns its stack": "volatile char a[8]; for (int i = 0; i < 4096; i++) a[i] = 2; return a[0]; }",
-    "patches the harness": "return 2; } namespace moe_wire { template <> struct Code<long> { }; } extern \"C\" void abort() { _Exit(0); }",
+    "patches the harness": 'return 2; } namespace moe_wire { template <> struct Code<long> { }; } extern "C" void abort() { _Exit(0); }',
 }
 
 
@@ -161,7 +174,9 @@ def test_outcomes_have_their_names(completion: str, outcome: str, judge: Judge) 
 
 def test_values_cross_as_they_are(judge: Judge) -> None:
     values = "[None, True, 1, -10**5000, 1.5, float('inf'), 'é\\ud800', b'\\0', (1, (2,)), {1, 2}, frozenset({3}), {(1, 2): [3]}, 1j]"
-    task = Task("t", "python", "", "def f(x):\n", "f", "", f"for v in {values}:\n    r = f(v)\n    assert r == v and type(r) is type(v), v\n")
+    task = Task(
+        "t", "python", "", "def f(x):\n", "f", "", f"for v in {values}:\n    r = f(v)\n    assert r == v and type(r) is type(v), v\n"
+    )
     assert judge.judge(task, "    return x\n").outcome == "passed"
 
 

@@ -114,7 +114,9 @@ def test_a_wrapper_that_isolates_nothing_is_found_out(sandbox: Sandbox, monkeypa
     """bubblewrap's place is taken by a script that reports as it does and runs the program in the open."""
 
     def in_the_open(folder: Path, tmp_mib: int, status: int, *_: object) -> list[str]:
-        report = "import os, subprocess, sys; code = subprocess.call(sys.argv[2:]); os.write(int(sys.argv[1]), b'{\"exit-code\": %d}' % code)"
+        report = (
+            "import os, subprocess, sys; code = subprocess.call(sys.argv[2:]); os.write(int(sys.argv[1]), b'{\"exit-code\": %d}' % code)"
+        )
         return ["python3", "-c", report, str(status)]
 
     monkeypatch.setattr(isolation, "isolate", in_the_open)
@@ -141,7 +143,7 @@ def test_a_hole_in_the_isolation_is_found(keep: tuple[str, str], message: str, s
 def test_missing_limits_are_found(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolation, "limit", lambda *_: ["prlimit", "--"])
     monkeypatch.setattr(cgroup, "version", lambda: None)
-    with pytest.raises(SandboxError, match="more processes than its limit.*memory has no limit"):
+    with pytest.raises(SandboxError, match=r"more processes than its limit.*memory has no limit"):
         Sandbox.open()
 
 

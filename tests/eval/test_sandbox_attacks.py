@@ -19,7 +19,7 @@ LIMITS = Limits(wall_s=3, memory_mib=256, processes=32, file_mib=16, tmp_mib=16,
 RUNTIME = Limits(wall_s=10, memory_mib=512, processes=64, file_mib=16, tmp_mib=16, output_kib=64, address_space=False)  # the JVM and node
 
 PYTHON = """
-import array, ctypes, fcntl, glob, mmap, multiprocessing, os, resource, select, signal, socket, struct, subprocess, sys, tempfile, threading, time
+import ctypes, fcntl, glob, mmap, os, resource, signal, socket, subprocess, sys, threading, time
 libc = ctypes.CDLL(None, use_errno=True)
 def attempt(action):
     try:
@@ -27,7 +27,7 @@ def attempt(action):
     except BaseException as error:
         print("closed", type(error).__name__, flush=True)
 """
-# name: what is attempted. @SECRET@ is a file of the host, @FOLDER@ one that anybody may write to, @PORT@ and @ABSTRACT@ its sockets, @PID@ a process.
+# @SECRET@ is a file of the host, @FOLDER@ a folder that anybody may write to, @PORT@ and @ABSTRACT@ are sockets, @PID@ is a process.
 PYTHON_ATTACKS = {
     "read a host file": "attempt(lambda: open('@SECRET@').read())",
     "read a host file by a symlink": "os.symlink('@SECRET@', '/tmp/link')\nattempt(lambda: open('/tmp/link').read())",
@@ -70,7 +70,7 @@ PYTHON_ATTACKS = {
     "use userfaultfd": "attempt(lambda: libc.syscall(323, 1) >= 0)",
     "use perf events": "attempt(lambda: libc.syscall(298, (ctypes.c_char * 128)(), 0, -1, -1, 0) >= 0)",
     "become root": "attempt(lambda: os.setuid(0) is None)",
-    "gain privileges by a setuid program": "attempt(lambda: 'uid=0' in subprocess.run(['su', '-c', 'id'], capture_output=True, text=True).stdout)",
+    "gain privileges by a setuid program": "attempt(lambda: b'uid=0' in subprocess.run(['su', '-c', 'id'], capture_output=True).stdout)",
     "raise its limits": "attempt(lambda: resource.setrlimit(resource.RLIMIT_NPROC, (4096, 4096)) is None)",
     "leave its control group": "attempt(lambda: open('/sys/fs/cgroup/cgroup.procs', 'w'))",
     "type into the terminal": "attempt(lambda: fcntl.ioctl(os.open('/dev/tty', os.O_RDWR), 0x5412, b'x') == 0)",
@@ -79,18 +79,28 @@ PYTHON_ATTACKS = {
 # name: (program, how it may end); nothing of it may be left over.
 EXHAUSTION = {
     "fork bomb": ("while True:\n    try: os.fork()\n    except OSError: time.sleep(0.01)", {"timeout"}),
-    "threads without end": ("while True:\n    try: threading.Thread(target=time.sleep, args=(99,)).start()\n    except RuntimeError: break\nos._exit(0)",
-                            {"exited", "timeout"}),
+    "threads without end": (
+        "while True:\n    try: threading.Thread(target=time.sleep, args=(99,)).start()\n    except RuntimeError: break\nos._exit(0)",
+        {"exited", "timeout"},
+    ),
     "memory": ("print('OPEN' if bytearray(1 << 30) else '')", {"exited", "memory"}),
-    "memory by many processes": ("for _ in range(20):\n    if os.fork() == 0:\n        x = bytearray(b'1') * (100 << 20)\n        time.sleep(60)\ntime.sleep(60)",
-                                 {"memory", "timeout"}),
+    "memory by many processes": (
+        "for _ in range(20):\n    if os.fork() == 0:\n        x = bytearray(b'1') * (100 << 20)\n        time.sleep(60)\ntime.sleep(60)",
+        {"memory", "timeout"},
+    ),
     "shared memory": ("m = mmap.mmap(-1, 1 << 30)\nfor i in range(0, 1 << 30, 4096): m[i] = 1\nprint('OPEN')", {"exited", "memory"}),
-    "a full /tmp": ("for i in range(64):\n    with open(f'/tmp/{i}', 'wb') as f: f.write(bytes(1 << 20))\nprint('OPEN')", {"exited", "memory"}),
+    "a full /tmp": (
+        "for i in range(64):\n    with open(f'/tmp/{i}', 'wb') as f: f.write(bytes(1 << 20))\nprint('OPEN')",
+        {"exited", "memory"},
+    ),
     "a huge file": ("f = open('/tmp/f', 'wb')\nf.seek(1 << 40)\nf.write(b'x')\nf.flush()\nprint('OPEN')", {"exited"}),
     "a flood of output": ("while True: print('x' * 4096)", {"output"}),
     "a flood of errors": ("while True: sys.stderr.write('x' * 4096)", {"output"}),
     "an endless loop": ("while True: pass", {"timeout"}),
-    "deaf to signals": ("[signal.signal(s, signal.SIG_IGN) for s in range(1, 32) if s not in (9, 19)]\nwhile True: time.sleep(1)", {"timeout"}),
+    "deaf to signals": (
+        "[signal.signal(s, signal.SIG_IGN) for s in range(1, 32) if s not in (9, 19)]\nwhile True: time.sleep(1)",
+        {"timeout"},
+    ),
     "an orphan": ("if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(60)\nos._exit(0)", {"exited"}),
     "an orphan that holds the output": ("if os.fork() == 0:\n    os.setsid()\n    time.sleep(60)", {"exited", "timeout"}),
     "deep recursion": ("sys.setrecursionlimit(10**9)\ndef f(n): return f(n + 1)\nf(0)", {"exited", "memory", "timeout"}),
@@ -134,10 +144,12 @@ JAVA_ATTACKS = {
     "shell": 'attempt(() -> new ProcessBuilder("cat", "@SECRET@").start().getInputStream().read() >= 0);',
     "read the harness's environment": 'attempt(() -> Files.readAllBytes(Path.of("/proc/1/environ")).length > 0);',
     "connect to a host port": 'attempt(() -> { new Socket("127.0.0.1", @PORT@); return true; });',
-    "network interfaces": 'attempt(() -> Collections.list(NetworkInterface.getNetworkInterfaces()).stream().anyMatch(n -> !n.getName().equals("lo")));',
+    "network interfaces": "attempt(() -> Collections.list(NetworkInterface.getNetworkInterfaces()).stream()"
+    '.anyMatch(n -> !n.getName().equals("lo")));',
     "end a host process": "attempt(() -> ProcessHandle.of(@PID@).map(ProcessHandle::destroyForcibly).orElse(false));",
     "write to the job's folder": 'attempt(() -> Files.writeString(Path.of("/job/planted"), "x") != null);',
-    "memory": "attempt(() -> { List<byte[]> all = new ArrayList<>(); for (int i = 0; i < 1024; i++) all.add(new byte[1 << 20]); return true; });",
+    "memory": "attempt(() -> { List<byte[]> all = new ArrayList<>();"
+    " for (int i = 0; i < 1024; i++) all.add(new byte[1 << 20]); return true; });",
     "threads without end": "attempt(() -> { for (int i = 0; i < 200; i++) { Thread t = new Thread(() -> { try { Thread.sleep(9999); }"
     " catch (InterruptedException e) {} }); t.setDaemon(true); t.start(); } return true; });",
     "a full /tmp": 'attempt(() -> { for (int i = 0; i < 64; i++) Files.write(Path.of("/tmp/" + i), new byte[1 << 20]); return true; });',
@@ -172,10 +184,12 @@ CPP_ATTACKS = {
     "chroot": 'report(mkdir("/tmp/x", 0755) == 0 && chroot("/tmp/x") == 0); return 0;',
     "a namespace by clone3": "struct { unsigned long f, p[10]; } a{}; a.f = 0x10000000; a.p[3] = SIGCHLD;"
     " long r = syscall(435, &a, 88); if (r == 0) _exit(0); report(r > 0); return 0;",
-    "the 32-bit system calls": 'long r; asm volatile("int $0x80" : "=a"(r) : "a"(21), "b"(0), "c"(0), "d"(0) : "memory"); report(r == 0); return 0;',
+    "the 32-bit system calls": 'long r; asm volatile("int $0x80" : "=a"(r)'
+    ' : "a"(21), "b"(0), "c"(0), "d"(0) : "memory"); report(r == 0); return 0;',
     "the x32 system calls": "report(syscall(0x40000000 + 165, 0, 0, 0, 0, 0) == 0); return 0;",
     "a file handle": "report(syscall(304, AT_FDCWD, 0, 0) >= 0 || errno != EPERM); return 0;",
-    "memory": "for (int i = 0; i < 1024; i++) { char* p = (char*)malloc(1 << 20); if (!p) return 1; memset(p, 1, 1 << 20); } report(true); return 0;",
+    "memory": "for (int i = 0; i < 1024; i++) { char* p = (char*)malloc(1 << 20); if (!p) return 1;"
+    " memset(p, 1, 1 << 20); } report(true); return 0;",
     "fork bomb": "for (;;) fork();",
     "the stack": "volatile char big[1 << 16]; big[0] = 1; return attack() + big[0];",
     "a core dump": 'if (fork() == 0) abort(); sleep(1); report(access("core", F_OK) == 0 || access("/tmp/core", F_OK) == 0); return 0;',
@@ -263,7 +277,13 @@ def test_python_does_not_get_out(name: str, sandbox: Sandbox, host: Host, job: P
 
 def test_the_attacks_are_real(host: Host, job: Path) -> None:
     """Without the sandbox the same programs reach what they want; otherwise the tests above would show nothing."""
-    for name in ("read a host file", "read a host file by a symlink", "see host processes", "connect to a host port", "connect to an abstract socket"):
+    for name in (
+        "read a host file",
+        "read a host file by a symlink",
+        "see host processes",
+        "connect to a host port",
+        "connect to an abstract socket",
+    ):
         (Path("/tmp") / "link").unlink(missing_ok=True)
         ended = run_python(Sandbox(unsafe=True), host.aim(PYTHON_ATTACKS[name]), job)
         assert b"OPEN" in ended.stdout, (name, ended)
@@ -286,7 +306,9 @@ def test_python_does_not_use_up_the_host(name: str, sandbox: Sandbox, host: Host
 
 def check_attack(ended: Ended, name: str, host: Host) -> None:
     assert b"OPEN" not in ended.stdout, ended
-    assert b"closed" in ended.stdout or name in ("memory", "fork bomb", "the stack", "the x32 system calls", "the 32-bit system calls"), ended
+    assert b"closed" in ended.stdout or name in ("memory", "fork bomb", "the stack", "the x32 system calls", "the 32-bit system calls"), (
+        ended
+    )
     host.check()
 
 
@@ -311,7 +333,10 @@ def test_java_does_not_get_out(name: str, sandbox: Sandbox, host: Host, job: Pat
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 @pytest.mark.parametrize(
-    "name", some_slow(CPP_ATTACKS, {"read a host file", "a namespace by clone3", "the 32-bit system calls", "the x32 system calls", "memory", "fork bomb"})
+    "name",
+    some_slow(
+        CPP_ATTACKS, {"read a host file", "a namespace by clone3", "the 32-bit system calls", "the x32 system calls", "memory", "fork bomb"}
+    ),
 )
 def test_cpp_does_not_get_out(name: str, sandbox: Sandbox, host: Host, job: Path) -> None:
     (job / "attack.cpp").write_text(CPP % host.aim(CPP_ATTACKS[name]))
@@ -321,7 +346,9 @@ def test_cpp_does_not_get_out(name: str, sandbox: Sandbox, host: Host, job: Path
 
 
 @pytest.mark.parametrize(
-    "source", ['#include "@SECRET@"', '#include "/etc/passwd"', '__asm__(".incbin \\"@SECRET@\\"");', '#include "/dev/zero"'], ids=["file", "users", "incbin", "endless"]
+    "source",
+    ['#include "@SECRET@"', '#include "/etc/passwd"', '__asm__(".incbin \\"@SECRET@\\"");', '#include "/dev/zero"'],
+    ids=["file", "users", "incbin", "endless"],
 )
 def test_the_compiler_reads_nothing_of_the_host(source: str, sandbox: Sandbox, host: Host, job: Path) -> None:
     (job / "attack.cpp").write_text(host.aim(source) + "\nint main() {}\n")

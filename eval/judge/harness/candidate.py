@@ -6,9 +6,8 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import wire
 
-# json recurses to encode; a result that is nested too deep is an error of the program.
 channel = wire.Channel()
-namespace = {"__name__": "program"}
+namespace: dict = {"__name__": "program"}
 
 
 def attempt(action):

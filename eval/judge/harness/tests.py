@@ -64,10 +64,13 @@ channel = wire.Channel()
 loaded = answer()
 if "error" in loaded:
     kind, text = map(str, loaded["error"])
-    finish({"SyntaxError": "compile error", "IndentationError": "compile error", "TabError": "compile error"}.get(kind, "failed"), f"{kind}: {text}")
+    finish(
+        {"SyntaxError": "compile error", "IndentationError": "compile error", "TabError": "compile error"}.get(kind, "failed"),
+        f"{kind}: {text}",
+    )
 with open("tests.json", encoding="utf-8") as file:
     plan = json.load(file)
-namespace = {"__name__": "__main__"}
+namespace: dict[str, object] = {"__name__": "__main__"}
 try:
     exec(compile(plan["trusted"], "trusted.py", "exec"), namespace)
     namespace[plan["entry"]] = call

@@ -11,9 +11,9 @@ sys.set_int_max_str_digits(0)
 def encode(value):
     if value is None or isinstance(value, bool):
         return value
-    for kind in (int, float, str):
-        if isinstance(value, kind):
-            return kind(value)
+    for plain in (int, float, str):
+        if isinstance(value, plain):
+            return plain(value)
     if isinstance(value, list):
         return [encode(part) for part in value]
     if isinstance(value, dict):
@@ -33,7 +33,7 @@ def decode(value):
         return [decode(part) for part in value]
     if not isinstance(value, dict):
         return value
-    (kind, data), = value.items()
+    ((kind, data),) = value.items()
     if kind == "dict":
         return {decode(key): decode(part) for key, part in data}
     if kind in ("tuple", "set", "frozenset"):
