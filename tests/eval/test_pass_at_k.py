@@ -188,7 +188,7 @@ REFERENCES = [
         ["JavaScript/0", "JavaScript/38", "JavaScript/112", "JavaScript/155", "JavaScript/162"],
         {"JavaScript/112": "failed", "JavaScript/155": "failed", "JavaScript/162": "failed"},
     ),
-    ("humaneval_x.cpp.jsonl.gz", "cpp", ["CPP/38", "CPP/32"], {}),
+    ("humaneval_x.cpp.jsonl.gz", "cpp", ["CPP/38"], {}),
     ("humaneval_x.java.jsonl.gz", "java", ["Java/32"], {}),
     ("mbxp_sample.python.jsonl", "python", ["MBPP/1", "MBPP/4"], {}),
     ("mbxp_sample.javascript.jsonl", "javascript", ["MBJSP/1", "MBJSP/4"], {}),
