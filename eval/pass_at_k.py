@@ -91,7 +91,7 @@ def judge_samples(tasks: list[Task], samples: list[Sample], sandbox: Sandbox, li
     with Judge(sandbox, limits) as judge, ThreadPoolExecutor(jobs) as pool, log.open("a", encoding="utf-8") as file:
         futures = {pool.submit(judge.judge, by_id[task_id], completion): (task_id, completion) for task_id, completion in todo}
         try:
-            for future in tqdm(as_completed(futures), total=len(futures), desc="Judging", unit="program"):
+            for future in tqdm(as_completed(futures), total=len(futures), desc="Judging", unit="program", disable=None):
                 (task_id, completion), verdict = futures[future], future.result()
                 row = {"task_id": task_id, "completion": completion, "outcome": verdict.outcome, "detail": verdict.detail}
                 known[task_id, completion] = row
@@ -186,7 +186,7 @@ def generate(model: Any, tokenizer: Any, prompts: list[str], stops: list[tuple[s
     room = model.config.max_position_embeddings
     sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p} if args.temperature else {"do_sample": False}
     texts = []
-    for start in tqdm(range(0, len(rows), args.batch_size), desc="Generating", unit="batch"):
+    for start in tqdm(range(0, len(rows), args.batch_size), desc="Generating", unit="batch", disable=None):
         batch = rows[start : start + args.batch_size]
         inputs = pad_left(tokenizer, batch, model.device)
         width = inputs["input_ids"].shape[1]
