@@ -18,18 +18,16 @@ from math import comb
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 from transformers import set_seed
 
 from model.cli import add_precision, make_parser, run_command
-from model.generation import encode_prompts, pad_left
 from model.languages import LANGUAGES
 from model.load import load_model
 from model.output import check_absent, output_folder, sha256_of, write_run
-from model.prompt import format_prompt
 
 from .bootstrap import bootstrap
+from .completions import generate, prompt_of
 from .judge import OUTCOMES, PASSED, UNJUDGED, Judge
 from .sandbox import Limits, Sandbox, SandboxError
 from .tasks import CORPUS, Task, load_tasks
@@ -49,8 +47,8 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 def main(args: Namespace) -> int:
     """The command; 1 if some programs could not be judged."""
     check_absent(args.out)
-    ks = sorted({int(k) for k in args.k.split(",")}) if args.k.replace(",", "").isdigit() else []
-    if not ks or ks[0] < 1:
+    ks = sorted({int(k) if k.isdecimal() else 0 for k in args.k.split(",")})
+    if ks[0] < 1:
         raise ValueError(f"-k takes numbers from 1 on, joined by commas, not {args.k!r}")
     tasks = load_tasks(args.tasks, args.lang)[: args.limit]
     sandbox = Sandbox.open(unsafe=args.unsafe_no_sandbox)
@@ -166,43 +164,12 @@ def _generated(args: Namespace, tasks: list[Task], n: int, unfinished: Path) -> 
         raise ValueError("at --temperature 0 all completions of a task are equal; take -n 1, or a temperature such as 0.8")
     model, tokenizer = load_model(args.model, adapter=args.adapter, device=args.device, precision=args.precision)
     set_seed(args.seed)
-    prompts = [_prompt(task, args.template) for task in tasks for _ in range(n)]
+    prompts = [prompt_of(task, args.template) for task in tasks for _ in range(n)]
     texts = generate(model, tokenizer, prompts, [task.stop for task in tasks for _ in range(n)], args)
     owners = [(task, number) for task in tasks for number in range(n)]
     samples = [{"task_id": t.task_id, "sample": number, "completion": t.cut(text)} for (t, number), text in zip(owners, texts, strict=True)]
     _write_rows(log, [{"facts": facts}, *samples])
     return samples
-
-
-def _prompt(task: Task, template: bool) -> str:
-    """What the model sees: the task's own text, and before it the project's template where asked for or where there is nothing else."""
-    return format_prompt(task.text, task.lang) + task.prompt if template or task.whole else task.prompt
-
-
-@torch.inference_mode()
-def generate(model: Any, tokenizer: Any, prompts: list[str], stops: list[tuple[str, ...]], args: Namespace) -> list[str]:
-    """A completion of each prompt, in batches of one task set's order; a batch ends when all of it has met a stop sequence or EOS."""
-    rows = encode_prompts(tokenizer, prompts)
-    room = model.config.max_position_embeddings
-    sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p} if args.temperature else {"do_sample": False}
-    texts = []
-    for start in tqdm(range(0, len(rows), args.batch_size), desc="Generating", unit="batch", disable=None):
-        batch = rows[start : start + args.batch_size]
-        inputs = pad_left(tokenizer, batch, model.device)
-        width = inputs["input_ids"].shape[1]
-        if width >= room:
-            raise ValueError(f"a prompt of {width} tokens leaves no room in a context of {room}")
-        marks = sorted({mark for stop in stops[start : start + len(batch)] for mark in stop})
-        output = model.generate(
-            **inputs,
-            **sampling,
-            **({"stop_strings": marks, "tokenizer": tokenizer} if marks else {}),
-            max_new_tokens=min(args.max_new_tokens, room - width),
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        )
-        texts += tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
-    return texts
 
 
 def _read_rows(path: Path, *, missing_ok: bool = True) -> list[dict[str, Any]]:

@@ -25,8 +25,7 @@ TOOL_MISSING, SANDBOX_ERROR = "tool missing", "sandbox error"
 OUTCOMES = (PASSED, FAILED, COMPILE_ERROR, TIMEOUT, MEMORY, TOOL_MISSING, SANDBOX_ERROR)
 UNJUDGED = (TOOL_MISSING, SANDBOX_ERROR)  # say nothing about the program
 HARNESS = Path(__file__).parent / "harness"
-# Compilers map the precompiled header and reserve heaps: their memory is counted in pages by the control group, or by -Xmx.
-COMPILING = Limits(wall_s=60, memory_mib=2048, file_mib=512, address_space=False)
+COMPILING = Limits(wall_s=60, memory_mib=2048, file_mib=512)  # the precompiled header is 100 MB
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class _Unbuilt(Exception):
 
 
 class Judge:
-    """Judges from several threads at once; programs are compiled once each, in a folder that `close` removes."""
+    """Judges from several threads at once. Tests are compiled once; all that is built goes when the `with` block ends."""
 
     def __init__(self, sandbox: Sandbox, limits: Limits | None = None) -> None:
         self._sandbox, self._limits = sandbox, limits or Limits()
@@ -78,13 +77,18 @@ class Judge:
         return verdict
 
     def _judge(self, task: Task, completion: str, toolchain: Toolchain) -> Verdict:
-        work = self._prepare(task.lang, toolchain)
+        work, tests = self._prepare(task.lang, toolchain), toolchain.tests(task)
         try:
-            tests = self._build(work, toolchain.tests(task))
+            tests_folder = self._build_once(work, tests, toolchain)
         except _Unbuilt as unbuilt:
             raise _Unbuilt(Verdict(SANDBOX_ERROR, f"the tests cannot be compiled: {unbuilt.verdict.detail}")) from unbuilt
         program = toolchain.candidate(task, completion)
-        return self._run_pair(self._build(work, program), program, tests, toolchain.tests(task), toolchain)
+        folder = Path(tempfile.mkdtemp(dir=work))
+        try:
+            self._build(folder, program, toolchain)
+            return self._run_pair(folder, program, tests_folder, tests, toolchain)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _run_pair(self, program_folder: Path, program: Program, tests_folder: Path, tests: Program, toolchain: Toolchain) -> Verdict:
         limits = replace(self._limits, address_space=toolchain.address_space)
@@ -125,53 +129,48 @@ class Judge:
                 for name in toolchain.support:
                     shutil.copy(HARNESS / name, fresh / name)
                 if toolchain.prepare:
-                    self._compile(fresh, toolchain.prepare, SANDBOX_ERROR)
+                    self._compile(fresh, toolchain.prepare, SANDBOX_ERROR, toolchain)
                 fresh.parent.rename(work)
         return work
 
-    def _build(self, work: Path, program: Program) -> Path:
-        """The folder of the compiled program; equal programs are compiled once."""
-        key = hashlib.sha256(json.dumps([program.files, program.compile]).encode()).hexdigest()[:24]
-        folder, failure = work / key, work / f"{key}.failed"
+    def _build_once(self, work: Path, program: Program, toolchain: Toolchain) -> Path:
+        """The folder of a task's compiled tests, which all of its completions share."""
+        key = hashlib.sha256(json.dumps(program.files).encode()).hexdigest()[:24]
+        folder = work / key
         with self._lock_of(key):
-            if failure.is_file():
-                raise _Unbuilt(Verdict(*json.loads(failure.read_text())))
             if not folder.exists():
-                fresh = work / f"{key}.new"
-                shutil.rmtree(fresh, ignore_errors=True)
-                fresh.mkdir()
-                for name, text in program.files.items():
-                    (fresh / name).write_text(text, encoding="utf-8", errors="replace")
-                if program.compile:
-                    try:
-                        self._compile(fresh, program.compile, COMPILE_ERROR)
-                    except _Unbuilt as unbuilt:
-                        failure.write_text(json.dumps([unbuilt.verdict.outcome, unbuilt.verdict.detail]))
-                        raise
+                fresh = Path(tempfile.mkdtemp(dir=work))
+                self._build(fresh, program, toolchain)
                 fresh.rename(folder)
         return folder
 
-    def _compile(self, folder: Path, command: tuple[str, ...], outcome: str) -> None:
-        ended = self._sandbox.run(list(command), folder, COMPILING, writable=True)
+    def _build(self, folder: Path, program: Program, toolchain: Toolchain) -> None:
+        for name, text in program.files.items():
+            (folder / name).write_text(text, encoding="utf-8", errors="replace")
+        if program.compile:
+            self._compile(folder, program.compile, COMPILE_ERROR, toolchain)
+
+    def _compile(self, folder: Path, command: tuple[str, ...], outcome: str, toolchain: Toolchain) -> None:
+        limits = replace(COMPILING, address_space=toolchain.address_space)
+        ended = self._sandbox.run(list(command), folder, limits, writable=True)
         if ended.status != "exited" or ended.returncode:
             why = "" if ended.status == "exited" else f"{ended.status}: "
             text = (ended.stdout + ended.stderr).decode(errors="replace").strip()
             raise _Unbuilt(Verdict(outcome, why + text[:1000]))
-        folder.chmod(0o755)
 
     def _missing(self, task: Task, verdict: Verdict, toolchain: Toolchain) -> str:
         """What the verdict says is not installed, if the task itself uses it and it is indeed not there."""
         found = re.search(toolchain.missing, verdict.detail)
         if verdict.outcome == PASSED or not found or found[1] not in task.prompt + task.tests:
             return ""
-        work = self._prepare(task.lang, toolchain)
         needs = toolchain.needs(found[1])
-        try:
-            folder = self._build(work, needs)
-            ended = self._sandbox.run(list(needs.run), folder, replace(self._limits, address_space=toolchain.address_space))
-        except _Unbuilt:
-            return found[1]
-        return "" if needs.compile or ended.returncode == 0 else found[1]
+        with tempfile.TemporaryDirectory(dir=self._prepare(task.lang, toolchain)) as folder:
+            try:
+                self._build(Path(folder), needs, toolchain)
+            except _Unbuilt:
+                return found[1]
+            ended = self._sandbox.run(list(needs.run), Path(folder), replace(self._limits, address_space=toolchain.address_space))
+        return "" if ended.returncode == 0 else found[1]
 
     def _lock_of(self, key: str) -> threading.Lock:
         with self._lock:

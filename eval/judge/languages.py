@@ -130,7 +130,7 @@ TOOLCHAINS = {
         address_space=False,
         channel=False,
         missing=r"package ([\w.]+) does not exist",
-        needs=lambda name: _java({"Main.java": f"import {name}.*; class Main {{}}"}),
+        needs=lambda name: _java({"Main.java": f"import {name}.*; class Main {{}}"}, "-version"),
     ),
     "cpp": Toolchain(
         tools=("g++",),

@@ -181,6 +181,8 @@ class Sandbox:
             )
         except OSError as error:
             cgroup.close()
+            if read >= 0:
+                os.close(read)
             raise SandboxError(f"cannot start {shlex.join(command)}: {error}") from error
         finally:
             for fd in (write, rules):

@@ -146,7 +146,7 @@ def test_a_users_mistake_is_named(change: Any, message: str, files: dict[str, Pa
     assert not files["out"].exists()
 
 
-@pytest.mark.parametrize("k", ["0", "", "1,x", "-1"])
+@pytest.mark.parametrize("k", ["0", "", "1,x", "-1", "1,,2"])
 def test_k_is_a_list_of_counts(k: str, files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*flags(files), f"-k={k}"]) == 2
     assert "-k takes numbers" in capsys.readouterr().err
