@@ -77,11 +77,14 @@ class Judge:
         return verdict
 
     def _judge(self, task: Task, completion: str, toolchain: Toolchain) -> Verdict:
-        work, tests = self._prepare(task.lang, toolchain), toolchain.tests(task)
+        work = self._prepare(task.lang, toolchain)
         try:
+            tests = toolchain.tests(task)
             tests_folder = self._build_once(work, tests, toolchain)
         except _Unbuilt as unbuilt:
             raise _Unbuilt(Verdict(SANDBOX_ERROR, f"the tests cannot be compiled: {unbuilt.verdict.detail}")) from unbuilt
+        except ValueError as error:
+            raise _Unbuilt(Verdict(SANDBOX_ERROR, f"the tests cannot be written: {error}")) from error
         program = toolchain.candidate(task, completion)
         folder = Path(tempfile.mkdtemp(dir=work))
         try:

@@ -91,8 +91,9 @@ def _cpp(definition: Node, source: bytes) -> Signature:
     for row in parameters.children:
         if row.type in ("parameter_declaration", "optional_parameter_declaration"):
             declarator = row.child_by_field_name("declarator")
-            assert declarator is not None
-            name = next(node for node in _nodes(declarator) if node.type == "identifier")
+            name = next((node for node in _nodes(declarator) if node.type == "identifier"), None) if declarator else None
+            if declarator is None or name is None:
+                raise ValueError(f"a parameter has no name: {_text(row, source)!r}")
             types.append((source[row.start_byte : name.start_byte] + source[name.end_byte : declarator.end_byte]).decode().strip())
             names.append(_text(name, source))
     result = source[definition.start_byte : function.start_byte].decode().strip()

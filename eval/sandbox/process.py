@@ -72,8 +72,9 @@ class _Capture(threading.Thread):
 class Job:
     """A running program. `wait` gives its `Ended`; `kill` ends it and its descendants at once."""
 
-    def __init__(self, process: subprocess.Popen[bytes], cgroup: Cgroup, limits: Limits, status: int | None, status_is_ours: bool) -> None:
-        self._process, self._cgroup, self._limits, self._isolated = process, cgroup, limits, status_is_ours
+    def __init__(self, process: subprocess.Popen[bytes], cgroup: Cgroup, limits: Limits, status: int | None) -> None:
+        """`status`: the descriptor on which bubblewrap reports; None without isolation."""
+        self._process, self._cgroup, self._limits = process, cgroup, limits
         self._started, self._cause = time.monotonic(), ""
         streams = (process.stdout, process.stderr)
         self._captures = [_Capture(stream, limits.output_kib << 10, self._overflow) if stream else None for stream in streams]
@@ -97,7 +98,7 @@ class Job:
             self.kill(TIMEOUT)
             self._process.wait()
         wall_s = time.monotonic() - self._started
-        if not self._isolated:
+        if self._report is None:  # no pid namespace that took its processes along
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
         stdout, stderr = (capture.end() if capture else b"" for capture in self._captures)
@@ -188,7 +189,7 @@ class Sandbox:
             for fd in (write, rules):
                 if fd is not None and fd >= 0:
                     os.close(fd)
-        return Job(process, cgroup, limits, None if self.unsafe else read, not self.unsafe)
+        return Job(process, cgroup, limits, None if self.unsafe else read)
 
     def run(self, command: list[str], folder: Path, limits: Limits | None = None, **options: Any) -> Ended:
         """`start` and `wait`."""

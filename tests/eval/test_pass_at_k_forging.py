@@ -1,6 +1,7 @@
 """Wrong programs that try to be judged right, or not to be judged at all. None may pass, and none may leave the count."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -205,3 +206,5 @@ def test_tests_that_cannot_run_are_no_wrong_answer(judge: Judge) -> None:
     assert judge.judge(broken, RIGHT["python"]).outcome == "sandbox error"
     function = Task("t", "python", "", "def f(x):\n", "f", "", "assert f(lambda: 1) == 2\n")
     assert "cannot cross" in judge.judge(function, RIGHT["python"]).detail
+    unnamed = replace(TASKS["cpp"], trusted="int f(int) {\n")
+    assert "a parameter has no name" in judge.judge(unnamed, RIGHT["cpp"]).detail
