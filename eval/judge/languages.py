@@ -10,6 +10,7 @@ from .signature import function_names, read_signature
 
 # A JVM takes its memory limit from -Xmx; one thread of the simple collector and the first compiler start fastest.
 _JVM = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-XX:-UsePerfData")
+_NODE = ("--max-old-space-size=512",)  # MiB
 _JARS = "/usr/share/java/javatuples.jar"
 _JAVAC = ("javac", *(f"-J{flag}" for flag in _JVM), "-proc:none", "-nowarn", "-encoding", "UTF-8", "-cp", f"../support:{_JARS}", "-d", ".")
 _GCC = ("g++", "-std=c++17", "-O0", "-w", "-pipe")
@@ -54,7 +55,7 @@ def _plan(task: Task) -> dict[str, str]:
 
 
 def _javascript(task: Task, completion: str) -> Program:
-    return Program({"program.js": task.program(completion)}, ("node", "../support/candidate.js", _entry(task, completion)))
+    return Program({"program.js": task.program(completion)}, ("node", *_NODE, "../support/candidate.js", _entry(task, completion)))
 
 
 def _cpp(name: str, source: str, needs: str) -> Program:
@@ -116,7 +117,7 @@ TOOLCHAINS = {
         tools=("node",),
         support=("wire.js", "candidate.js", "tests.js"),
         candidate=_javascript,
-        tests=lambda task: Program(_plan(task), ("node", "../support/tests.js")),
+        tests=lambda task: Program(_plan(task), ("node", *_NODE, "../support/tests.js")),
         address_space=False,
         missing=r"Cannot find module '([\w./@-]+)'",
         needs=lambda name: Program({}, ("node", "-e", f"require({json.dumps(name)})")),

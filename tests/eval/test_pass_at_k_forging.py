@@ -187,6 +187,18 @@ def test_a_changed_argument_is_seen_by_the_tests(judge: Judge) -> None:
     assert judge.judge(task, "    x = sorted(x)\n").outcome == "failed"
 
 
+@pytest.mark.parametrize(
+    ("lang", "tests", "completion"),
+    [
+        ("python", "a = [1]\nassert f(a) is a\nassert f(7) == 7\n", "    return x\n"),
+        ("javascript", "const a = [1];\nconsole.assert(f(a) === a && f(7) === 7);\n", "return x; }"),
+    ],
+)
+def test_an_argument_that_comes_back_is_the_same_one(lang: str, tests: str, completion: str, judge: Judge) -> None:
+    assert judge.judge(replace(TASKS[lang], tests=tests), completion).outcome == "passed"
+    assert judge.judge(replace(TASKS[lang], tests=tests), completion.replace("x", "[1]")).outcome == "failed"
+
+
 def test_an_exception_reaches_the_tests(judge: Judge) -> None:
     source = "try:\n    f(1)\nexcept ValueError as error:\n    assert 'why' in str(error)\nelse:\n    assert False\n"
     task = Task("t", "python", "", "def f(x):\n", "f", "", source)

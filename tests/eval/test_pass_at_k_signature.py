@@ -9,7 +9,11 @@ from eval.judge.signature import function_names, read_signature
     ("source", "function_type", "names"),
     [
         ("bool f(vector<float> numbers,float threshold){", "bool(vector<float>, float)", ("numbers", "threshold")),
-        ("const string& f(const vector<int>& a, map<string, int> *b) {", "const string&(const vector<int>&, map<string, int> *)", ("a", "b")),
+        (
+            "const string& f(const vector<int>& a, map<string, int> *b) {",
+            "const string&(const vector<int>&, map<string, int> *)",
+            ("a", "b"),
+        ),
         ("int f ( int arr [ ], int n ) {", "int(int  [ ], int)", ("arr", "n")),
         ("long f() {", "long()", ()),
         ("int g(int y) { return y; }\nint f(int x = 3) {\n  for (;;) {", "int(int)", ("x",)),

@@ -26,5 +26,10 @@ for (;;) {
     } catch {
         process.exit(0);
     }
-    wire.send(attempt(() => [vm.runInThisContext(process.argv[2])(...request), request]));
+    wire.send(
+        attempt(() => {
+            const result = vm.runInThisContext(process.argv[2])(...request);
+            return [result, request, request.indexOf(result)];
+        }),
+    );
 }

@@ -45,9 +45,9 @@ function call(...args) {
         error.name = String(reply.error[0]);
         throw error;
     }
-    const [result, after] = Array.isArray(reply.ok) ? reply.ok : [];
+    const [result, after, same] = Array.isArray(reply.ok) ? reply.ok : [];
     args.forEach((arg, place) => writeBack(arg, Array.isArray(after) ? after[place] : undefined));
-    return result;
+    return same in args ? args[same] : result; // a function that returns the array that it was given
 }
 
 const loaded = answer();
