@@ -97,7 +97,7 @@ def _java_candidate(task: Task, completion: str) -> Program:
 
 def _java_tests(task: Task) -> Program:
     signature = read_signature(task.trusted, "java")
-    call = f"Tests.call({', '.join(signature.names)});\n"
+    call = f"Tests.call(new Object[] {{{', '.join(signature.names)}}});\n"  # a lone array would be taken for all arguments
     if signature.result != "void":
         call = f"return ({signature.result}) " + call
     source = signature.before + signature.head + "\n" + call + task.closing + task.tests

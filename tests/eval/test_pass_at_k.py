@@ -241,3 +241,22 @@ def test_a_corpus_program_may_name_its_function_itself(judge: Judge, tmp_path: P
     assert judge.judge(task, "def helper(a):\n    return a + 1\n\n\ndef plus_one(a):\n    return helper(a)\n").outcome == "passed"
     assert judge.judge(task, "def helper(a):\n    return a + 1\n\n\ndef plus_one(a):\n    return a\n").outcome == "failed"
     assert judge.judge(task, "").outcome == "failed"
+
+
+@pytest.mark.parametrize(
+    ("lang", "right", "wrong"),
+    [
+        ("python", "    return len(string)\n", "    return 0\n"),
+        ("javascript", "    return string.length;\n}\n", "    return 0;\n}\n"),
+        ("java", "        return (long) string.length();", "        return 0L;"),
+        ("cpp", "    return string.length();", "    return 0;"),
+    ],
+)
+def test_multipl_e_is_judged(lang: str, right: str, wrong: str, judge: Judge, shared_data: Path) -> None:
+    tasks = load_tasks(str(shared_data / "eval" / f"multipl_e/humaneval.{lang}.jsonl.gz"), lang)
+    (task,) = (task for task in tasks if task.task_id == "HumanEval_23_strlen")
+    verdict = judge.judge(task, task.cut(right + "\n}\nint main" * (lang == "cpp") + "\n    }\n    int more() {" * (lang == "java")))
+    if verdict.outcome == "tool missing":
+        pytest.skip(verdict.detail)
+    assert verdict.outcome == "passed", verdict.detail
+    assert judge.judge(task, wrong).outcome == "failed"

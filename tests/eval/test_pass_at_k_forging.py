@@ -142,7 +142,11 @@ def judge() -> Iterator[Judge]:
 
 
 def verdict(judge: Judge, lang: str, completion: str) -> tuple[str, str]:
-    found = judge.judge(TASKS[lang], completion)
+    return verdict_on(judge, TASKS[lang], completion)
+
+
+def verdict_on(judge: Judge, task: Task, completion: str) -> tuple[str, str]:
+    found = judge.judge(task, completion)
     if found.outcome == "tool missing" and "not found in /usr" in found.detail:
         pytest.skip(found.detail)
     return found.outcome, found.detail
@@ -197,6 +201,15 @@ def test_a_changed_argument_is_seen_by_the_tests(judge: Judge) -> None:
 def test_an_argument_that_comes_back_is_the_same_one(lang: str, tests: str, completion: str, judge: Judge) -> None:
     assert judge.judge(replace(TASKS[lang], tests=tests), completion).outcome == "passed"
     assert judge.judge(replace(TASKS[lang], tests=tests), completion.replace("x", "[1]")).outcome == "failed"
+
+
+def test_a_lone_array_is_one_argument(judge: Judge) -> None:
+    head = "class Solution {\n    public static String[] f(String[] x) {\n"
+    tests = (
+        'class Main { public static void main(String[] a) { if (!Solution.f(new String[] {"b", "a"})[0].equals("a")) throw new Error(); } }'
+    )
+    task = replace(TASKS["java"], prompt=head, trusted=head, tests=tests)
+    assert verdict_on(judge, task, "        java.util.Arrays.sort(x); return x; } }") == ("passed", "")
 
 
 def test_an_exception_reaches_the_tests(judge: Judge) -> None:

@@ -25,7 +25,7 @@ public final class Tests {
         finish("passed", "");
     }
 
-    public static Object call(Object... arguments) {
+    public static Object call(Object[] arguments) {
         Object answer = null;
         try {
             WIRE.send(arguments);
