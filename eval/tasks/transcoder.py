@@ -30,6 +30,8 @@ def read(row: dict[str, Any], lang: str) -> Task:
     if count != 1:
         raise ValueError(f"{row['id']} reports its results in an unknown way")
     gold = row["f_gold"]
+    if lang == "java":  # some rows hold the whole head of the file
+        gold = gold[gold.rfind("\n", 0, gold.index("f_gold")) + 1 :]
     above = before[: before.index(gold.partition("(")[0].strip())]
     program = gold.replace("f_gold", "f_filled")
     place = program.index("{") + 1 if lang != "python" else program.index("\n", program.index("def f_filled")) + 1
