@@ -1,0 +1,78 @@
+// Runs in the tests' sandbox, where no candidate code is: the names that the candidate defines are calls to its process.
+"use strict";
+const fs = require("fs");
+const path = require("path");
+const vm = require("vm");
+const wire = require(path.join(__dirname, "wire.js"));
+
+function finish(outcome, detail = "") {
+    fs.writeSync(2, `\n${process.env.NONCE} ${JSON.stringify([outcome, String(detail).slice(0, 500)])}\n`);
+    process.reallyExit(0);
+}
+
+function answer() {
+    let reply;
+    try {
+        reply = wire.receive();
+    } catch (error) {
+        finish(error.message === "end of file" ? "gone" : "failed", `the program's answer cannot be read: ${error.message}`);
+    }
+    if (typeof reply !== "object" || reply === null || !("ok" in reply || Array.isArray(reply.error))) {
+        finish("failed", "the program's answer is malformed");
+    }
+    return reply;
+}
+
+// What the candidate did to a mutable argument is done to the caller's.
+function writeBack(mine, theirs) {
+    if (Array.isArray(mine) && Array.isArray(theirs)) {
+        mine.splice(0, mine.length, ...theirs);
+    } else if (mine && theirs && Object.getPrototypeOf(mine) === Object.prototype && typeof theirs === "object") {
+        Object.keys(mine).forEach((key) => delete mine[key]);
+        Object.assign(mine, theirs);
+    }
+}
+
+function call(...args) {
+    try {
+        wire.send(args);
+    } catch (error) {
+        finish(error.code === "EPIPE" ? "gone" : "broken", error.message);
+    }
+    const reply = answer();
+    if (reply.error) {
+        const error = new Error(String(reply.error[1]));
+        error.name = String(reply.error[0]);
+        throw error;
+    }
+    const [result, after, same] = Array.isArray(reply.ok) ? reply.ok : [];
+    args.forEach((arg, place) => writeBack(arg, Array.isArray(after) ? after[place] : undefined));
+    return same in args ? args[same] : result; // a function that returns the array that it was given
+}
+
+const loaded = answer();
+if (loaded.error) {
+    finish(loaded.error[0] === "SyntaxError" ? "compile error" : "failed", loaded.error.join(": "));
+}
+const plan = JSON.parse(fs.readFileSync("tests.json", "utf8"));
+globalThis.require = require;
+globalThis.callProgram = call;
+// node's own console.assert prints and goes on, and the exit status stays 0.
+console.assert = (condition, ...text) => {
+    if (!condition) {
+        throw new Error(["Assertion failed", ...text].join(" "));
+    }
+};
+console.log = console.info = () => undefined;
+let script;
+try {
+    script = new vm.Script([plan.trusted, `const ${plan.entry} = callProgram;`, plan.tests].join("\n"), { filename: "tests.js" });
+} catch (error) {
+    finish("broken", error);
+}
+try {
+    script.runInThisContext();
+} catch (error) {
+    finish(error && error.code === "MODULE_NOT_FOUND" ? "missing" : "failed", error);
+}
+finish("passed");

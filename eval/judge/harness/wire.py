@@ -1,0 +1,72 @@
+"""Python values as JSON: only plain data crosses between the tests and the candidate, so no object can bring its own idea of equality."""
+
+import json
+import os
+import sys
+
+LIMIT = 16 << 20  # bytes of one message
+sys.set_int_max_str_digits(0)
+
+
+def encode(value):
+    if value is None or isinstance(value, bool):
+        return value
+    for plain in (int, float, str):
+        if isinstance(value, plain):
+            return plain(value)
+    if isinstance(value, list):
+        return [encode(part) for part in value]
+    if isinstance(value, dict):
+        return {"dict": [[encode(key), encode(part)] for key, part in value.items()]}
+    for kind in (tuple, set, frozenset):
+        if isinstance(value, kind):
+            return {kind.__name__: [encode(part) for part in value]}
+    if isinstance(value, complex):
+        return {"complex": [value.real, value.imag]}
+    if isinstance(value, bytes):
+        return {"bytes": value.hex()}
+    raise TypeError(f"a value of type {type(value).__name__} cannot cross between the tests and the program")
+
+
+def decode(value):
+    if isinstance(value, list):
+        return [decode(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, data),) = value.items()
+    if kind == "dict":
+        return {decode(key): decode(part) for key, part in data}
+    if kind in ("tuple", "set", "frozenset"):
+        return {"tuple": tuple, "set": set, "frozenset": frozenset}[kind](map(decode, data))
+    if kind == "complex":
+        return complex(*data)
+    if kind == "bytes":
+        return bytes.fromhex(data)
+    raise ValueError(f"unknown kind of value {kind!r}")
+
+
+class Channel:
+    """Messages of 8 bytes of length and JSON, on descriptors 3 (in) and 4 (out). EOFError if the other side is gone."""
+
+    def send(self, value):
+        text = json.dumps(value).encode()
+        if len(text) > LIMIT:
+            raise ValueError(f"a message of {len(text)} bytes is over the limit of {LIMIT}")
+        data = len(text).to_bytes(8, "little") + text
+        while data:
+            data = data[os.write(4, data) :]
+
+    def receive(self):
+        size = int.from_bytes(self._read(8), "little")
+        if size > LIMIT:
+            raise ValueError(f"a message of {size} bytes is over the limit of {LIMIT}")
+        return json.loads(self._read(size))
+
+    def _read(self, size):
+        data = b""
+        while len(data) < size:
+            piece = os.read(3, min(size - len(data), 1 << 16))
+            if not piece:
+                raise EOFError
+            data += piece
+        return data

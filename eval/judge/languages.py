@@ -1,0 +1,145 @@
+"""How each language's programs are written to files, compiled and run: the candidate on one side, the tests on the other."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from eval.tasks.task import Task
+
+from .signature import function_names, read_signature
+
+# A JVM takes its memory limit from -Xmx; one thread of the simple collector and the first compiler start fastest.
+_JVM = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-XX:-UsePerfData")
+_NODE = ("--max-old-space-size=512",)  # MiB
+_JARS = "/usr/share/java/javatuples.jar"
+_JAVAC = ("javac", *(f"-J{flag}" for flag in _JVM), "-proc:none", "-nowarn", "-encoding", "UTF-8", "-cp", f"../support:{_JARS}", "-d", ".")
+_GCC = ("g++", "-std=c++17", "-O0", "-w", "-pipe")
+
+
+@dataclass(frozen=True)
+class Program:
+    """Files by name, the command that compiles them (none: nothing to compile) and the one that runs them, both in their folder."""
+
+    files: dict[str, str]
+    run: tuple[str, ...]
+    compile: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    tools: tuple[str, ...]
+    support: tuple[str, ...]  # files of harness/
+    candidate: Callable[[Task, str], Program]
+    tests: Callable[[Task], Program]
+    prepare: tuple[str, ...] = ()  # compiles the support files
+    address_space: bool = True  # whether RLIMIT_AS can be set
+    channel: bool = True  # messages go over descriptors 3 and 4; else over standard input and output
+    missing: str = ""  # what a compiler or runtime says of something that is not installed; group 1 names it
+    needs: Callable[[str], Program] = field(default=lambda name: Program({}, ("true",)))  # a program that works if `name` is installed
+
+
+def _python(task: Task, completion: str) -> Program:
+    return Program({"program.py": task.program(completion)}, ("python3", "-I", "../support/candidate.py", _entry(task, completion)))
+
+
+def _entry(task: Task, completion: str) -> str:
+    """The function of the program that answers for the task's."""
+    if not task.whole:
+        return task.entry
+    names = function_names(completion, task.lang)
+    return task.entry if task.entry in names or not names else names[-1]
+
+
+def _plan(task: Task) -> dict[str, str]:
+    return {"tests.json": json.dumps({"trusted": task.trusted, "entry": task.entry, "tests": task.tests})}
+
+
+def _javascript(task: Task, completion: str) -> Program:
+    return Program({"program.js": task.program(completion)}, ("node", *_NODE, "../support/candidate.js", _entry(task, completion)))
+
+
+def _cpp(name: str, source: str, needs: str) -> Program:
+    flags = (*_GCC, *(("-DMOE_BOOST",) if "boost/" in needs else ()), "-include", "../support/wire.h")
+    links = ("-lssl", "-lcrypto") if "openssl/" in needs else ()
+    return Program({f"{name}.cpp": source}, (f"./{name}",), (*flags, "-o", name, f"{name}.cpp", *links))
+
+
+def _cpp_candidate(task: Task, completion: str) -> Program:
+    signature = read_signature(task.trusted, "cpp")
+    # "signed": programs that define int as something else are common
+    name = _entry(task, completion) or signature.name
+    main = f"\nsigned main() {{ return moe_wire::Function<{signature.function_type}>::serve({name}); }}\n"
+    return _cpp("program", task.program(completion) + main, task.prompt)
+
+
+def _cpp_tests(task: Task) -> Program:
+    signature = read_signature(task.trusted, "cpp")
+    head = signature.head
+    if any("*" in kind or "[" in kind for kind in signature.types):  # an array that crosses is a vector on the tests' side
+        pairs = zip(signature.types, signature.names, strict=True)
+        head = f"{signature.result} {signature.name}({', '.join(f'moe_wire::Stored<{kind}>& {name}' for kind, name in pairs)}) {{"
+    call = f"    return moe_wire::Function<{signature.function_type}>::call({', '.join(signature.names)});\n"
+    source = "static moe_wire::Verdict moe_verdict;\n" + signature.before + head + "\n" + call + task.closing + task.tests
+    return _cpp("tests", source, task.prompt)
+
+
+def _java(files: dict[str, str], *arguments: str) -> Program:
+    run = ("java", *_JVM, "-Xss8m", "-ea", "-cp", f".:../support:{_JARS}", *arguments)
+    return Program(files, run, (*_JAVAC, *files))
+
+
+def _java_candidate(task: Task, completion: str) -> Program:
+    signature = read_signature(task.trusted, "java")
+    return _java(
+        {"Main.java": task.program(completion)}, "Candidate", signature.owner, _entry(task, completion) or signature.name, signature.erased
+    )
+
+
+def _java_tests(task: Task) -> Program:
+    signature = read_signature(task.trusted, "java")
+    call = f"Tests.call(new Object[] {{{', '.join(signature.names)}}});\n"  # a lone array would be taken for all arguments
+    if signature.result != "void":
+        call = f"return ({signature.result}) " + call
+    source = signature.before + signature.head + "\n" + call + task.closing + task.tests
+    return _java({"Main.java": source}, "Tests", "Main" if "class Main" in task.tests else signature.owner)
+
+
+TOOLCHAINS = {
+    "python": Toolchain(
+        tools=("python3",),
+        support=("wire.py", "candidate.py", "tests.py"),
+        candidate=_python,
+        tests=lambda task: Program(_plan(task), ("python3", "-I", "../support/tests.py")),
+        missing=r"No module named '([\w.]+)'",
+        needs=lambda name: Program({}, ("python3", "-I", "-c", f"import {name}")),
+    ),
+    "javascript": Toolchain(
+        tools=("node",),
+        support=("wire.js", "candidate.js", "tests.js"),
+        candidate=_javascript,
+        tests=lambda task: Program(_plan(task), ("node", *_NODE, "../support/tests.js")),
+        address_space=False,
+        missing=r"Cannot find module '([\w./@-]+)'",
+        needs=lambda name: Program({}, ("node", "-e", f"require({json.dumps(name)})")),
+    ),
+    "java": Toolchain(
+        tools=("javac", "java"),
+        support=("Wire.java", "Candidate.java", "Tests.java"),
+        candidate=_java_candidate,
+        tests=_java_tests,
+        prepare=("javac", "-proc:none", "-nowarn", "-d", ".", "Wire.java", "Candidate.java", "Tests.java"),
+        address_space=False,
+        channel=False,
+        missing=r"package ([\w.]+) does not exist",
+        needs=lambda name: _java({"Main.java": f"import {name}.*; class Main {{}}"}, "-version"),
+    ),
+    "cpp": Toolchain(
+        tools=("g++",),
+        support=("wire.h",),
+        candidate=_cpp_candidate,
+        tests=_cpp_tests,
+        prepare=(*_GCC, "-x", "c++-header", "wire.h"),
+        missing=r"fatal error: ([\w./]+): No such file",
+        needs=lambda name: _cpp("needs", f"#include <{name}>\nint main() {{}}\n", name),
+    ),
+}

@@ -1,0 +1,247 @@
+"""`python -m eval.pass_at_k`: the share of programming tasks that a model solves, by running its programs against the tasks' tests.
+
+pass@k is the chance that at least one of k completions passes (Chen et al. 2021, arXiv:2107.03374): from n completions of which c pass,
+1 - C(n-c, k) / C(n, k) without bias. Completions are written by --model, or given by --samples. RUN holds `samples.jsonl` (a row a
+completion: outcome and detail), `tasks.jsonl` (n and c of each task) and `run.json`. "tool missing" and "sandbox error" say nothing about
+a program: such rows leave the figures, the run names them and ends with status 1.
+
+Programs run in a sandbox (docs/evaluation.md); if it does not hold on this machine, nothing is run.
+"""
+
+import json
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from math import comb
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import set_seed
+
+from model.cli import add_precision, make_parser, run_command
+from model.languages import LANGUAGES
+from model.load import load_model
+from model.output import check_absent, output_folder, sha256_of, write_run
+
+from .bootstrap import bootstrap
+from .completions import generate, prompt_of
+from .judge import OUTCOMES, PASSED, UNJUDGED, Judge
+from .sandbox import Limits, Sandbox, SandboxError
+from .tasks import CORPUS, Task, load_tasks
+
+PASS_AT_K = "eval.pass_at_k"
+SAMPLES, TASKS = "samples.jsonl", "tasks.jsonl"
+Sample = dict[str, Any]  # task_id, sample (its number), completion; judged: outcome, detail
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """The unbiased estimate from n completions of which c pass; `ValueError` unless 1 <= k <= n and 0 <= c <= n."""
+    if not (1 <= k <= n and 0 <= c <= n):
+        raise ValueError(f"pass@k needs 1 <= k <= n and 0 <= c <= n, not n={n}, c={c}, k={k}")
+    return 1 - comb(n - c, k) / comb(n, k)
+
+
+def main(args: Namespace) -> int:
+    """The command; 1 if some programs could not be judged."""
+    check_absent(args.out)
+    ks = sorted({int(k) if k.isdecimal() else 0 for k in args.k.split(",")})
+    if ks[0] < 1:
+        raise ValueError(f"-k takes numbers from 1 on, joined by commas, not {args.k!r}")
+    tasks = load_tasks(args.tasks, args.lang)[: args.limit]
+    sandbox = Sandbox.open(unsafe=args.unsafe_no_sandbox)
+    unfinished = args.out.parent / f".{args.out.name}.unfinished"
+    unfinished.mkdir(parents=True, exist_ok=True)
+    samples = _given(args.samples, tasks) if args.samples else _generated(args, tasks, max(args.n, *ks), unfinished)
+    rows = judge_samples(tasks, samples, sandbox, Limits(wall_s=args.timeout, memory_mib=args.memory), unfinished / SAMPLES, args.jobs)
+    figures, counts = summarise(tasks, rows, ks, f"{args.seed}")
+    facts = {key: getattr(args, key) for key in ("model", "adapter", "tasks", "lang", "limit", "timeout", "memory")}
+    facts |= {key: None if args.samples else getattr(args, key) for key in ("n", "temperature", "top_p", "max_new_tokens", "template")}
+    with output_folder(args.out) as folder:
+        _write_rows(folder / SAMPLES, rows)
+        _write_rows(folder / TASKS, counts)
+        data = {"source": args.tasks, "sha256": None if args.tasks == CORPUS else sha256_of(Path(args.tasks)), "rows": len(tasks)}
+        samples_from = {"path": str(args.samples), "sha256": sha256_of(args.samples)} if args.samples else None
+        more = {
+            "data": data,
+            "samples": samples_from,
+            "sandbox": sandbox.facts,
+            "stop": sorted({mark for task in tasks for mark in task.stop}),
+        }
+        write_run(folder, seed=args.seed, figures=figures, program=PASS_AT_K, name=args.name, **facts, **more)
+    for path in unfinished.iterdir():
+        path.unlink()
+    unfinished.rmdir()
+    print(table(figures, args.lang))
+    print(f"written to {args.out}")
+    if unjudged := sum(figures["outcomes"][outcome] for outcome in UNJUDGED):
+        print(f"{unjudged} completions could not be judged and count nowhere: see {args.out / SAMPLES}", file=sys.stderr)
+    return 1 if unjudged else 0
+
+
+def judge_samples(tasks: list[Task], samples: list[Sample], sandbox: Sandbox, limits: Limits, log: Path, jobs: int) -> list[Sample]:
+    """`samples` with their outcomes. Each is written to `log` once known; those in it already are not judged again, nor are equal ones."""
+    by_id = {task.task_id: task for task in tasks}
+    known = {(row["task_id"], row["completion"]): row for row in _read_rows(log) if row["outcome"] not in UNJUDGED}
+    todo = list(dict.fromkeys((row["task_id"], row["completion"]) for row in samples if (row["task_id"], row["completion"]) not in known))
+    with Judge(sandbox, limits) as judge, ThreadPoolExecutor(jobs) as pool, log.open("a", encoding="utf-8") as file:
+        futures = {pool.submit(judge.judge, by_id[task_id], completion): (task_id, completion) for task_id, completion in todo}
+        try:
+            for future in tqdm(as_completed(futures), total=len(futures), desc="Judging", unit="program", disable=None):
+                (task_id, completion), verdict = futures[future], future.result()
+                row = {"task_id": task_id, "completion": completion, "outcome": verdict.outcome, "detail": verdict.detail}
+                known[task_id, completion] = row
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    judged = (known[row["task_id"], row["completion"]] for row in samples)
+    return [{**row, "outcome": found["outcome"], "detail": found["detail"]} for row, found in zip(samples, judged, strict=True)]
+
+
+def summarise(tasks: list[Task], rows: list[Sample], ks: list[int], seed: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The figures of `run.json`, and n and c of each task. A task enters pass@k if at least k of its completions were judged."""
+    judged: dict[str, list[bool]] = defaultdict(list)
+    for row in rows:
+        if row["outcome"] not in UNJUDGED:
+            judged[row["task_id"]].append(row["outcome"] == PASSED)
+    passes = {task.task_id: judged[task.task_id] for task in tasks}
+    counts = [{"task_id": name, "n": len(passed), "passed": sum(passed)} for name, passed in passes.items()]
+    outcomes = Counter(row["outcome"] for row in rows)
+    figures: dict[str, Any] = {
+        "tasks": len(tasks),
+        "samples": len(rows),
+        "outcomes": {name: outcomes[name] for name in OUTCOMES},
+        "pass_at_k": {},
+    }
+    for k in ks:
+        scored = {name: pass_at_k(len(passed), sum(passed), k) for name, passed in passes.items() if len(passed) >= k}
+        if scored:
+            estimate = bootstrap({"": (list(scored), {"": list(scored.values())})}, f"{seed}/{k}")[""][""].as_dict()
+            figures["pass_at_k"][str(k)] = {**estimate, "tasks": len(scored)}
+        else:
+            figures["pass_at_k"][str(k)] = {"value": None, "low": None, "high": None, "tasks": 0}
+    return figures, counts
+
+
+def _given(path: Path, tasks: list[Task]) -> list[Sample]:
+    """The completions of a JSONL file, in order. ValueError for one of no known task."""
+    known = {task.task_id for task in tasks}
+    numbers: Counter[str] = Counter()
+    samples = []
+    for row in _read_rows(path, missing_ok=False):
+        if not isinstance(row.get("completion"), str) or row.get("task_id") not in known:
+            raise ValueError(f"{path}: a row needs a completion and the task_id of one of the {len(known)} tasks, not {str(row)[:80]}")
+        samples.append({"task_id": row["task_id"], "sample": numbers[row["task_id"]], "completion": row["completion"]})
+        numbers[row["task_id"]] += 1
+    if not samples:
+        raise ValueError(f"{path} holds no completions")
+    return samples
+
+
+def _generated(args: Namespace, tasks: list[Task], n: int, unfinished: Path) -> list[Sample]:
+    """n completions of each task, cut at stop sequences. Whole files of them are kept, so that a run can go on with judging."""
+    log = unfinished / "completions.jsonl"
+    facts = [
+        args.model,
+        args.adapter,
+        args.seed,
+        n,
+        args.temperature,
+        args.top_p,
+        args.max_new_tokens,
+        args.template,
+        [task.task_id for task in tasks],
+    ]
+    if kept := _read_rows(log):
+        if kept[0] == {"facts": facts}:
+            return kept[1:]
+        raise ValueError(f"{unfinished} is of a run with other settings; remove it or take another --out")
+    if args.temperature == 0 and n > 1:
+        raise ValueError("at --temperature 0 all completions of a task are equal; take -n 1, or a temperature such as 0.8")
+    model, tokenizer = load_model(args.model, adapter=args.adapter, device=args.device, precision=args.precision)
+    set_seed(args.seed)
+    prompts = [prompt_of(task, args.template) for task in tasks for _ in range(n)]
+    texts = generate(model, tokenizer, prompts, [task.stop for task in tasks for _ in range(n)], args)
+    owners = [(task, number) for task in tasks for number in range(n)]
+    samples = [{"task_id": t.task_id, "sample": number, "completion": t.cut(text)} for (t, number), text in zip(owners, texts, strict=True)]
+    _write_rows(log, [{"facts": facts}, *samples])
+    return samples
+
+
+def _read_rows(path: Path, *, missing_ok: bool = True) -> list[dict[str, Any]]:
+    """The rows of a JSONL file; a last line that was cut off by a crash is left out."""
+    if missing_ok and not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except ValueError:
+            if not missing_ok:
+                raise ValueError(f"{path} holds a line that is not JSON: {line[:80]!r}") from None
+    return rows
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows), encoding="utf-8")
+
+
+def table(figures: dict[str, Any], lang: str) -> str:
+    """The figures as text."""
+    lines = [f"{lang}: {figures['tasks']} tasks, {figures['samples']} completions"]
+    for k, row in figures["pass_at_k"].items():
+        interval = f"  [{100 * row['low']:.1f}, {100 * row['high']:.1f}]" if row["low"] is not None else ""
+        lines.append(
+            f"  pass@{k:<4}{'-' if row['value'] is None else format(100 * row['value'], '.1f'):>6}{interval}  {row['tasks']} tasks"
+        )
+    return "\n".join([*lines, "  " + ", ".join(f"{count} {name}" for name, count in figures["outcomes"].items() if count)])
+
+
+def parse() -> ArgumentParser:
+    parser = make_parser(PASS_AT_K, __doc__ or "")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", help="a base model (folder or hub name), an adapter's folder, or a mixture's folder")
+    source.add_argument("--samples", type=Path, help="JSONL of completions made elsewhere: task_id and completion")
+    parser.add_argument("--adapter", help="a PEFT adapter's folder to put on --model")
+    parser.add_argument("--tasks", required=True, help=f"JSONL of a known task set, gzipped or not, or {CORPUS!r}: see docs/evaluation.md")
+    parser.add_argument("--lang", choices=list(LANGUAGES), required=True, help="of the tasks")
+    parser.add_argument("-k", default="1", help="of pass@k; several joined by commas")
+    parser.add_argument("-n", type=int, default=1, help="completions of each task, at least the largest k")
+    parser.add_argument("--temperature", type=float, default=0.0, help="of sampling; 0 takes the likeliest token")
+    parser.add_argument("--top-p", type=float, default=0.95, help="sample from the likeliest tokens that have this probability together")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="tokens of a completion")
+    parser.add_argument("--batch-size", type=int, default=16, help="completions written together")
+    parser.add_argument("--template", action="store_true", help="put the project's prompt (language and description) before the task's own")
+    parser.add_argument("--limit", type=int, help="only the first tasks")
+    parser.add_argument("--timeout", type=float, default=10.0, help="seconds that a program may take for all of its tests")
+    parser.add_argument("--memory", type=int, default=1024, help="MiB that a program may take")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="programs judged at once")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    parser.add_argument("--name", help="label in reports")
+    parser.add_argument(
+        "--unsafe-no-sandbox", action="store_true", help="run the programs with this user's rights, unprotected; recorded in run.json"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; a run that was stopped goes on if called again")
+    add_precision(parser)
+    return parser
+
+
+def run(argv: list[str] | None = None) -> int:
+    """The command's exit status: 0, 1 if some programs could not be judged, 2 for a user's mistake or a sandbox that does not hold."""
+    status = [0]
+
+    def command(args: Namespace) -> None:
+        try:
+            status[0] = main(args)
+        except SandboxError as error:
+            raise ValueError(f"{error}. --unsafe-no-sandbox runs programs unprotected") from error
+
+    return run_command(command, parse(), argv) or status[0]
+
+
+if __name__ == "__main__":
+    sys.exit(run())

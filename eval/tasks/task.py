@@ -1,0 +1,33 @@
+"""One programming task, whatever set it is from."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Task:
+    """A program is `preamble` + `prompt` + completion + `ending`. The tests run as `trusted` + a call to it + `closing` + `tests`.
+
+    `trusted` is what the tests need of the prompt. In Python and JavaScript it stops before the function `entry`; in Java and C++ it ends
+    inside that function, `closing` ends what it opened, and types are read from it.
+    """
+
+    task_id: str
+    lang: str
+    text: str  # what the program should do, in words
+    prompt: str
+    entry: str
+    trusted: str
+    tests: str
+    closing: str = ""
+    preamble: str = ""  # not shown to the model
+    ending: str = ""  # what stop sequences cut off a completion
+    reference: str | None = None  # a completion that should pass
+    stop: tuple[str, ...] = ()  # a completion ends before the first of these
+    whole: bool = False  # the completion is a whole program, asked for by `text`, and may name its function itself
+
+    def program(self, completion: str) -> str:
+        return self.preamble + self.prompt + completion + self.ending
+
+    def cut(self, completion: str) -> str:
+        """`completion` up to its first stop sequence."""
+        return completion[: min((place for mark in self.stop if (place := completion.find(mark)) >= 0), default=len(completion))]

@@ -1,0 +1,262 @@
+"""The estimator, the command, and the task sets' own traps, with the sets' references where the data is at hand."""
+
+import gzip
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import eval.pass_at_k as command
+from eval.judge import Judge, Verdict
+from eval.pass_at_k import pass_at_k, run
+from eval.sandbox import Limits, Sandbox, SandboxError
+from eval.tasks import Task, load_tasks
+from model.output import check_manifest
+
+ADD = {"task_id": "T/0", "prompt": "def add(a, b):\n", "entry_point": "add", "description": "add", "language": "python"}
+ROWS = [
+    {**ADD, "test": "def check(f):\n    assert f(1, 2) == 3\n"},
+    {**ADD, "task_id": "T/1", "test": "def check(f):\n    assert f(2, 2) == 4\n"},
+]
+RIGHT, WRONG = "    return a + b\n", "    return a * b\n"  # both are right for 2 and 2
+SAMPLES = [("T/0", RIGHT), ("T/0", WRONG), ("T/0", WRONG), ("T/1", RIGHT), ("T/1", WRONG), ("T/1", "    return (\n")]
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Sandbox:
+    try:
+        return Sandbox.open()
+    except SandboxError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def judge(sandbox: Sandbox) -> Iterator[Judge]:
+    with Judge(sandbox, Limits(wall_s=20)) as judge:
+        yield judge
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    paths = {"tasks": tmp_path / "tasks.jsonl", "samples": tmp_path / "given.jsonl", "out": tmp_path / "run"}
+    paths["tasks"].write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    paths["samples"].write_text("".join(json.dumps({"task_id": name, "completion": text}) + "\n" for name, text in SAMPLES))
+    return paths
+
+
+def flags(files: dict[str, Path], *more: str) -> list[str]:
+    source = ["--tasks", str(files["tasks"]), "--samples", str(files["samples"])]
+    return [*source, "--lang", "python", "-k", "1,3", "--out", str(files["out"]), "--jobs", "2", *more]
+
+
+@pytest.mark.parametrize("n", range(1, 8))
+def test_the_estimate_is_the_share_of_subsets_with_a_pass(n: int) -> None:
+    for c, k in itertools.product(range(n + 1), range(1, n + 1)):
+        subsets = list(itertools.combinations(range(n), k))
+        share = sum(any(place < c for place in subset) for subset in subsets) / len(subsets)
+        assert pass_at_k(n, c, k) == pytest.approx(share, abs=1e-12)
+
+
+@pytest.mark.parametrize(("n", "c", "k"), [(0, 0, 1), (5, 6, 1), (5, 1, 6), (5, 1, 0), (5, -1, 1)])
+def test_no_estimate_without_enough_samples(n: int, c: int, k: int) -> None:
+    with pytest.raises(ValueError, match=f"n={n}, c={c}, k={k}"):
+        pass_at_k(n, c, k)
+
+
+def test_given_samples_are_judged_and_counted(sandbox: Sandbox, files: dict[str, Path]) -> None:
+    assert run(flags(files)) == 0
+    check_manifest(files["out"])
+    facts = json.loads((files["out"] / "run.json").read_text())
+    figures = facts["figures"]
+    assert figures["pass_at_k"]["1"]["value"] == pytest.approx((1 / 3 + 2 / 3) / 2)
+    assert figures["pass_at_k"]["3"]["value"] == 1.0
+    assert figures["pass_at_k"]["1"]["low"] <= 0.5 <= figures["pass_at_k"]["1"]["high"]
+    assert {name: count for name, count in figures["outcomes"].items() if count} == {"passed": 3, "failed": 2, "compile error": 1}
+    assert facts["sandbox"]["isolated"] is True
+    rows = [json.loads(line) for line in (files["out"] / "samples.jsonl").read_text().splitlines()]
+    assert [(row["task_id"], row["completion"]) for row in rows] == SAMPLES
+    assert [row["sample"] for row in rows] == [0, 1, 2, 0, 1, 2]
+    assert not list(files["out"].parent.glob(".*"))
+
+
+def test_judged_rows_are_kept_and_unjudged_ones_tried_again(
+    sandbox: Sandbox, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unfinished = files["out"].parent / ".run.unfinished"
+    unfinished.mkdir()
+    rows = [
+        {"task_id": "T/0", "completion": RIGHT, "outcome": "passed", "detail": ""},
+        {"task_id": "T/0", "completion": WRONG, "outcome": "sandbox error", "detail": "gone"},
+    ]
+    cut = '{"task_id": "T/1", "comple'
+    (unfinished / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + cut)
+    asked = []
+
+    def judge(self: Judge, task: Task, completion: str) -> Verdict:
+        asked.append((task.task_id, completion))
+        return Verdict("tool missing", "no compiler") if task.task_id == "T/1" else Verdict("failed")
+
+    monkeypatch.setattr(Judge, "judge", judge)
+    assert run(flags(files)) == 1
+    assert sorted(asked) == sorted({("T/0", WRONG), *SAMPLES[3:]})
+    figures = json.loads((files["out"] / "run.json").read_text())["figures"]
+    assert figures["outcomes"]["tool missing"] == 3
+    assert figures["pass_at_k"]["1"] == {"value": pytest.approx(1 / 3), "low": None, "high": None, "tasks": 1}
+    assert "3 completions could not be judged" in capsys.readouterr().err
+
+
+def test_it_refuses_where_the_sandbox_does_not_hold(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def closed(*, unsafe: bool = False) -> Sandbox:
+        if not unsafe:
+            raise SandboxError("it reads files of the host")
+        return Sandbox(unsafe=True)
+
+    monkeypatch.setattr(Sandbox, "open", closed)
+    assert run(flags(files)) == 2
+    assert "it reads files of the host. --unsafe-no-sandbox" in capsys.readouterr().err
+    assert not files["out"].exists()
+    assert run(flags(files, "--unsafe-no-sandbox")) == 0
+    facts = json.loads((files["out"] / "run.json").read_text())
+    assert facts["sandbox"] == {"isolated": False}
+    assert facts["figures"]["outcomes"]["passed"] == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f["samples"].write_text('{"task_id": "T/9", "completion": ""}\n'), "the task_id of one of the 2 tasks"),
+        (lambda f: f["samples"].write_text('{"task_id": "T/0"}\n'), "a row needs a completion"),
+        (lambda f: f["samples"].write_text("\n"), "holds no completions"),
+        (lambda f: f["tasks"].write_text("{}\n"), "line 1: its columns are those of no known task set"),
+        (lambda f: f["tasks"].write_text("x\n"), "line 1"),
+        (lambda f: f["tasks"].write_text(json.dumps({**ROWS[0], "language": "java"}) + "\n"), "it is a task in java"),
+        (lambda f: f["tasks"].write_text(2 * (json.dumps(ROWS[0]) + "\n")), "holds a task twice"),
+        (lambda f: f["tasks"].unlink(), "there is no task file"),
+    ],
+)
+def test_a_users_mistake_is_named(change: Any, message: str, files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    change(files)
+    assert run(flags(files)) == 2
+    assert message in capsys.readouterr().err
+    assert not files["out"].exists()
+
+
+@pytest.mark.parametrize("k", ["0", "", "1,x", "-1", "1,,2"])
+def test_k_is_a_list_of_counts(k: str, files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*flags(files), f"-k={k}"]) == 2
+    assert "-k takes numbers" in capsys.readouterr().err
+
+
+def test_a_model_writes_and_is_judged(sandbox: Sandbox, base_folder: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["--model", str(base_folder), "--tasks", str(files["tasks"]), "--lang", "python", "-k", "1,2", "--out", str(files["out"])]
+    assert run([*arguments, "-n", "3"]) == 2, "equal completions would be counted as three"
+    sampled = [*arguments, "-n", "3", "--temperature", "1", "--max-new-tokens", "8", "--device", "cpu"]
+
+    def stop(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "judge_samples", stop)
+        assert run(sampled) == 130
+    kept = (files["out"].parent / ".run.unfinished" / "completions.jsonl").read_text().splitlines()
+    assert run([*sampled, "--seed", "1"]) == 2, "the kept completions are of another seed"
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "load_model", stop)  # completions are not written again
+        assert run(sampled) == 0
+    rows = [json.loads(line) for line in (files["out"] / "samples.jsonl").read_text().splitlines()]
+    assert [row["completion"] for row in rows] == [json.loads(line)["completion"] for line in kept[1:]]
+    assert len(rows) == 6 and len({row["completion"] for row in rows}) > 1
+
+
+def test_a_completion_ends_before_its_first_stop_sequence() -> None:
+    task = Task("t", "python", "", "", "f", "", "", stop=("\ndef ", "\n#"))
+    assert task.cut("    a\n# b\ndef c") == "    a"
+    assert task.cut("    a\n") == "    a\n"
+
+
+# The sets' own references: (file, language, rows that are taken, those of them that cannot pass and why).
+REFERENCES = [
+    ("humaneval_x.python.jsonl.gz", "python", ["Python/0", "Python/32", "Python/38", "Python/50"], {}),
+    (
+        "humaneval_x.javascript.jsonl.gz",
+        "javascript",
+        ["JavaScript/0", "JavaScript/38", "JavaScript/112", "JavaScript/155", "JavaScript/162"],
+        {"JavaScript/112": "failed", "JavaScript/155": "failed", "JavaScript/162": "failed"},
+    ),
+    ("humaneval_x.cpp.jsonl.gz", "cpp", ["CPP/38"], {}),
+    ("humaneval_x.java.jsonl.gz", "java", ["Java/32"], {}),
+    ("mbxp_sample.python.jsonl", "python", ["MBPP/1", "MBPP/4"], {}),
+    ("mbxp_sample.javascript.jsonl", "javascript", ["MBJSP/1", "MBJSP/4"], {}),
+    ("transcoder_gfg.python.jsonl.gz", "python", ["transcoder_gfg/ADD_1_TO_A_GIVEN_NUMBER/python"], {}),
+    ("transcoder_gfg.cpp.jsonl.gz", "cpp", ["transcoder_gfg/ARRAY_ELEMENT_MOVED_K_USING_SINGLE_MOVES/cpp"], {}),
+]
+BAD = {
+    "python": "    return None\n",
+    "javascript": "  return undefined;\n}\n",
+    "java": "        return null; } }\n",
+    "cpp": "    throw 1;\n}\n",
+}
+
+
+@pytest.mark.parametrize(("name", "lang", "chosen", "cannot"), REFERENCES, ids=[row[0] for row in REFERENCES])
+def test_references_pass_and_nothing_does_not(
+    name: str, lang: str, chosen: list[str], cannot: dict[str, str], judge: Judge, shared_data: Path
+) -> None:
+    tasks = {task.task_id: task for task in load_tasks(str(shared_data / "eval" / name), lang)}
+    for task_id in chosen:
+        task = tasks[task_id]
+        assert task.reference is not None
+        verdict = judge.judge(task, task.reference)
+        if verdict.outcome == "tool missing" and task_id not in cannot:
+            pytest.skip(verdict.detail)
+        assert verdict.outcome == cannot.get(task_id, "passed"), verdict.detail
+    assert judge.judge(tasks[chosen[0]], BAD[lang]).outcome in ("failed", "compile error")
+
+
+@pytest.mark.parametrize("lang", ["python", "javascript", "java", "cpp"])
+@pytest.mark.parametrize("name", ["multipl_e/humaneval", "multipl_e/mbpp"])
+def test_multipl_e_reads(name: str, lang: str, shared_data: Path) -> None:
+    tasks = load_tasks(str(shared_data / "eval" / f"{name}.{lang}.jsonl.gz"), lang)
+    assert len(tasks) > 150
+    assert all(task.stop and task.text for task in tasks)
+
+
+def test_a_corpus_program_may_name_its_function_itself(judge: Judge, tmp_path: Path) -> None:
+    row = {
+        "task_id": "c",
+        "entry_point": "add",
+        "text": "add",
+        "code": "def add(a):\n    return a + 1\n",
+        "cases": [[[1], 2]],
+        "test": "assert add(1) == 2\n",
+    }
+    with gzip.open(tmp_path / "tasks.jsonl.gz", "wt") as file:
+        file.write(json.dumps(row) + "\n")
+    (task,) = load_tasks(str(tmp_path / "tasks.jsonl.gz"), "python")
+    assert judge.judge(task, "def helper(a):\n    return a + 1\n\n\ndef plus_one(a):\n    return helper(a)\n").outcome == "passed"
+    assert judge.judge(task, "def helper(a):\n    return a + 1\n\n\ndef plus_one(a):\n    return a\n").outcome == "failed"
+    assert judge.judge(task, "").outcome == "failed"
+
+
+@pytest.mark.parametrize(
+    ("lang", "right", "wrong"),
+    [
+        ("python", "    return len(string)\n", "    return 0\n"),
+        ("javascript", "    return string.length;\n}\n", "    return 0;\n}\n"),
+        ("java", "        return (long) string.length();", "        return 0L;"),
+        ("cpp", "    return string.length();", "    return 0;"),
+    ],
+)
+def test_multipl_e_is_judged(lang: str, right: str, wrong: str, judge: Judge, shared_data: Path) -> None:
+    tasks = load_tasks(str(shared_data / "eval" / f"multipl_e/humaneval.{lang}.jsonl.gz"), lang)
+    (task,) = (task for task in tasks if task.task_id == "HumanEval_23_strlen")
+    verdict = judge.judge(task, task.cut(right + "\n}\nint main" * (lang == "cpp") + "\n    }\n    int more() {" * (lang == "java")))
+    if verdict.outcome == "tool missing":
+        pytest.skip(verdict.detail)
+    assert verdict.outcome == "passed", verdict.detail
+    assert judge.judge(task, wrong).outcome == "failed"

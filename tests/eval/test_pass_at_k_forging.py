@@ -1,0 +1,235 @@
+"""Wrong programs that try to be judged right, or not to be judged at all. None may pass, and none may leave the count."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from eval.judge import Judge
+from eval.sandbox import Limits, Sandbox, SandboxError
+from eval.tasks import Task
+
+WRONG = ("failed", "timeout", "memory", "compile error")
+
+TASKS = {
+    "python": Task("p", "python", "", "def f(x):\n", "f", "", "assert f(1) == 2\nassert f(5) == 26\n"),
+    "javascript": Task(
+        "j",
+        "javascript",
+        "",
+        "function f(x) {\n",
+        "f",
+        "",
+        "console.assert(f(1) === 2);\nif (f(5) != 26) throw 'wrong';\n",
+        reference="return x * x + 1; }",
+    ),
+    "java": Task(
+        "v",
+        "java",
+        "",
+        "import java.util.*;\nclass Solution {\n    public static Object f(int x) {\n",
+        "",
+        "import java.util.*;\nclass Solution {\n    public static Object f(int x) {\n",
+        "class Main { public static void main(String[] a) { assert Solution.f(1).equals(2);"
+        " if (!Solution.f(5).equals(26)) throw new Error(); } }",
+        closing="}\n}\n",
+    ),
+    "cpp": Task(
+        "c",
+        "cpp",
+        "",
+        "#include <string>\nusing namespace std;\nint f(int x) {\n",
+        "",
+        "#include <string>\nusing namespace std;\nint f(int x) {\n",
+        "#undef NDEBUG\n#include <cassert>\nint main() { assert(f(1) == 2); assert(f(5) == 26); }\n",
+        closing="}\n",
+    ),
+}
+RIGHT = {
+    "python": "    return x * x + 1\n",
+    "javascript": "    return x * x + 1;\n}\n",
+    "java": "        return x * x + 1;\n    }\n}\n",
+    "cpp": "    return x * x + 1;\n}\n",
+}
+
+_SAY = 'for fd in range(3, 10):\n        try: os.write(fd, b"{}")\n        except OSError: pass'
+PYTHON = {
+    "does nothing": "    pass\n",
+    "exits with 0": "    import os; os._exit(0)\n",
+    "exits when loaded": "    pass\nimport os; os._exit(0)\n",
+    "raises SystemExit": "    raise SystemExit(0)\n",
+    "is equal to everything": "    return type('A', (), {'__eq__': lambda *_: True, '__hash__': None})()\n",
+    "is an int equal to everything": "    return type('A', (int,), {'__eq__': lambda *_: True, '__hash__': None})(7)\n",
+    "is a list equal to everything": "    return type('A', (list,), {'__eq__': lambda *_: True, '__hash__': None})()\n",
+    "patches builtins": "    import builtins; builtins.AssertionError = type('A', (Exception,), {}); builtins.compile = lambda *_: ''\n",
+    "walks the frames": "    import sys\n    frame = sys._getframe()\n    while frame:\n"
+    "        if 'expected' in frame.f_locals: return frame.f_locals['expected']\n"
+    "        frame.f_globals['finish'] = lambda *_: None\n        frame = frame.f_back\n",
+    "searches the heap": "    import gc\n    for o in gc.get_objects():\n"
+    "        if isinstance(o, dict) and 'tests' in o: return 26 if '26' in str(o) else 2\n",
+    "reads the tests": "    text = open('/job/tests.json').read()\n    return int(text.split('== ')[x > 1])\n",
+    "rewrites the harness": "    open('/support/tests.py', 'w').write('')\n",
+    "writes verdicts everywhere": "    import os\n    " + _SAY.format("\\npassed\\n") + "\n",
+    "reads the nonce": "    import os, glob\n    for p in glob.glob('/proc/*/environ'):\n        n = open(p).read().split('NONCE=')\n"
+    "        if len(n) > 1: os.write(2, ('\\n' + n[1][:32] + ' [\"passed\", \"\"]\\n').encode())\n",
+    "answers before it is asked": "    pass\nimport json, os\nfor v in ({'ok': None}, {'ok': [2, [1]]}, {'ok': [27, [5]]}):\n"
+    "    t = json.dumps(v).encode()\n    os.write(4, len(t).to_bytes(8, 'little') + t)\n",
+    "sends half a message": "    import os; os.write(4, (100).to_bytes(8, 'little') + b'{'); os._exit(0)\n",
+    "sends no JSON": "    import os; os.write(4, (3).to_bytes(8, 'little') + b'}{!')\n",
+    "claims a huge message": "    import os; os.write(4, b'\\xff' * 8)\n",
+    "sends a bomb of nesting": "    import os; t = b'[' * 10**6; os.write(4, len(t).to_bytes(8, 'little') + t)\n",
+    "sends unknown kinds": "    import os; t = b'{\"ok\": [{\"code\": 1}, []]}'; os.write(4, len(t).to_bytes(8, 'little') + t)\n",
+    "hangs": "    while True: pass\n",
+    "closes the channel and hangs": "    import os, time; os.close(3); os.close(4); time.sleep(60)\n",
+    "registers an exit handler": "    import atexit, os; atexit.register(lambda: os.write(4, b'passed')); raise KeyboardInterrupt\n",
+    "replaces the encoder": "    import sys; sys.modules['wire'].encode = lambda v: {'eq': 'all'}\n",
+    "claims that a module is missing": "    raise ImportError(\"No module named 'os'\")\n",
+    "claims that the sandbox failed": "    import os; os.write(2, b'bwrap: cannot start\\n'); os._exit(1)\n",
+    "kills its keeper": "    import os\n    for p in (1, -1): os.kill(p, 9)\n",
+    "is out of memory": "    raise MemoryError\n",
+    "is no Python": "    return (\n",
+}
+JAVASCRIPT = {
+    "exits with 0": "process.exit(0); }",
+    "patches console.assert": "console.assert = () => {}; globalThis.f = () => 2; }",
+    "is equal by coercion": "return { valueOf() { return x * x + 1; }, [Symbol.toPrimitive]() { return x * x + 1; },"
+    " toString() { return '26'; } }; }",
+    "is a proxy": "return new Proxy({}, { get: () => 26 }); }",
+    "handles exit": "process.on('exit', () => { process.exitCode = 0; }); throw 1; }",
+    "reads the tests": "return eval(require('fs').readFileSync('/job/tests.json', 'utf8')); }",
+    "patches the module loader": "require('module')._load = () => ({}); require('v8').serialize = () => Buffer.from('passed'); }",
+    "writes verdicts": "require('fs').writeSync(4, 'passed'); require('fs').writeSync(2, '\\npassed\\n'); }",
+    "claims that a module is missing": "throw new Error(\"Cannot find module 'assert'\"); }",
+}
+JAVA = {
+    "exits with 0": "System.exit(0); return null; } }",
+    "halts when loaded": "return null; } static { Runtime.getRuntime().halt(0); } }",
+    "is equal to everything": "return new Object() { public boolean equals(Object o) { return true; } }; } }",
+    "brings its own harness": "return 2; } }\nclass Tests { public static Object call(Object... a) { return 26; }"
+    ' public static void main(String[] a) { System.err.println("passed"); } }\nclass Wire { }',
+    "turns assertions off": "ClassLoader.getSystemClassLoader().setDefaultAssertionStatus(false);"
+    ' throw new Error("No module named assert"); } }',
+}
+CPP = {
+    "exits with 0": "_Exit(0); }",
+    "exits before main": "return 0; } struct A { A() { _Exit(0); } } a;",
+    "defines assert away": "return 0; }\n#define assert(x)\n#define NDEBUG",
+    "defines == away": "return 0; } bool operator==(string, int) { return true; }\n#define f(x) string()",
+    "exits in a constructor": "__attribute__((constructor)) void g() { } return 1; }"
+    ' __attribute__((constructor)) void h() { write(4, "v\\2\\0\\0", 5); _Exit(0); }',
+    "reads the nonce": 'puts(getenv("NONCE") ? "passed" : ""); return 2; }',
+    "overruns its stack": "volatile char a[8]; for (int i = 0; i < 4096; i++) a[i] = 2; return a[0]; }",
+    "patches the harness": 'return 2; } namespace moe_wire { template <> struct Code<long> { }; } extern "C" void abort() { _Exit(0); }',
+}
+
+
+def cases() -> Iterator[object]:
+    fast = {"java": ("exits with 0", "brings its own harness"), "cpp": ("exits with 0", "exits before main", "defines assert away")}
+    for lang, programs in (("python", PYTHON), ("javascript", JAVASCRIPT), ("java", JAVA), ("cpp", CPP)):
+        for name in programs:
+            marks = () if name in fast.get(lang, programs) else (pytest.mark.slow,)
+            yield pytest.param(lang, programs[name], id=f"{lang}: {name}", marks=marks)
+
+
+@pytest.fixture(scope="module")
+def judge() -> Iterator[Judge]:
+    try:
+        sandbox = Sandbox.open()
+    except SandboxError as error:
+        pytest.skip(str(error))
+    with Judge(sandbox, Limits(wall_s=3)) as judge:
+        yield judge
+
+
+def verdict(judge: Judge, lang: str, completion: str) -> tuple[str, str]:
+    return verdict_on(judge, TASKS[lang], completion)
+
+
+def verdict_on(judge: Judge, task: Task, completion: str) -> tuple[str, str]:
+    found = judge.judge(task, completion)
+    if found.outcome == "tool missing" and "not found in /usr" in found.detail:
+        pytest.skip(found.detail)
+    return found.outcome, found.detail
+
+
+@pytest.mark.parametrize("lang", TASKS)
+def test_the_right_program_passes(lang: str, judge: Judge) -> None:
+    assert verdict(judge, lang, RIGHT[lang]) == ("passed", "")
+
+
+@pytest.mark.parametrize(("lang", "completion"), cases())
+def test_no_verdict_can_be_forged(lang: str, completion: str, judge: Judge) -> None:
+    outcome, detail = verdict(judge, lang, completion)
+    assert outcome in WRONG, detail
+
+
+@pytest.mark.parametrize(
+    ("completion", "outcome"),
+    [
+        ("    while True: pass\n", "timeout"),
+        ("    return bytearray(1 << 40)\n", "memory"),
+        ("    x = [0] * (1 << 60)\n", "memory"),
+        ("    return (\n", "compile error"),
+        ("    return 1\n", "failed"),
+    ],
+)
+def test_outcomes_have_their_names(completion: str, outcome: str, judge: Judge) -> None:
+    assert verdict(judge, "python", completion)[0] == outcome
+
+
+def test_values_cross_as_they_are(judge: Judge) -> None:
+    values = "[None, True, 1, -10**5000, 1.5, float('inf'), 'é\\ud800', b'\\0', (1, (2,)), {1, 2}, frozenset({3}), {(1, 2): [3]}, 1j]"
+    task = Task(
+        "t", "python", "", "def f(x):\n", "f", "", f"for v in {values}:\n    r = f(v)\n    assert r == v and type(r) is type(v), v\n"
+    )
+    assert judge.judge(task, "    return x\n").outcome == "passed"
+
+
+def test_a_changed_argument_is_seen_by_the_tests(judge: Judge) -> None:
+    task = Task("t", "python", "", "def f(x):\n", "f", "", "a = [3, 1, 2]\nassert f(a) is None\nassert a == [1, 2, 3]\n")
+    assert judge.judge(task, "    x.sort()\n").outcome == "passed"
+    assert judge.judge(task, "    x = sorted(x)\n").outcome == "failed"
+
+
+@pytest.mark.parametrize(
+    ("lang", "tests", "completion"),
+    [
+        ("python", "a = [1]\nassert f(a) is a\nassert f(7) == 7\n", "    return x\n"),
+        ("javascript", "const a = [1];\nconsole.assert(f(a) === a && f(7) === 7);\n", "return x; }"),
+    ],
+)
+def test_an_argument_that_comes_back_is_the_same_one(lang: str, tests: str, completion: str, judge: Judge) -> None:
+    assert judge.judge(replace(TASKS[lang], tests=tests), completion).outcome == "passed"
+    assert judge.judge(replace(TASKS[lang], tests=tests), completion.replace("x", "[1]")).outcome == "failed"
+
+
+def test_a_lone_array_is_one_argument(judge: Judge) -> None:
+    head = "class Solution {\n    public static String[] f(String[] x) {\n"
+    tests = (
+        'class Main { public static void main(String[] a) { if (!Solution.f(new String[] {"b", "a"})[0].equals("a")) throw new Error(); } }'
+    )
+    task = replace(TASKS["java"], prompt=head, trusted=head, tests=tests)
+    assert verdict_on(judge, task, "        java.util.Arrays.sort(x); return x; } }") == ("passed", "")
+
+
+def test_an_exception_reaches_the_tests(judge: Judge) -> None:
+    source = "try:\n    f(1)\nexcept ValueError as error:\n    assert 'why' in str(error)\nelse:\n    assert False\n"
+    task = Task("t", "python", "", "def f(x):\n", "f", "", source)
+    assert judge.judge(task, "    raise ValueError('why')\n").outcome == "passed"
+    assert judge.judge(task, "    raise TypeError('why')\n").outcome == "failed"
+
+
+def test_what_the_task_needs_and_is_not_there_is_no_wrong_answer(judge: Judge) -> None:
+    task = Task("t", "python", "", "import no_such_module\ndef f(x):\n", "f", "", "assert f(1) == 2\n")
+    found = judge.judge(task, RIGHT["python"])
+    assert (found.outcome, "no_such_module" in found.detail) == ("tool missing", True)
+    assert judge.judge(TASKS["python"], "    import no_such_module\n").outcome == "failed"
+
+
+def test_tests_that_cannot_run_are_no_wrong_answer(judge: Judge) -> None:
+    broken = Task("t", "python", "", "def f(x):\n", "f", "", "assert f(1) ==\n")
+    assert judge.judge(broken, RIGHT["python"]).outcome == "sandbox error"
+    function = Task("t", "python", "", "def f(x):\n", "f", "", "assert f(lambda: 1) == 2\n")
+    assert "cannot cross" in judge.judge(function, RIGHT["python"]).detail
+    unnamed = replace(TASKS["cpp"], trusted="int f(int) {\n")
+    assert "a parameter has no name" in judge.judge(unnamed, RIGHT["cpp"]).detail
