@@ -43,12 +43,17 @@ def expert_names(model: Any, args: Namespace) -> list[str]:
     if not any(isinstance(module, MoERouter) for module in model.modules()):
         raise ValueError(f"{args.model} is not a mixture: it has no router to look at")
     count = model.config.num_local_experts
-    names = args.experts.split(",") if args.experts else model.config.expert_names
+    names = args.experts.split(",") if args.experts else _routed_names(model.config)
     if names is None:
         raise ValueError(f"{args.model} does not say what its {count} experts are; name them in order with --experts {','.join(LANGUAGES)}")
     if len(names) != count:
         raise ValueError(f"--experts names {len(names)} experts, but {args.model} has {count}")
     return list(names)
+
+
+def _routed_names(config: Any) -> list[str] | None:
+    """Of our configuration; transformers' Mixtral has no names."""
+    return getattr(config, "routed_names", None)
 
 
 def table(figures: dict[str, dict[str, Any]], names: list[str]) -> str:

@@ -25,7 +25,16 @@ BASE_FACT = "base_fingerprint"  # the fact of an adapter's run.json that says wh
 
 _FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
 _LAYER = re.compile(rf"model\.layers\.\d+\.(mlp\.({'|'.join(PROJECTIONS)})|self_attn\.({'|'.join(ATTENTION)}))")
-_UNSUPPORTED = ("use_dora", "fan_in_fan_out", "lora_bias", "modules_to_save", "layer_replication", "target_parameters")
+_UNSUPPORTED = (
+    "use_dora",
+    "fan_in_fan_out",
+    "lora_bias",
+    "modules_to_save",
+    "layer_replication",
+    "target_parameters",
+    "alora_invocation_tokens",
+)
+_CHANGING_THE_BASE = ("pissa", "olora", "corda", "loftq")  # initialisations after which the base's own weights are others
 _SAMPLES = 64  # values of each tensor that a fingerprint reads
 
 
@@ -56,6 +65,19 @@ class Adapter:
         for name in _UNSUPPORTED:
             if self.config.get(name):
                 raise ValueError(f"{self.folder} has {name} = {self.config[name]!r} in {ADAPTER_CONFIG}; only plain LoRA is read")
+        if str(self.config.get("init_lora_weights")).startswith(_CHANGING_THE_BASE):
+            raise ValueError(
+                f"{self.folder} has init_lora_weights = {self.config['init_lora_weights']!r}, which changes the base's weights too"
+            )
+        patterns = self.config.get("alpha_pattern") or {}
+        for alpha in (self.config.get("lora_alpha"), *(patterns.values() if isinstance(patterns, dict) else [None])):
+            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+                raise ValueError(f"{self.folder} has lora_alpha or alpha_pattern = {alpha!r} in {ADAPTER_CONFIG}; they are numbers")
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{self.folder} has an alpha_pattern {pattern!r} that is no regular expression: {error}") from None
 
     @property
     def modules(self) -> list[str]:
@@ -91,7 +113,7 @@ class Adapter:
         """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (arXiv:2312.03732), with PEFT's patterns for single modules."""
         rank = self._weights.shape(self._keys[module]["A"])[0]
         alpha = self.config["lora_alpha"]
-        for pattern, value in self.config.get("alpha_pattern", {}).items():
+        for pattern, value in (self.config.get("alpha_pattern") or {}).items():
             if re.match(rf"(.*\.)?({pattern})$", module):
                 alpha = value
                 break
@@ -122,6 +144,11 @@ class Adapter:
                 f"alone ({', '.join((*PROJECTIONS, *ATTENTION))})"
             )
 
+    def shape(self, module: str) -> tuple[int, int]:
+        """[out, in] of a matrix that it changes."""
+        keys = self._keys[module]
+        return self._weights.shape(keys["B"])[0], self._weights.shape(keys["A"])[1]
+
     def check_base(self, base: Path, weights: Checkpoint) -> None:
         """ValueError if the adapter was trained on another base: by fingerprint where it has one, else by name; and by shape."""
         trained_on = self.run.get(BASE_FACT)
@@ -131,11 +158,11 @@ class Adapter:
             raise ValueError(f"{self.folder} was trained on another base than {base}: the weights' fingerprints differ")
         if trained_on is None and named != given:
             raise ValueError(f"{self.folder} was trained on the base {named!r}, not {given!r}")
-        for module, keys in self._keys.items():
+        for module in self._keys:
             if f"{module}.weight" not in weights:
                 raise ValueError(f"{self.folder} changes {module}, which {base} does not have")
             expected = weights.shape(f"{module}.weight")
-            found = self._weights.shape(keys["B"])[0], self._weights.shape(keys["A"])[1]
+            found = self.shape(module)
             if found != expected:
                 raise ValueError(f"{self.folder} changes {module} as a matrix of {list(found)}, but in {base} it is {list(expected)}")
 
@@ -148,6 +175,12 @@ def _model_name(folder: Path) -> str:
 
 def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file()
+
+
+def base_fact(folder: Path) -> dict[str, Any]:
+    """What the `run.json` of a mixture says of its base, to be said of what is made from it; empty if it says nothing."""
+    run = read_json(folder / RUN) if (folder / RUN).is_file() else {}
+    return {BASE_FACT: run[BASE_FACT]} if BASE_FACT in run else {}
 
 
 def base_fingerprint(folder: Path, weights: Checkpoint | None = None) -> str:

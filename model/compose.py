@@ -37,7 +37,9 @@ def make_gates(given: Ingredients, seed: int) -> Tensor:
     layers, width = given.config.num_hidden_layers, given.config.hidden_size
     if mode not in PROMPT_MODES:
         return random_gates(mode, layers, len(prompts), width, seed)
-    tokenizer = AutoTokenizer.from_pretrained(given.base, local_files_only=True)  # its own, as gates change how it pads
+    tokenizer = AutoTokenizer.from_pretrained(
+        given.base, local_files_only=True, trust_remote_code=False
+    )  # its own, as gates change how it pads
     if mode == "hidden":
         return hidden_gates(given.base, tokenizer, prompts)
     return embedding_gates(given.base_weights.tensor("model.embed_tokens.weight"), layers, tokenizer, prompts)
@@ -48,7 +50,7 @@ def compose(args: argparse.Namespace) -> None:
     recipe_path, out = Path(args.config), Path(args.out)
     check_absent(out)
     given = open_recipe(recipe_path, args.layout, None if args.quantize == "none" else args.quantize)
-    tokenizer = AutoTokenizer.from_pretrained(given.base, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(given.base, local_files_only=True, trust_remote_code=False)
     for folder in dict.fromkeys(folder for source in given.sources for folder in source.folders if folder != given.base):
         check_same_tokenizer(folder, given.base, tokenizer)
     names = [source.name for source in given.sources]

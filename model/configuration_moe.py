@@ -68,6 +68,11 @@ class MoEConfig(MixtralConfig):
             raise ValueError(f"expert_names has {len(self.expert_names)} names for {self.num_stored_experts} experts")
 
     @property
+    def routed_names(self) -> list[str] | None:
+        """The names of the experts that the gate chooses among."""
+        return None if self.expert_names is None else self.expert_names[: self.num_local_experts]
+
+    @property
     def num_stored_experts(self) -> int:
         """E of the expert tensors: the routed experts, then the shared ones."""
         return self.num_local_experts + self.num_shared_experts

@@ -22,6 +22,8 @@ from .quantization import MatrixModule
 
 _EXPERT = re.compile(r"(.+\.mlp\.experts)\.(\d+)\.(w1|w2|w3|gate_proj|up_proj|down_proj)\.weight")
 _NF4 = re.compile(rf"(.+)\.(absmax|quant_map|nested_absmax|nested_quant_map|{re.escape(FACTS_KEY)})")
+# A constant that old checkpoints carry along, and the noise that a model without noise has no use for.
+_LEFT_OUT = ("rotary_emb.inv_freq", ".gate.noise_weight")
 _FUSED = {
     "w1": ("gate_up_proj", 0),
     "w3": ("gate_up_proj", 1),
@@ -124,7 +126,7 @@ def _find_sources(
             name = name.removeprefix("model.")  # into a `MoEModel`
         if name in sources and part not in sources[name]:
             sources[name][part] = key
-        elif name not in ignored and not key.endswith("rotary_emb.inv_freq"):  # a constant that old checkpoints carry along
+        elif name not in ignored and not key.endswith(_LEFT_OUT):
             mistakes.unexpected.append(key)
     for name, shape in shapes.items():
         parts = sources[name]

@@ -57,7 +57,10 @@ def _infer(model: PreTrainedModel, strategy: str, max_memory: dict | None) -> De
 
 def device_of(name: str, device_map: DeviceMap) -> torch.device:
     """Where the tensor called `name` is to be loaded; RAM for what `dispatch` will put on the disk."""
+    wanted = name
     while name not in device_map:
+        if not name:
+            raise ValueError(f"device_map {device_map} says nothing of {wanted}")
         name = name.rpartition(".")[0]
     return torch.device("cpu" if device_map[name] == "disk" else device_map[name])
 

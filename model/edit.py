@@ -15,10 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from transformers import AutoTokenizer
 
-from .adapters import BASE_FACT, Adapter, base_fingerprint, is_adapter
-from .checkpoint import CONFIG, INDEX, WEIGHTS, Checkpoint, CheckpointWriter, model_folder, read_json
+from .adapters import BASE_FACT, Adapter, base_fact, base_fingerprint, is_adapter
+from .checkpoint import CONFIG, INDEX, WEIGHTS, Checkpoint, CheckpointWriter, model_folder
 from .cli import make_parser, run_command
+from .compose import RECIPE_COPY
+from .config_file import moe_config, read_config
 from .configuration_moe import ATTENTION, MoEConfig
 from .experts import PROJECTIONS
 from .load import load_model
@@ -26,6 +29,7 @@ from .mixture_tensors import SHARD_BYTES
 from .output import MANIFEST, RUN, check_absent, output_folder, write_run
 from .restack import NEW, Edit, edited_tensors
 from .routers import MoERouter
+from .same_tokenizer import check_same_tokenizer
 from .sources import Source, open_source
 
 
@@ -66,17 +70,17 @@ def prompt_rows(folder: Path, prompts: list[str]) -> dict[str, Tensor]:
             model(**tokenizer(prompt, return_tensors="pt").to(model.device), use_cache=False)
     for handle in handles:
         handle.remove()
-    return {name: sums[name] / sums[name].norm() * gate.weight.float().norm(dim=1).mean() for name, gate in gates.items()}
+    return {name: (sums[name] / sums[name].norm() * gate.weight.float().norm(dim=1).mean()).cpu() for name, gate in gates.items()}
 
 
 def edit_mixture(args: argparse.Namespace) -> None:
     """The command: works out the edit and writes the edited mixture to `args.out`."""
     folder, out = model_folder(args.model), Path(args.out)
     check_absent(out)
-    settings = read_json(folder / CONFIG)
+    settings = read_config(folder)
     if settings.get("model_type") != MoEConfig.model_type:
         raise ValueError(f"{folder} is a {settings.get('model_type')!r} model; composed mixtures are edited ({MoEConfig.model_type!r})")
-    config, weights = MoEConfig.from_dict(settings), Checkpoint(folder)
+    config, weights = moe_config(settings, folder), Checkpoint(folder)
     names = config.expert_names or [f"expert-{index}" for index in range(config.num_stored_experts)]
     order: list[int | None] = list(range(config.num_stored_experts))
     text, rows = args.add, {}
@@ -100,19 +104,20 @@ def edit_mixture(args: argparse.Namespace) -> None:
         with CheckpointWriter(temporary, SHARD_BYTES) as writer:
             for group in tqdm(edited_tensors(weights, edit), desc="Editing", unit="tensor"):
                 writer.add_group(group)
-        own = {CONFIG, WEIGHTS, INDEX, MANIFEST, RUN}
+        own = {CONFIG, WEIGHTS, INDEX, MANIFEST, RUN, RECIPE_COPY}  # the recipe no longer describes it
         for file in folder.iterdir():
             if file.is_file() and file.name not in own and file.suffix != ".safetensors":
                 shutil.copy(file, temporary / file.name)
-        before = read_json(folder / RUN) if (folder / RUN).is_file() else {}
-        facts = {key: before[key] for key in (BASE_FACT, "layout", "quantization") if key in before}
-        write_run(temporary, seed=args.seed, figures={}, model=str(folder), experts=edit.config.expert_names, **facts)
+        facts = {"model": str(folder), "experts": edit.config.expert_names, **base_fact(folder)}
+        write_run(temporary, seed=args.seed, figures={}, **facts)
     print(f"{out}: {edit.config.num_local_experts} experts ({', '.join(edit.config.expert_names or [])})")
 
 
 def _find(names: list[str], name: str, config: MoEConfig) -> int:
     if name not in names[: config.num_local_experts]:
         raise ValueError(f"there is no expert {name!r}; the gate chooses among {', '.join(names[: config.num_local_experts])}")
+    if names[: config.num_local_experts].count(name) > 1:
+        raise ValueError(f"several experts are called {name!r}: {', '.join(names)}")
     return names.index(name)
 
 
@@ -120,15 +125,34 @@ def _copied_rows(weights: Checkpoint, expert: int) -> dict[str, Tensor]:
     return {name.removesuffix(".weight"): weights.tensor(name)[expert] for name in weights if name.endswith(".gate.weight")}
 
 
+def _check_shapes(adapter: Adapter, config: MoEConfig) -> None:
+    """ValueError naming the first matrix of the adapter that the mixture has not, or has in another shape."""
+    width, hidden = config.hidden_size, config.intermediate_size
+    head = config.head_dim or width // config.num_attention_heads
+    q, kv = config.num_attention_heads * head, config.num_key_value_heads * head
+    shapes = {"gate_proj": (hidden, width), "up_proj": (hidden, width), "down_proj": (width, hidden)}
+    shapes |= {"q_proj": (q, width), "k_proj": (kv, width), "v_proj": (kv, width), "o_proj": (width, q)}
+    for module in adapter.modules:
+        _, _, layer, _, projection = module.split(".")
+        if int(layer) >= config.num_hidden_layers:
+            raise ValueError(f"{adapter.folder} changes {module}, but the mixture has {config.num_hidden_layers} layers")
+        if adapter.shape(module) != shapes[projection]:
+            found, expected = list(adapter.shape(module)), list(shapes[projection])
+            raise ValueError(f"{adapter.folder} changes {module} as a matrix of {found}, but in the mixture it is {expected}")
+
+
 def _open(text: str, config: MoEConfig, folder: Path, base: str | None) -> Source | Adapter:
     """The new expert; in the layout `lora` an adapter of the mixture's base, whose weights need not be there."""
-    trained_on = read_json(folder / RUN).get(BASE_FACT) if (folder / RUN).is_file() else None
+    trained_on = base_fact(folder).get(BASE_FACT)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    check_same_tokenizer(model_folder(text.rpartition("+")[2]), folder, tokenizer)
     if config.expert_layout == "lora":
         place = model_folder(text)
         if not is_adapter(place):
             raise ValueError(f"{place} is no adapter; the experts of a mixture of the lora layout are adapters of its base")
         adapter = Adapter(place)
         adapter.check_layers_only()
+        _check_shapes(adapter, config)
         if adapter.run.get(BASE_FACT, trained_on) != trained_on and trained_on is not None:
             raise ValueError(f"{place} was trained on another base than the mixture's: their fingerprints differ")
         return adapter

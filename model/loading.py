@@ -93,4 +93,9 @@ def resolve_config(folder: Path, given: MoEConfig | None, changes: dict[str, Any
         settings |= {"model_type": MoEConfig.model_type, "router_type": "topk"}
     elif kind != MoEConfig.model_type:
         raise ValueError(f"{folder} is a {kind!r} model; expected {MoEConfig.model_type!r} or 'mixtral'")
+    if stored := settings.pop("quantization_config", None):  # a Mixtral whose matrices another program quantised
+        method = stored.get("quant_method") if isinstance(stored, dict) else stored
+        if method not in ("nf4_experts", "bitsandbytes"):
+            raise ValueError(f"{folder} is quantised by {method!r}; NF4 of bitsandbytes is read")
+        settings["quantization"] = "nf4"
     return moe_config({**settings, **changes}, folder)

@@ -4,9 +4,10 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from .checkpoint import some
+
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _SPECIAL = ("bos", "eos", "unk", "pad")
-_SHOWN = 4  # tokens that a message names before it counts the rest
 
 
 def check_same_tokenizer(folder: Path, base: Path, base_tokenizer: PreTrainedTokenizerBase) -> None:
@@ -31,7 +32,7 @@ def differences(base: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -
     changed = [token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)]
     if changed:
         changed.sort(key=lambda token: (ours.get(token, len(ours)), theirs.get(token, 0)))
-        found.append("tokens " + _some([f"{token!r} {_id(ours.get(token))} -> {_id(theirs.get(token))}" for token in changed]))
+        found.append("tokens " + some([f"{token!r} {_id(ours.get(token))} -> {_id(theirs.get(token))}" for token in changed]))
     for name in _SPECIAL:
         mine, its = (_special(tokenizer, name) for tokenizer in (base, other))
         if mine != its and not (name == "pad" and "none" in (mine, its)):
@@ -39,7 +40,7 @@ def differences(base: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -
     added, its_added = ({str(token) for token in tokenizer.added_tokens_decoder.values()} for tokenizer in (base, other))
     for title, tokens in (("the base", added - its_added), ("the expert", its_added - added)):
         if tokens:
-            found.append(f"added tokens only in {title}: {_some([repr(token) for token in sorted(tokens)])}")
+            found.append(f"added tokens only in {title}: {some([repr(token) for token in sorted(tokens)])}")
     return found
 
 
@@ -50,8 +51,3 @@ def _special(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
 
 def _id(number: int | None) -> str:
     return "absent" if number is None else str(number)
-
-
-def _some(names: list[str]) -> str:
-    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + rest

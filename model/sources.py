@@ -3,6 +3,7 @@
 Of a full checkpoint a mixture takes the FFNs alone, as mergekit-moe does; of an adapter of the base also its share of attention.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +13,13 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from .adapters import Adapter, base_fingerprint, is_adapter
-from .checkpoint import CONFIG, Checkpoint, model_folder, read_json
+from .checkpoint import Checkpoint, model_folder
+from .config_file import read_config
 from .experts import PROJECTIONS
 
 _FAMILIES = ("mistral", "llama")
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+_OUTSIDE = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
 _SHARED = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
     *("vocab_size", "hidden_act", "rope_parameters"),
@@ -91,15 +95,21 @@ def _check_same_shape(folder: Path, base: Path) -> None:
 
 def read_base_config(folder: Path) -> dict[str, Any]:
     """The configuration with its family's defaults filled in; ValueError if it is not of the Mistral family."""
-    kind = read_json(folder / CONFIG).get("model_type")
+    kind = read_config(folder).get("model_type")  # first of all: transformers would follow what it names
     if kind not in _FAMILIES:
         raise ValueError(f"{folder} is a {kind!r} model; base and experts must be one of {', '.join(_FAMILIES)}")
     return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to_dict()
 
 
 def check_matrices(weights: Checkpoint, config: dict[str, Any]) -> None:
-    """ValueError naming the first FFN matrix that a checkpoint lacks or that has another shape than its configuration says."""
+    """ValueError naming the first FFN matrix that a checkpoint lacks or that has another shape than its configuration says, or the first
+    tensor that such a model does not have.
+    """
     width, hidden = config["hidden_size"], config["intermediate_size"]
+    for name in weights:
+        match = _LAYER.match(name)
+        if not (int(match[1]) < config["num_hidden_layers"] if match else name in _OUTSIDE):
+            raise ValueError(f"{weights.path} has {name}, but by its configuration it is a model of {config['num_hidden_layers']} layers")
     for layer in range(config["num_hidden_layers"]):
         for projection in PROJECTIONS:
             name = f"model.layers.{layer}.mlp.{projection}.weight"

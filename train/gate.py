@@ -16,6 +16,8 @@ from torch import nn
 from transformers import set_seed
 
 from model import MoEForCausalLM
+from model.adapters import base_fact
+from model.checkpoint import model_folder
 from model.cli import make_parser, run_command
 from model.languages import LANGUAGES
 from model.load import load_model
@@ -70,7 +72,7 @@ def load_rows(args: argparse.Namespace, tokenizer: Any, split: str, limit: int |
 
 def measure(model: MoEForCausalLM, rows: dict[str, list[Example]], batch_size: int) -> dict[str, Any]:
     """`measure_routing` of each language's rows."""
-    names = model.config.expert_names or []
+    names = model.config.routed_names or []
     return {lang: measure_routing(model, of_lang, own_expert(names, lang), batch_size) for lang, of_lang in rows.items()}
 
 
@@ -104,7 +106,7 @@ def train_gate(args: argparse.Namespace) -> None:
             tokenizer.save_pretrained(temporary)
             write_logs(temporary, trainer, folder)
             figures = {**trainer.figures(), "routing_before": before, "routing_after": after}
-            write_run(temporary, seed=args.seed, figures=figures, **facts)
+            write_run(temporary, seed=args.seed, figures=figures, **facts, **base_fact(model_folder(args.model)))
     print(f"mixture: {out}")
 
 

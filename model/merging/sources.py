@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from ..adapters import Adapter, is_adapter
-from ..checkpoint import CONFIG, Checkpoint, model_folder, read_json
+from ..checkpoint import Checkpoint, model_folder
+from ..config_file import read_config
 
 _FAMILIES = ("mistral", "llama", "qwen2")
 _SHARED = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "rope_parameters", "tie_word_embeddings")
@@ -103,7 +104,7 @@ def _split(text: str, beside: Path) -> tuple[Path, Path | None]:
 
 def _architecture(folder: Path) -> dict[str, Any]:
     """What models must share to be merged, their shapes apart; ValueError if such models cannot be merged, or are quantised."""
-    raw = read_json(folder / CONFIG)
+    raw = read_config(folder)
     if raw.get("model_type") not in _FAMILIES:
         raise ValueError(f"{folder} is a {raw.get('model_type')!r} model; models to be merged must be one of {', '.join(_FAMILIES)}")
     if raw.get("quantization_config"):
