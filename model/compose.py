@@ -9,6 +9,7 @@ Shapes: L layers, E experts, D model width.
 
 import argparse
 import hashlib
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,12 @@ def compose(args: argparse.Namespace) -> None:
         shutil.copy(recipe_path, folder / RECIPE_COPY)
         layout, quantization = given.config.expert_layout, given.config.quantization
         facts: dict[str, Any] = {"layout": layout, "quantization": quantization, "experts": names, BASE_FACT: base_fact}
-        write_run(folder, seed=args.seed, figures={"gate_condition_numbers": conditions}, **facts)
+        write_run(
+            folder,
+            seed=args.seed,
+            figures={"gate_condition_numbers": finite},
+            **facts,
+        )
     print(f"{out}: {len(names)} experts ({', '.join(names)}), {layout} layout, {quantization or given.config.dtype}")
 
 

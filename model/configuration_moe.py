@@ -67,6 +67,13 @@ class MoEConfig(MixtralConfig):
         if self.expert_names is not None and len(self.expert_names) != self.num_stored_experts:
             raise ValueError(f"expert_names has {len(self.expert_names)} names for {self.num_stored_experts} experts")
 
+    @classmethod
+    def of(cls, config: MixtralConfig) -> "MoEConfig":
+        """The configuration itself, or Mixtral's as ours: its router has no noise."""
+        return (
+            config if isinstance(config, cls) else cls.from_dict({**config.to_dict(), "model_type": cls.model_type, "router_type": "topk"})
+        )
+
     @property
     def routed_names(self) -> list[str] | None:
         """The names of the experts that the gate chooses among."""

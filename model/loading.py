@@ -58,7 +58,8 @@ class StrictLoading(MixtralPreTrainedModel):
         changes = {} if quantize is None else {"quantization": None if quantize == "none" else quantize}
         changes |= {name: kwargs.pop(name) for name in list(kwargs) if name in MoEConfig.__dataclass_fields__}
         if unknown := [name for name, value in kwargs.items() if name not in _WITHOUT_EFFECT and value]:
-            raise TypeError(f"from_pretrained got unknown arguments: {', '.join(unknown)}")
+            hint = ' (quantize="nf4" quantises)' if set(unknown) & {"quantization_config", "load_in_4bit", "quantise"} else ""
+            raise TypeError(f"from_pretrained got unknown arguments: {', '.join(unknown)}{hint}")
         if config is not None:
             attn_implementation = attn_implementation or config._attn_implementation  # a config's dict does not hold it
         config = resolve_config(folder, config, changes)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, GenerationMixin
+from transformers import Cache, GenerationMixin, MixtralConfig
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
@@ -31,7 +31,6 @@ from moe_kernels.routing import Routing
 from .attention import MoEAttention
 from .configuration_moe import ATTENTION, MoEConfig
 from .experts import DenseExperts, LoraExperts
-from .export import export_mixtral
 from .loading import StrictLoading
 from .quantization import MatrixModule, NF4Linear
 from .routers import MoERouter, noise_seeds, shazeer_loss, switch_loss
@@ -133,7 +132,8 @@ class MoEPreTrainedModel(StrictLoading):
 class MoEModel(MoEPreTrainedModel, MixtralModel):
     """Mixtral's decoder stack of `MoEDecoderLayer`s; `forward` is Mixtral's. Noise and auxiliary losses are `MoEForCausalLM`'s."""
 
-    def __init__(self, config: MoEConfig) -> None:
+    def __init__(self, config: MixtralConfig) -> None:
+        config = MoEConfig.of(config)
         MixtralPreTrainedModel.__init__(self, config)
         self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
@@ -154,7 +154,8 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
-    def __init__(self, config: MoEConfig) -> None:
+    def __init__(self, config: MixtralConfig) -> None:
+        config = MoEConfig.of(config)
         super().__init__(config)
         self.model = MoEModel(config)
         self.vocab_size = config.vocab_size
@@ -171,6 +172,8 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
 
     def export_mixtral(self, out: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
         """Writes the folder `out` as plain Mixtral; see `export.export_mixtral`."""
+        from .export import export_mixtral  # a command of its own, which runs this package first
+
         export_mixtral(self, Path(out), dtype)
 
     @can_return_tuple

@@ -205,3 +205,10 @@ def test_quantising_takes_the_memory_of_the_quantised_model_and_one_tensor(mixtr
     tensor = model.model.layers[0].mlp.experts.gate_up_proj.nbytes / 2**20
     assert quantized < 60 and tensor == 28 and sum(p.nbytes for p in model.parameters()) / 2**20 > 170
     assert peak < quantized + tensor
+
+
+@torch.no_grad()
+def test_noise_is_left_out_of_a_model_without(adapters, run_compose, ids):
+    folder = run_compose(adapters)
+    expected = MoEForCausalLM.from_pretrained(folder)(ids).logits
+    assert torch.equal(MoEForCausalLM.from_pretrained(folder, router_type="topk")(ids).logits, expected)

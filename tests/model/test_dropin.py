@@ -21,7 +21,7 @@ from transformers import (
 from transformers.cli.serving.model_manager import ModelManager
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from model import MoEConfig, MoEForCausalLM, MoEModel
+from model import MoEConfig, MoEForCausalLM, MoEModel, NF4ExpertsConfig
 from model import serve as model_serve
 
 from .conftest import SHAPE, make_tokenizer
@@ -438,3 +438,26 @@ def test_the_server_of_transformers_finds_the_class(mixtral, tmp_path, monkeypat
 def test_an_activation_that_the_kernels_lack_is_refused():
     with pytest.raises(ValueError, match="hidden_act is 'gelu'; allowed: silu"):
         MoEConfig(hidden_act="gelu")
+
+
+def test_a_configuration_of_mixtral_makes_a_model(mixtral, ids):
+    config = MixtralConfig.from_pretrained(mixtral)
+    assert MoEForCausalLM(config).config.router_type == "topk"
+
+
+def test_a_device_map_that_leaves_out_nf4_is_refused(mixtral):
+    devices = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head", "model.layers.0"), "cpu")
+    devices |= {f"model.layers.1.{name}": "cpu" for name in ("mlp.gate", "input_layernorm", "post_attention_layernorm")}
+    with pytest.raises(ValueError, match="says nothing of model.layers.1"):
+        MoEForCausalLM.from_pretrained(mixtral, quantize="nf4", device_map=devices)
+
+
+@torch.no_grad()
+def test_a_mixtral_that_is_quantised_already_stays_so(mixtral, ids, tmp_path):
+    stored = AutoModelForCausalLM.from_pretrained(mixtral, quantization_config=NF4ExpertsConfig(llm_int8_skip_modules=["self_attn"]))
+    stored.save_pretrained(tmp_path)
+    model = MoEForCausalLM.from_pretrained(tmp_path)
+    assert model.config.quantization == "nf4" and not hasattr(model.config, "quantization_config")
+    assert torch.equal(
+        model.model.layers[0].mlp.experts.matrix("down_proj").packed, stored.model.layers[0].mlp.experts.down_proj.weight.packed
+    )

@@ -142,3 +142,9 @@ def test_bytes_that_experts_share_are_not_torn_apart(base, adapters, run_compose
     assert "an expert of 64x128 values shares a nested absmax with the next one" in capsys.readouterr().err
     assert run(monkeypatch, mixture, tmp_path / "out", "--replace", "expert-1", adapters[0]) == 2
     assert "give it as --base" in capsys.readouterr().err
+
+
+def test_an_adapter_of_another_shape_is_refused(wide, of_wide, adapters, run_compose, tmp_path, monkeypatch, capsys):
+    mixture = run_compose(of_wide[:2], base=wide)
+    assert run(monkeypatch, mixture, tmp_path / "out", "--replace", "expert-0", adapters[0]) == 2
+    assert ", but in the mixture it is [" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import resource
 import shutil
 import socket
 import struct
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from model import MoEForCausalLM
+from model.adapters import Adapter
 from model.checkpoint import INDEX, WEIGHTS, Checkpoint, CheckpointWriter, read_json
+from model.compose import compose
 from model.load import load_model
 from moe_kernels.nf4_format import FACTS_KEY
 
@@ -340,3 +343,33 @@ def test_the_base_of_an_adapter_is_not_fetched(make_adapter, tmp_path, name):
     edit(adapter / "adapter_config.json", base_model_name_or_path=name)
     with pytest.raises(FileNotFoundError, match="is neither a folder nor a model in the local hub cache"):
         load_model(adapter)
+
+
+@pytest.mark.parametrize("field", ["_attn_implementation", "attn_implementation"])
+def test_a_base_that_names_a_kernel_is_not_composed(base, adapters, make_recipe, tmp_path, field):
+    hostile = tmp_path / "hostile"
+    shutil.copytree(base, hostile)
+    edit(hostile / "config.json", **{field: "someone/kernel"})
+    recipe = make_recipe([hostile, base], base=hostile)
+    with pytest.raises(ValueError, match="names a path or an address"):
+        compose(Namespace(config=str(recipe), out=str(tmp_path / "out"), layout="dense", quantize="none", seed=0))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_alpha": float("nan")}, "lora_alpha or alpha_pattern = nan"),
+        ({"lora_alpha": "evil"}, "lora_alpha or alpha_pattern = 'evil'"),
+        ({"lora_alpha": None}, "lora_alpha or alpha_pattern = None"),
+        ({"alpha_pattern": {"up_proj": "1"}}, "lora_alpha or alpha_pattern = '1'"),
+        ({"alpha_pattern": {"(": 1}}, "is no regular expression"),
+        ({"init_lora_weights": "pissa_niter_4"}, "changes the base's weights too"),
+    ],
+    ids=str,
+)
+def test_settings_of_an_adapter_are_checked(make_adapter, tmp_path, changes, message):
+    folder = make_adapter(tmp_path / "adapter")
+    edit(folder / "adapter_config.json", **changes)
+    with pytest.raises(ValueError, match=message):
+        Adapter(folder)
