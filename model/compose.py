@@ -68,12 +68,8 @@ def compose(args: argparse.Namespace) -> None:
         shutil.copy(recipe_path, folder / RECIPE_COPY)
         layout, quantization = given.config.expert_layout, given.config.quantization
         facts: dict[str, Any] = {"layout": layout, "quantization": quantization, "experts": names, BASE_FACT: base_fact}
-        write_run(
-            folder,
-            seed=args.seed,
-            figures={"gate_condition_numbers": finite},
-            **facts,
-        )
+        finite = [value if math.isfinite(value) else None for value in conditions]  # JSON has no infinity
+        write_run(folder, seed=args.seed, figures={"gate_condition_numbers": finite}, **facts)
     print(f"{out}: {len(names)} experts ({', '.join(names)}), {layout} layout, {quantization or given.config.dtype}")
 
 

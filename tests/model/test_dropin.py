@@ -448,7 +448,7 @@ def test_a_configuration_of_mixtral_makes_a_model(mixtral, ids):
 def test_a_device_map_that_leaves_out_nf4_is_refused(mixtral):
     devices = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head", "model.layers.0"), "cpu")
     devices |= {f"model.layers.1.{name}": "cpu" for name in ("mlp.gate", "input_layernorm", "post_attention_layernorm")}
-    with pytest.raises(ValueError, match="says nothing of model.layers.1"):
+    with pytest.raises(ValueError, match=r"says nothing of model\.layers\.1"):
         MoEForCausalLM.from_pretrained(mixtral, quantize="nf4", device_map=devices)
 
 
