@@ -33,9 +33,10 @@ from .same_tokenizer import check_same_tokenizer
 from .sources import Source, open_source
 
 
-def edited_config(config: MoEConfig, order: list[int | None], name: str | None, source: Source | Adapter | None) -> MoEConfig:
+def edited_config(
+    config: MoEConfig, names: list[str], order: list[int | None], name: str | None, source: Source | Adapter | None
+) -> MoEConfig:
     """The configuration after an edit; ValueError if it means nothing, as with fewer experts than a token takes."""
-    names = config.expert_names or [f"expert-{index}" for index in range(config.num_stored_experts)]
     adapter = source if isinstance(source, Adapter) else source.adapter if source else None
     ranks = (adapter.rank(PROJECTIONS), adapter.rank(ATTENTION)) if adapter else (0, 0)
     if adapter and (more := adapter.attention - set(config.attention_experts or ())):
@@ -98,7 +99,7 @@ def edit_mixture(args: argparse.Namespace) -> None:
         rows = prompt_rows(folder, args.prompts) if args.prompts else _copied_rows(weights, _find(names, args.like, config))
     source = _open(text, config, folder, args.base) if text else None
     name = args.name or (source.name if source else None)
-    edit = Edit(edited_config(config, order, name, source), order, source, rows)
+    edit = Edit(edited_config(config, names, order, name, source), order, source, rows)
     with output_folder(out) as temporary:
         edit.config.save_pretrained(temporary)
         with CheckpointWriter(temporary, SHARD_BYTES) as writer:

@@ -1,15 +1,13 @@
 """mergekit-moe's YAML file, read strictly: an unknown key or value is an error that says what is allowed."""
 
-import difflib
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from .checkpoint import DTYPES
 from .gates import GATE_MODES, PROMPT_MODES, Prompts
+from .strict_yaml import check_mapping, read_yaml
 
 _KEYS = ("base_model", "gate_mode", "dtype", "experts_per_token", "architecture", "experts", "shared_experts")
 _SHARED_KEYS = ("source_model", "residual_scale")
@@ -37,13 +35,7 @@ class Recipe:
 
 def read_recipe(path: Path) -> Recipe:
     """Reads a YAML file; FileNotFoundError or ValueError naming the key, what it holds and what it may hold."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    _check_keys(raw, _KEYS, str(path))
+    raw = check_mapping(read_yaml(path), _KEYS, str(path))
     if not isinstance(raw.get("experts"), list) or not raw["experts"]:
         raise ValueError(f"{path}: experts must be a list of at least one expert")
     recipe = Recipe(
@@ -59,7 +51,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def _read_expert(raw: Any, where: str) -> Expert:
-    _check_keys(raw, _EXPERT_KEYS, where)
+    check_mapping(raw, _EXPERT_KEYS, where)
     positive, negative = (_prompts(raw, key, where) for key in ("positive_prompts", "negative_prompts"))
     return Expert(_text(raw, "source_model", where), Prompts(positive, negative))
 
@@ -68,7 +60,7 @@ def _read_shared(raw: Any, path: str) -> dict[str, Any]:
     if not isinstance(raw, list):
         raise ValueError(f"{path}: shared_experts must be a list, not {raw!r}")
     for index, value in enumerate(raw):
-        _check_keys(value, _SHARED_KEYS, f"{path}: shared expert {index}")
+        check_mapping(value, _SHARED_KEYS, f"{path}: shared expert {index}")
     scales = [value.get("residual_scale", 1.0) for value in raw] or [1.0]
     for scale in scales:
         if not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale):
@@ -96,16 +88,6 @@ def _check(recipe: Recipe, architecture: Any, path: Path) -> None:
             raise ValueError(f"{path}: expert {index} has no positive_prompts, which gate_mode {recipe.gate_mode!r} needs")
     if count > 1 and len({expert.prompts for expert in recipe.experts}) == 1:
         raise ValueError(f"{path}: all experts have the same prompts, so no gate can tell them apart")
-
-
-def _check_keys(raw: Any, allowed: tuple[str, ...], where: str) -> None:
-    if not isinstance(raw, dict):
-        raise ValueError(f"{where} must be a mapping with the keys {', '.join(allowed)}")
-    for key in raw:
-        if key not in allowed:
-            close = difflib.get_close_matches(str(key), allowed, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(allowed)}"
-            raise ValueError(f"{where}: unknown key {key!r}; {hint}")
 
 
 def _text(raw: dict[str, Any], key: str, where: str) -> str:

@@ -56,7 +56,7 @@ def open_source(text: str, base: Path, base_weights: Checkpoint, beside: Path) -
 
     FileNotFoundError if nothing is there; ValueError if it does not fit the base.
     """
-    folder, adapter_folder = _split_source(text, beside)
+    folder, adapter_folder = split_source(text, beside)
     if adapter_folder is None and is_adapter(folder):
         folder, adapter_folder = base, folder
     is_base = folder.resolve() == base.resolve()
@@ -76,7 +76,7 @@ def open_source(text: str, base: Path, base_weights: Checkpoint, beside: Path) -
     return Source(adapter.name if adapter else folder.name, weights, adapter, is_base)
 
 
-def _split_source(text: str, beside: Path) -> tuple[Path, Path | None]:
+def split_source(text: str, beside: Path) -> tuple[Path, Path | None]:
     """The folders on both sides of mergekit's `model+lora`; a folder may itself have a plus sign in its name."""
     for place in [index for index, letter in enumerate(text) if letter == "+"]:
         try:

@@ -27,7 +27,7 @@ def attempt(name, action):
     try:
         if action():
             open_doors.append(name)
-    except Exception:
+    except Exception:  # whatever stopped it, it has not got out
         pass
 
 def fill():

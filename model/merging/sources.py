@@ -11,6 +11,7 @@ from transformers import AutoConfig
 from ..adapters import Adapter, is_adapter
 from ..checkpoint import Checkpoint, model_folder
 from ..config_file import read_config
+from ..sources import split_source
 
 _FAMILIES = ("mistral", "llama", "qwen2")
 _SHARED = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "rope_parameters", "tie_word_embeddings")
@@ -71,7 +72,7 @@ def open_sources(models: list[str], base: str | None, beside: Path) -> dict[str,
 
 
 def _open(text: str, base: Source | None, beside: Path) -> Source:
-    folder, adapter_folder = _split(text, beside)
+    folder, adapter_folder = split_source(text, beside)
     in_file_dtype = adapter_folder is not None
     if adapter_folder is None and is_adapter(folder):
         folder, adapter_folder = _base_folder(folder, base, beside), folder
@@ -90,16 +91,6 @@ def _base_folder(adapter: Path, base: Source | None, beside: Path) -> Path:
     if not named:
         raise ValueError(f"{adapter} does not name its base; give base_model, or write it as BASE+{adapter.name}")
     return model_folder(named, beside)
-
-
-def _split(text: str, beside: Path) -> tuple[Path, Path | None]:
-    """The folders on both sides of mergekit's `model+lora`; a folder may itself have a plus sign in its name."""
-    for place in [index for index, letter in enumerate(text) if letter == "+"]:
-        try:
-            return model_folder(text[:place], beside), model_folder(text[place + 1 :], beside)
-        except FileNotFoundError:
-            continue
-    return model_folder(text, beside), None
 
 
 def _architecture(folder: Path) -> dict[str, Any]:
