@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from moe_kernels.nf4 import FACTS_KEY, NF4Weight, dequantize_nf4, quantize_nf4_parts
+from moe_kernels.nf4 import NF4Weight, dequantize_nf4, quantize_nf4_parts
+from moe_kernels.nf4_format import FACTS_KEY
 
 from .checkpoint import Checkpoint, some
 from .quantization import MatrixModule
