@@ -153,6 +153,7 @@ def _open(text: str, config: MoEConfig, folder: Path, base: str | None) -> Sourc
             raise ValueError(f"{place} is no adapter; the experts of a mixture of the lora layout are adapters of its base")
         adapter = Adapter(place)
         adapter.check_layers_only()
+        adapter.check_factors()
         _check_shapes(adapter, config)
         if adapter.run.get(BASE_FACT, trained_on) != trained_on and trained_on is not None:
             raise ValueError(f"{place} was trained on another base than the mixture's: their fingerprints differ")
