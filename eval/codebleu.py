@@ -20,7 +20,7 @@ from model.generation import complete
 from model.languages import LANGUAGES, get_language
 from model.load import load_model, model_folder
 from model.output import check_absent, output_folder, write_run
-from model.prompt import format_prompt
+from model.prompt import format_prompt, prompt_template
 from train.data import load_pairs
 from train.data.pairs import Pair
 
@@ -37,7 +37,7 @@ def main(args: Namespace) -> None:
     figures: dict[str, dict[str, Any]] = {}
     samples: list[dict[str, Any]] = []
     for lang, kinds in points.items():
-        prompts = [format_prompt(point.text, lang) for points in kinds.values() for point in points]
+        prompts = [format_prompt(point.text, lang, tokenizer) for points in kinds.values() for point in points]
         print(f"{get_language(lang).title}: " + ", ".join(f"{len(points)} points ({kind})" for kind, points in kinds.items()))
         started = time.perf_counter()
         completions = complete(model, tokenizer, prompts, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size)
@@ -49,7 +49,14 @@ def main(args: Namespace) -> None:
     with output_folder(args.out) as folder:
         with (folder / SAMPLES).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
-        facts = {"program": CODEBLEU, "name": args.name or role, "role": role, **own, **run_facts(args, model, sources)}
+        facts = {
+            "program": CODEBLEU,
+            "name": args.name or role,
+            "role": role,
+            "prompt_template": prompt_template(tokenizer),
+            **own,
+            **run_facts(args, model, sources),
+        }
         write_run(folder, seed=args.seed, figures=figures, **facts)
     print(table(figures, args.name or role))
     print(f"written to {args.out}")

@@ -137,7 +137,9 @@ class Adapter:
     def check_factors(self) -> None:
         """ValueError if what the adapter adds is not a product of two factors."""
         if self.is_dora:
-            raise ValueError(f"{self.folder} is DoRA (use_dora), which cannot be kept as LoRA factors: it can only be merged (layout dense)")
+            raise ValueError(
+                f"{self.folder} is DoRA (use_dora), which cannot be kept as LoRA factors: it can only be merged (layout dense)"
+            )
 
     def _read(self, module: str, part: str) -> Tensor:
         return self._weights.tensor(self._keys[module][part]).float()

@@ -10,9 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[list[int]]:
-    """Token ids as in training: BOS, if the tokenizer has one, and the prompt without other special tokens."""
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    return [bos + ids for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]]
+    """Token ids as in training: BOS, if the tokenizer has one, and the prompt. A chat template has written BOS: it is not doubled."""
+    bos = tokenizer.bos_token
+    rows = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    return [
+        row if bos is None or prompt.startswith(bos) else [tokenizer.bos_token_id, *row] for prompt, row in zip(prompts, rows, strict=True)
+    ]
 
 
 def pad_left(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], device: torch.device) -> dict[str, torch.Tensor]:
@@ -24,7 +27,6 @@ def pad_left(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], device: 
     return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
 
 
-@torch.inference_mode()
 def complete(
     model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[str], *, max_new_tokens: int, batch_size: int, progress: bool = True
 ) -> list[str]:
@@ -33,10 +35,19 @@ def complete(
     Prompts of similar length share a batch, so that little of it is padding. ValueError for a prompt that fills the context.
     """
     rows = encode_prompts(tokenizer, prompts)
+    return complete_rows(model, tokenizer, rows, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
+
+
+@torch.inference_mode()
+def complete_rows(
+    model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], *, max_new_tokens: int, batch_size: int, progress: bool = True
+) -> list[str]:
+    """`complete` of prompts that are token ids already."""
     context = model.config.max_position_embeddings
-    for row, prompt in zip(rows, prompts, strict=True):
+    for row in rows:
         if len(row) >= context:
-            raise ValueError(f"a prompt of {len(row)} tokens leaves no room in a context of {context}: {prompt[:60]!r}...")
+            prompt = tokenizer.decode(row[:20])
+            raise ValueError(f"a prompt of {len(row)} tokens leaves no room in a context of {context}: {prompt!r}...")
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]), reverse=True)
     completions = [""] * len(rows)
     with tqdm(total=len(rows), desc="Generating", unit="prompt", disable=not progress) as bar:
