@@ -39,6 +39,12 @@ def find_source(source: str | Path, lang: str, level: str) -> tuple[Path, str]:
     return path, str(path)
 
 
+def check_levels(path: Path) -> None:
+    """`ValueError` if a data set cannot say which of its rows are programs and which are snippets."""
+    if path.is_file() and not any("level" in row for row in read_rows(path)[0]):
+        raise ValueError(f"{path} has no column level (program or snippet), so its levels cannot be mixed by weight")
+
+
 def has_card() -> bool:
     """Whether this machine has a CUDA card on which a 7B expert can be trained."""
     cards = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
