@@ -72,5 +72,13 @@ def load_rows(args: argparse.Namespace, tokenizer: Any, split: str, limit: int |
         facts["data_sha256"][level] = loaded.sha256
     mixed = mix(rows, shares, limit, args.seed)
     facts["rows"] = {level: dict(Counter(kind for kind, _ in drawn)) for level, drawn in mixed.items()}
-    print(f"{split}: {facts['rows']}")
+    print(f"{split}: {_format_counts(facts['rows'])}")
     return [example for drawn in mixed.values() for _, example in drawn], facts
+
+
+def _format_counts(rows: dict[str, dict[str, int]]) -> str:
+    """As in "40 program (22 whole, 7 PSM, 11 SPM), 26 snippet (26 whole)"."""
+    return ", ".join(
+        f"{sum(kinds.values()):,} {level} ({', '.join(f'{count:,} {kind}' for kind, count in kinds.items())})"
+        for level, kinds in rows.items()
+    )

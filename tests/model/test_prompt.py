@@ -104,7 +104,7 @@ def test_an_expert_composed_by_name_is_asked_by_name(base, instructed, run_compo
 def test_experts_of_different_prompts_do_not_mix(base, adapters, instructed, run_compose, make_adapter, tmp_path, monkeypatch, capsys):
     completion = make_adapter(tmp_path / "completion")
     AutoTokenizer.from_pretrained(base).save_pretrained(completion)
-    with pytest.raises(ValueError, match="expert-0 and .*completion were trained on different prompts"):
+    with pytest.raises(ValueError, match=r"expert-0 and .*completion were trained on different prompts"):
         run_compose([instructed[0], completion])
     monkeypatch.setattr(
         "sys.argv",

@@ -1,6 +1,7 @@
 """The options of `python -m train.expert`: what each changes, and that none of them costs the bit-equal resume."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -9,14 +10,15 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from model import MoEForCausalLM
 from model.compose import main as compose
 from model.generate import main as generate
+from model.generation import encode_prompts
 from model.load import load_model
-from model.prompt import INSTRUCTION, format_prompt
+from model.prompt import INSTRUCTION, format_prompt, prompt_template
 from train import expert, trainer
 from train.data.prompts import IGNORED
 
@@ -118,13 +120,15 @@ def test_rows_are_mixed_and_cut_as_the_record_says(tiny_base, data, tmp_path, mo
     train_rows, eval_rows = captured(monkeypatch, *flags)
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     given = [tokenizer.decode(row["input_ids"][: row["labels"].count(IGNORED)]) for row in train_rows]
-    kinds = ["SPM" if "<fim_prefix><fim_suffix>" in text else "PSM" if "<fim_prefix>" in text else "whole" for text in given]
+    whole = ["<fim_prefix>" not in text for text in given]
     levels = ["program" if "add the number" in text else "snippet" for text in given]  # by the texts of the fixtures
     assert (levels.count("program"), levels.count("snippet")) == (40, 26)  # 40 programs are 0.6 of 66.7 rows
-    printed = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("train: {"))
-    counted = {level: {kind: list(zip(levels, kinds, strict=True)).count((level, kind)) for kind in set(kinds)} for level in set(levels)}
-    assert yaml.safe_load(printed.removeprefix("train: ")) == counted
-    assert sum(kind != "whole" for kind in kinds) / len(kinds) == pytest.approx(0.5, abs=0.15)
+    found = re.search(r"^train: 40 program \((.*)\), 26 snippet \((.*)\)$", capsys.readouterr().out, re.MULTILINE)
+    for level, kinds in zip(("program", "snippet"), found.groups(), strict=True):
+        counts = {kind: int(count) for count, kind in (part.split(" ") for part in kinds.split(", "))}
+        assert counts.keys() == {"whole", "PSM", "SPM"} and counts["PSM"] and counts["SPM"]
+        assert counts["whole"] == sum(kept for kept, of in zip(whole, levels, strict=True) if of == level)
+    assert sum(whole) / len(whole) == pytest.approx(0.5, abs=0.15)
     assert len(eval_rows) == 13  # 8 programs are 0.6 of 13.3
     assert captured(monkeypatch, *flags) == (train_rows, eval_rows) != captured(monkeypatch, *flags, "--seed", 1)
 
@@ -166,10 +170,8 @@ def test_init_goes_on_from_the_adapter(plain, tiny_base, data, tmp_path, monkeyp
     other = tmp_path / "base"
     shutil.copytree(tiny_base, other)
     weights = load_file(other / "model.safetensors")
-    expert_weights = {**weights, "model.norm.weight": weights["model.norm.weight"] + 1}
-    from safetensors.torch import save_file
-
-    save_file(expert_weights, other / "model.safetensors", metadata={"format": "pt"})
+    changed = {**weights, "model.norm.weight": weights["model.norm.weight"] + 1}
+    save_file(changed, other / "model.safetensors", metadata={"format": "pt"})
     for change, said in [
         (["--rank", 8], "has r = 4, but --rank says 8"),
         (["--alpha", 3], "has lora_alpha = 8, but --alpha says 3"),
@@ -183,31 +185,28 @@ def test_init_goes_on_from_the_adapter(plain, tiny_base, data, tmp_path, monkeyp
     assert not (tmp_path / "no").exists()
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("options", [["--dora"], ["--rslora"], ["--format", "instruct"]], ids=lambda options: options[-1])
 def test_a_mixture_of_such_an_expert_is_that_expert(tiny_base, data, tmp_path, monkeypatch, options):
-    """Logits of PEFT on the base, and the prompt that the rows had, by `apply_chat_template`."""
+    """PEFT's logits on the base, and by `apply_chat_template` the prompt of the rows."""
     out = tmp_path / "out"
-    flags = [*arguments(tiny_base, data, out), *options]
-    assert run(monkeypatch, expert.main, *flags) == 0
+    assert run(monkeypatch, expert.main, *arguments(tiny_base, data, out), *options) == 0
     recipe = {"base_model": str(tiny_base), "gate_mode": "random", "dtype": "float32", "experts": [{"source_model": str(out)}] * 2}
     (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe))
     assert run(monkeypatch, compose, tmp_path / "recipe.yml", tmp_path / "mixture") == 0
     mixture, tokenizer = load_model(tmp_path / "mixture")
     assert isinstance(mixture, MoEForCausalLM) and mixture.config.expert_layout == ("dense" if options == ["--dora"] else "lora")
-    row = captured(monkeypatch, *arguments(tiny_base, data, tmp_path / "again"), *options)[0][0]
-    text = "add the number 7 to a"
-    start = tokenizer.decode(row["input_ids"][: row["labels"].count(IGNORED)]).replace(text, "TEXT")
-    assert format_prompt(text, "cpp", tokenizer) in tokenizer.decode(row["input_ids"]) or "TEXT" not in start
+    rows, _ = captured(monkeypatch, *arguments(tiny_base, data, tmp_path / "again"), *options)
     peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), str(out)).eval()
-    ids = torch.tensor([row["input_ids"]])
-    torch.testing.assert_close(mixture(ids).logits, peft(ids).logits, atol=1e-4, rtol=0)
+    ids = torch.tensor([rows[0]["input_ids"]])
+    with torch.no_grad():
+        torch.testing.assert_close(mixture(ids).logits, peft(ids).logits, atol=1e-4, rtol=0)
+    text = "add the number 7 to a"
+    prompts = [row["input_ids"][: row["labels"].count(IGNORED)] for row in rows]
+    assert encode_prompts(tokenizer, [format_prompt(text, "cpp", tokenizer)])[0] in prompts
+    assert record(out)["prompt_template"] == prompt_template(tokenizer)
     if options[-1] == "instruct":
         asked = [{"role": "user", "content": INSTRUCTION.format(language="C++", text=text)}]
-        expected = tokenizer.apply_chat_template(asked, add_generation_prompt=True)["input_ids"]
-        rows = captured(monkeypatch, *arguments(tiny_base, data, tmp_path / "again"), *options)[0]
-        assert expected in [row["input_ids"][: len(expected)] for row in rows]
-        assert record(out)["prompt_template"] == tokenizer.chat_template == AutoTokenizer.from_pretrained(out).chat_template
+        assert tokenizer.apply_chat_template(asked, add_generation_prompt=True)["input_ids"] in prompts
 
 
 def test_a_new_language_in_one_command_and_into_a_mixture(plain, tiny_base, tmp_path, monkeypatch, capsys):

@@ -37,7 +37,7 @@ def test_draws_depend_on_the_seed_alone():
     "text", ["line", "program:0", "program:-1,snippet:1", "program:x", "program,program", "", "program:", "program:inf"]
 )
 def test_what_is_no_mix_is_named(text):
-    with pytest.raises(ValueError, match="--level .* must be one of program, snippet, each once, with a weight above 0"):
+    with pytest.raises(ValueError, match=r"--level .* must be one of program, snippet, each once, with a weight above 0"):
         parse_levels(text)
 
 
