@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TextStreamer, set_seed
+from transformers import set_seed
 
 from .adapters import Adapter, is_adapter
 from .checkpoint import model_folder
 from .cli import add_precision, make_parser, run_command
 from .config_file import read_config
-from .generation import encode_prompts, pad_left
-from .infill import encode_infill
+from .generation import WholeTextStreamer, encode_prompts, pad_left
+from .infill import ANCHOR, encode_infill
 from .languages import LANGUAGES
 from .load import load_model
 from .prompt import format_prompt
@@ -59,7 +59,7 @@ def generate(args: argparse.Namespace) -> None:
             max_new_tokens=args.max_new_tokens,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+            streamer=WholeTextStreamer(tokenizer, len(row), ANCHOR if gap else ""),
         )
 
 

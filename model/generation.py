@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
 # B batch, S sequence
 
@@ -27,6 +28,38 @@ def pad_left(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], device: 
     return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
 
 
+def decode_behind(tokenizer: PreTrainedTokenizerBase, ids: list[int], behind: str) -> str:
+    """The text of `ids` without special tokens where it stands behind the text `behind`; a text that begins with them may lose a space."""
+    start = tokenizer(behind, add_special_tokens=False)["input_ids"]
+    return tokenizer.decode(start + ids, skip_special_tokens=True)[len(tokenizer.decode(start)) :]
+
+
+class WholeTextStreamer(BaseStreamer):
+    """Prints the completion of a prompt of `skip` tokens as it comes.
+
+    transformers' own begins a new text in each line: with tokenizers such as Mistral's every indent is then one space short.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, skip: int, behind: str = "") -> None:
+        self.tokenizer, self.skip, self.behind = tokenizer, skip, behind
+        self.ids: list[int] = []
+        self.printed = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        self.ids += value.flatten().tolist()
+        text = decode_behind(self.tokenizer, self.ids[self.skip :], self.behind)
+        if not text.endswith("�"):  # the bytes of a character come one by one
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        print(text[self.printed :], end="", flush=True)
+        self.printed = len(text)
+
+    def end(self) -> None:
+        self._print(decode_behind(self.tokenizer, self.ids[self.skip :], self.behind))
+        print()
+
+
 def complete(
     model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[str], *, max_new_tokens: int, batch_size: int, progress: bool = True
 ) -> list[str]:
@@ -40,9 +73,16 @@ def complete(
 
 @torch.inference_mode()
 def complete_rows(
-    model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], *, max_new_tokens: int, batch_size: int, progress: bool = True
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[list[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: bool = True,
+    behind: str = "",
 ) -> list[str]:
-    """`complete` of prompts that are token ids already."""
+    """`complete` of prompts that are token ids already; the completions are read as text that stands behind the text `behind`."""
     context = model.config.max_position_embeddings
     for row in rows:
         if len(row) >= context:
@@ -62,8 +102,7 @@ def complete_rows(
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             )
-            texts = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
-            for index, text in zip(batch, texts, strict=True):
-                completions[index] = text
+            for index, ids in zip(batch, output[:, width:].tolist(), strict=True):
+                completions[index] = decode_behind(tokenizer, ids, behind)
             bar.update(len(batch))
     return completions

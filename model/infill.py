@@ -3,7 +3,8 @@
     PSM   PRE prefix SUF suffix MID | middle        SPM   PRE SUF suffix MID prefix | middle
 
 as SantaCoder has it (arXiv:2301.03988; SPM in the second variant of arXiv:2207.14255), behind the prompt that names the language. The
-pieces are tokenised apart, so a gap may begin and end within a word.
+pieces are tokenised apart, so a gap may begin and end within a word, and each as if it stood behind other text: alone, tokenizers such as
+Mistral's put a space before it, and could not tell "x" from " x".
 """
 
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from .generation import complete_rows, encode_prompts
 from .prompt import format_prompt
 
+ANCHOR = "\n"  # the text that a piece stands behind
 # PRE, SUF and MID of StarCoder, SantaCoder, Qwen2.5-Coder and CodeGemma, Code Llama, DeepSeek-Coder
 _KNOWN = (
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
@@ -36,14 +38,20 @@ def find_sentinels(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
 def encode_infill(tokenizer: PreTrainedTokenizerBase, prompt: str, prefix: str, suffix: str, *, spm: bool = False) -> list[int]:
     """The token ids after which the middle starts. `spm`: the suffix first."""
     before, behind, gap = (_sentinel(tokenizer, mark) for mark in find_sentinels(tokenizer))
-    start, end = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prefix, suffix))
+    start, end = (encode_piece(tokenizer, text) for text in (prefix, suffix))
     given = [*before, *behind, *end, *gap, *start] if spm else [*before, *start, *behind, *end, *gap]
     return encode_prompts(tokenizer, [prompt])[0] + given
 
 
+def encode_piece(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The ids of a piece within a text; those of the piece alone where a token would span its beginning."""
+    anchor, whole, alone = tokenizer([ANCHOR, ANCHOR + text, text], add_special_tokens=False)["input_ids"]
+    return whole[len(anchor) :] if whole[: len(anchor)] == anchor else alone
+
+
 def _sentinel(tokenizer: PreTrainedTokenizerBase, mark: str) -> list[int]:
     number = tokenizer.get_vocab().get(mark)
-    return tokenizer(mark, add_special_tokens=False)["input_ids"] if number is None else [number]
+    return encode_piece(tokenizer, mark) if number is None else [number]
 
 
 def infill(
@@ -62,4 +70,4 @@ def infill(
     `text` describes the whole program. ValueError for a prompt that fills the context.
     """
     row = encode_infill(tokenizer, format_prompt(text, lang, tokenizer), prefix, suffix, spm=spm)
-    return complete_rows(model, tokenizer, [row], max_new_tokens=max_new_tokens, batch_size=1, progress=False)[0]
+    return complete_rows(model, tokenizer, [row], max_new_tokens=max_new_tokens, batch_size=1, progress=False, behind=ANCHOR)[0]

@@ -7,7 +7,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from model.generation import encode_prompts
-from model.infill import encode_infill
+from model.infill import encode_infill, encode_piece
 from model.prompt import format_prompt
 
 from .pairs import Pair
@@ -33,12 +33,12 @@ def encode_pair(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> Example:
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token, so an expert could not learn where a program ends")
-    gap = pair.gap
-    if gap is None:
-        prompt = encode_prompt(pair.text, pair.lang, tokenizer)
+    if pair.gap:
+        asked, gap = format_prompt(pair.text, pair.lang, tokenizer), pair.gap
+        prompt, code = encode_infill(tokenizer, asked, gap.prefix, gap.suffix, spm=gap.spm), encode_piece(tokenizer, gap.middle)
     else:
-        prompt = encode_infill(tokenizer, format_prompt(pair.text, pair.lang, tokenizer), gap.prefix, gap.suffix, spm=gap.spm)
-    completion = [*_ids(gap.middle if gap else pair.code, tokenizer), tokenizer.eos_token_id]
+        prompt, code = encode_prompt(pair.text, pair.lang, tokenizer), tokenizer(pair.code, add_special_tokens=False)["input_ids"]
+    completion = [*code, tokenizer.eos_token_id]
     return {"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion}
 
 
@@ -72,7 +72,3 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.T
         "attention_mask": pad(([1] * len(example["input_ids"]) for example in examples), 0),
         "labels": pad((example["labels"] for example in examples), IGNORED),
     }
-
-
-def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
