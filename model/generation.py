@@ -31,7 +31,8 @@ def pad_left(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], device: 
 def decode_behind(tokenizer: PreTrainedTokenizerBase, ids: list[int], behind: str) -> str:
     """The text of `ids` without special tokens where it stands behind the text `behind`; a text that begins with them may lose a space."""
     start = tokenizer(behind, add_special_tokens=False)["input_ids"]
-    return tokenizer.decode(start + ids, skip_special_tokens=True)[len(tokenizer.decode(start)) :]
+    before, whole = tokenizer.batch_decode([start, start + ids], skip_special_tokens=True)
+    return whole[len(before) :]
 
 
 class WholeTextStreamer(BaseStreamer):

@@ -32,9 +32,9 @@ def format_prompt(text: str, lang: str, tokenizer: PreTrainedTokenizerBase | Non
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
-def prompt_template(tokenizer: PreTrainedTokenizerBase) -> str:
+def prompt_template(tokenizer: PreTrainedTokenizerBase | None) -> str:
     """What `format_prompt` fills in, for the records."""
-    return str(tokenizer.chat_template or PROMPT_TEMPLATE)
+    return str((tokenizer and tokenizer.chat_template) or PROMPT_TEMPLATE)
 
 
 def set_format(tokenizer: PreTrainedTokenizerBase, kind: str) -> None:

@@ -22,16 +22,20 @@ def check_same_tokenizer(folder: Path, base: Path, base_tokenizer: PreTrainedTok
         raise ValueError(f"{folder} has another tokenizer than the base {base} (base's -> expert's): {'; '.join(found)}")
 
 
+def brings_tokenizer(adapter: Path) -> bool:
+    return (adapter / "tokenizer_config.json").is_file()
+
+
 def take_chat_template(tokenizer: PreTrainedTokenizerBase, adapters: list[Path]) -> None:
     """Gives `tokenizer`, the base's, the prompt that `adapters` were trained on: the chat template beside them, or none.
 
     An adapter that brings no tokenizer says nothing of it. ValueError naming two that were trained on different prompts.
     """
-    folders = [folder for folder in adapters if (folder / "tokenizer_config.json").is_file()]
+    folders = [folder for folder in adapters if brings_tokenizer(folder)]
     templates = [AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False).chat_template for folder in folders]
     for folder, template in zip(folders, templates, strict=True):
         if template != templates[0]:
-            raise ValueError(f"{folders[0]} and {folder} were trained on different prompts (chat templates), but a mixture has one")
+            raise ValueError(f"{folders[0]} and {folder} were trained on different prompts (chat templates), but a model has one")
     if templates:
         tokenizer.chat_template = templates[0]
 

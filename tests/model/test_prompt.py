@@ -11,6 +11,7 @@ from model.generate import main as generate
 from model.generation import complete, encode_prompts
 from model.infill import infill
 from model.load import load_model
+from model.merge import main as merge
 from model.prompt import CHAT_TEMPLATE, INSTRUCTION, PROMPT_TEMPLATE, format_prompt, prompt_template, set_format
 
 NO_BOS = "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}{% endfor %} ="  # as zephyr's, for example
@@ -127,3 +128,14 @@ def test_a_gap_is_filled_from_a_file(base, tmp_path, monkeypatch, capsys):
     for text, said in (("int a;", "not 0"), ("<FILL><FILL>", "not 2")):
         file.write_text(text)
         assert generate() == 2 and f"must have one <FILL>, where the missing piece belongs, {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("asked", [{}, {"chat_template": "auto"}, {"chat_template": "{{ 1 }}"}], ids=str)
+def test_a_merge_of_adapters_is_asked_as_they_are(base, instructed, tmp_path, monkeypatch, asked):
+    config = {"merge_method": "task_arithmetic", "base_model": str(base), **asked}
+    models = [{"model": str(folder), "parameters": {"weight": 0.5}} for folder in instructed]
+    (tmp_path / "merge.yml").write_text(json.dumps({**config, "models": models}))
+    monkeypatch.setattr("sys.argv", ["merge", str(tmp_path / "merge.yml"), str(tmp_path / "merged")])
+    assert merge() == 0
+    expected = {"{{ 1 }}": "{{ 1 }}"}.get(asked.get("chat_template"), CHAT_TEMPLATE)
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == expected
