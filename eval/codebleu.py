@@ -20,7 +20,8 @@ from model.generation import complete
 from model.languages import LANGUAGES, get_language
 from model.load import load_model, model_folder
 from model.output import check_absent, output_folder, write_run
-from model.prompt import format_prompt
+from model.prompt import format_prompt, prompt_template
+from model.same_tokenizer import take_chat_template
 from train.data import load_pairs
 from train.data.pairs import Pair
 
@@ -33,11 +34,13 @@ def main(args: Namespace) -> None:
     check_flags(args, "limit", "batch_size", "max_new_tokens")
     points, sources = load_points(args)
     model, tokenizer = load_model(args.model, adapter=args.adapter, device=args.device, precision=args.precision)
+    if args.prompt_of:
+        take_chat_template(tokenizer, [model_folder(args.prompt_of)])
     role = role_of(model, args)
     figures: dict[str, dict[str, Any]] = {}
     samples: list[dict[str, Any]] = []
     for lang, kinds in points.items():
-        prompts = [format_prompt(point.text, lang) for points in kinds.values() for point in points]
+        prompts = [format_prompt(point.text, lang, tokenizer) for points in kinds.values() for point in points]
         print(f"{get_language(lang).title}: " + ", ".join(f"{len(points)} points ({kind})" for kind, points in kinds.items()))
         started = time.perf_counter()
         completions = complete(model, tokenizer, prompts, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size)
@@ -49,7 +52,14 @@ def main(args: Namespace) -> None:
     with output_folder(args.out) as folder:
         with (folder / SAMPLES).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
-        facts = {"program": CODEBLEU, "name": args.name or role, "role": role, **own, **run_facts(args, model, sources)}
+        facts = {
+            "program": CODEBLEU,
+            "name": args.name or role,
+            "role": role,
+            "prompt_template": prompt_template(tokenizer),
+            **own,
+            **run_facts(args, model, sources),
+        }
         write_run(folder, seed=args.seed, figures=figures, **facts)
     print(table(figures, args.name or role))
     print(f"written to {args.out}")
@@ -120,6 +130,9 @@ def parse() -> ArgumentParser:
     parser = make_parser(CODEBLEU, __doc__ or "")
     parser.add_argument("--model", required=True, help="a base model (folder or hub name), an adapter's folder, or a mixture's folder")
     parser.add_argument("--adapter", help="a PEFT adapter's folder to put on --model")
+    parser.add_argument(
+        "--prompt-of", metavar="DIR", help="ask in the prompt of this adapter (to compare a base with experts of a chat template)"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=650, help="tokens of a completion")
     parser.add_argument("--name", help="label in reports (default: what the model is: base, expert or mixture)")
     add_point_flags(parser)

@@ -164,7 +164,7 @@ def _generated(args: Namespace, tasks: list[Task], n: int, unfinished: Path) -> 
         raise ValueError("at --temperature 0 all completions of a task are equal; take -n 1, or a temperature such as 0.8")
     model, tokenizer = load_model(args.model, adapter=args.adapter, device=args.device, precision=args.precision)
     set_seed(args.seed)
-    prompts = [prompt_of(task, args.template) for task in tasks for _ in range(n)]
+    prompts = [prompt_of(task, args.template, tokenizer) for task in tasks for _ in range(n)]
     texts = generate(model, tokenizer, prompts, [task.stop for task in tasks for _ in range(n)], args)
     owners = [(task, number) for task in tasks for number in range(n)]
     samples = [{"task_id": t.task_id, "sample": number, "completion": t.cut(text)} for (t, number), text in zip(owners, texts, strict=True)]

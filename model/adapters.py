@@ -1,6 +1,6 @@
 """PEFT LoRA adapters as folders: what they change, by how much, and whether they belong to a base.
 
-Only plain LoRA on the matrices of FFN and attention can become an expert.
+Only LoRA on the matrices of FFN and attention can become an expert: plain, rank-stabilised, or, merged into the weights, DoRA.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint, read_json
@@ -23,10 +24,9 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BASE_FACT = "base_fingerprint"  # the fact of an adapter's run.json that says which weights it was trained on
 
-_FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
+_FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_(?:([AB])(?:\.default)?\.weight|(magnitude)_vector(?:\.default)?)")
 _LAYER = re.compile(rf"model\.layers\.\d+\.(mlp\.({'|'.join(PROJECTIONS)})|self_attn\.({'|'.join(ATTENTION)}))")
 _UNSUPPORTED = (
-    "use_dora",
     "fan_in_fan_out",
     "lora_bias",
     "modules_to_save",
@@ -54,10 +54,12 @@ class Adapter:
             match = _FACTOR.fullmatch(key)
             if not match:
                 raise ValueError(f"{folder}: {key} is not a LoRA factor; only plain LoRA adapters are read")
-            self._keys.setdefault(match[1], {})[match[2]] = key
+            self._keys.setdefault(match[1], {})[match[2] or match[3]] = key
         for module, keys in self._keys.items():
-            if len(keys) != 2:
+            if not {"A", "B"} <= keys.keys():
                 raise ValueError(f"{folder}: {module} has only one of its two LoRA factors")
+            if ("magnitude" in keys) != self.is_dora:
+                raise ValueError(f"{folder}: {module} has {'no' if self.is_dora else 'a'} lora_magnitude_vector; DoRA has it, LoRA has not")
 
     def _check_kind(self) -> None:
         if self.config.get("peft_type") != "LORA":
@@ -78,6 +80,11 @@ class Adapter:
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(f"{self.folder} has an alpha_pattern {pattern!r} that is no regular expression: {error}") from None
+
+    @property
+    def is_dora(self) -> bool:
+        """Whether it is weight-decomposed (arXiv:2402.09353), which no pair of factors is: it can only be merged."""
+        return bool(self.config.get("use_dora"))
 
     @property
     def modules(self) -> list[str]:
@@ -120,20 +127,35 @@ class Adapter:
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
     def factors(self, module: str) -> tuple[Tensor, Tensor] | None:
-        """A [r, in] and B [out, r] of a module, fp32, the scaling not yet applied; None if the adapter leaves the module alone."""
-        if module not in self._keys:
-            return None
-        keys = self._keys[module]
-        return self._weights.tensor(keys["A"]).float(), self._weights.tensor(keys["B"]).float()
+        """A [r, in] and B [out, r] of a module, fp32, the scaling not yet applied; None if the adapter leaves the module alone.
+
+        ValueError for DoRA, whose rows are scaled after the factors were added.
+        """
+        self.check_factors()
+        return (self._read(module, "A"), self._read(module, "B")) if module in self._keys else None
+
+    def check_factors(self) -> None:
+        """ValueError if what the adapter adds is not a product of two factors."""
+        if self.is_dora:
+            raise ValueError(
+                f"{self.folder} is DoRA (use_dora), which cannot be kept as LoRA factors: it can only be merged (layout dense)"
+            )
+
+    def _read(self, module: str, part: str) -> Tensor:
+        return self._weights.tensor(self._keys[module][part]).float()
+
+    def delta(self, module: str) -> Tensor:
+        """B A · scaling [out, in] of a module that it changes, fp32."""
+        return (self._read(module, "B") @ self._read(module, "A")).mul_(self.scaling(module))
 
     def apply(self, module: str, weight: Tensor) -> Tensor:
         """`weight` [out, in] with the adapter merged in, rounded once, as PEFT's `merge_and_unload` (and so mergekit) does."""
-        factors = self.factors(module)
-        if factors is None:
+        if module not in self._keys:
             return weight
-        a, b = factors
-        delta = (b @ a).mul_(self.scaling(module))
-        return delta.add_(weight).to(weight.dtype)  # in place: a 7B's matrix is 235 MB in fp32
+        merged = self.delta(module).add_(weight)  # in place: a 7B's matrix is 235 MB in fp32
+        if self.is_dora:
+            merged.mul_((self._read(module, "magnitude") / torch.linalg.norm(merged, dim=1))[:, None])
+        return merged.to(weight.dtype)
 
     def check_layers_only(self) -> None:
         """ValueError if it changes anything that the experts of a mixture cannot hold."""

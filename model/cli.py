@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 
 from moe_kernels.backend import PRECISIONS
 
+from .config_flags import printed_config, with_config
+
 MISTAKES = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 NO_SPACE = 28  # errno.ENOSPC
 # How it reads where the number is lost: safetensors passes the system's error on as text; torch.save's
@@ -38,8 +40,11 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
 
 def run_command(command: Callable[[argparse.Namespace], object], parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
     """Runs `command` on the parsed `argv` (default: this process's); returns the exit status."""
-    args = parser.parse_args(argv)
     try:
+        args = parser.parse_args(with_config(parser, sys.argv[1:] if argv is None else argv))
+        if (config := printed_config(parser, args)) is not None:
+            print(config, end="")
+            return 0
         command(args)
     except MISTAKES as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)

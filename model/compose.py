@@ -26,7 +26,7 @@ from .ingredients import Ingredients, open_recipe
 from .mixture_tensors import mixture_tensors, write_mixture
 from .output import check_absent, write_run
 from .resume import resumable_folder
-from .same_tokenizer import check_same_tokenizer
+from .same_tokenizer import check_same_tokenizer, take_chat_template
 
 RECIPE_COPY = "mergekit_moe_config.yml"  # as mergekit calls it
 _GENERATION = "generation_config.json"
@@ -54,6 +54,7 @@ def compose(args: argparse.Namespace) -> None:
     tokenizer = AutoTokenizer.from_pretrained(given.base, local_files_only=True, trust_remote_code=False)
     for folder in dict.fromkeys(folder for source in given.sources for folder in source.folders if folder != given.base):
         check_same_tokenizer(folder, given.base, tokenizer)
+    take_chat_template(tokenizer, [source.adapter.folder for source in given.sources if source.adapter])
     names = [source.name for source in given.sources]
     base_fact = base_fingerprint(given.base, given.base_weights)
     with resumable_folder(out, _facts(recipe_path, given, base_fact, args)) as (folder, scratch):

@@ -29,7 +29,7 @@ from .mixture_tensors import SHARD_BYTES
 from .output import MANIFEST, RUN, check_absent, output_folder, write_run
 from .restack import NEW, Edit, edited_tensors
 from .routers import MoERouter
-from .same_tokenizer import check_same_tokenizer
+from .same_tokenizer import check_same_tokenizer, take_chat_template
 from .sources import Source, open_source
 
 
@@ -146,13 +146,19 @@ def _open(text: str, config: MoEConfig, folder: Path, base: str | None) -> Sourc
     """The new expert; in the layout `lora` an adapter of the mixture's base, whose weights need not be there."""
     trained_on = base_fact(folder).get(BASE_FACT)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    check_same_tokenizer(model_folder(text.rpartition("+")[2]), folder, tokenizer)
+    place = model_folder(text.rpartition("+")[2])
+    check_same_tokenizer(place, folder, tokenizer)
+    asked = tokenizer.chat_template
+    take_chat_template(tokenizer, [place] if is_adapter(place) else [])
+    if tokenizer.chat_template != asked:
+        raise ValueError(f"{place} was trained on another prompt (chat template) than the experts of {folder}")
     if config.expert_layout == "lora":
         place = model_folder(text)
         if not is_adapter(place):
             raise ValueError(f"{place} is no adapter; the experts of a mixture of the lora layout are adapters of its base")
         adapter = Adapter(place)
         adapter.check_layers_only()
+        adapter.check_factors()
         _check_shapes(adapter, config)
         if adapter.run.get(BASE_FACT, trained_on) != trained_on and trained_on is not None:
             raise ValueError(f"{place} was trained on another base than the mixture's: their fingerprints differ")

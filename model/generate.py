@@ -1,27 +1,56 @@
 """`python -m model.generate --model DIR --lang cpp "TEXT"`: writes a program, token by token as it comes."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TextStreamer, set_seed
+from transformers import set_seed
 
+from .adapters import Adapter, is_adapter
+from .checkpoint import model_folder
 from .cli import add_precision, make_parser, run_command
-from .generation import encode_prompts, pad_left
+from .config_file import read_config
+from .generation import WholeTextStreamer, encode_prompts, pad_left
+from .infill import ANCHOR, encode_infill
 from .languages import LANGUAGES
 from .load import load_model
 from .prompt import format_prompt
+
+GAP = "<FILL>"
+
+
+def check_language(lang: str, folders: list[Path]) -> None:
+    """ValueError if `lang` is neither a known language nor one that these models or adapters were trained on, by their own record."""
+    trained: list[str] = []
+    for folder in folders:
+        trained += [Adapter(folder).name] if is_adapter(folder) else read_config(folder).get("expert_names") or []
+    if lang not in (*LANGUAGES, *trained):
+        raise ValueError(f"unknown language {lang!r}; known: {', '.join(dict.fromkeys((*LANGUAGES, *trained)))}")
+
+
+def read_gap(path: Path) -> tuple[str, str]:
+    """The text before and behind the one `GAP` in a file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    before, *behind = path.read_text(encoding="utf-8").split(GAP)
+    if len(behind) != 1:
+        raise ValueError(f"{path} must have one {GAP}, where the missing piece belongs, not {len(behind)}")
+    return before, behind[0]
 
 
 def generate(args: argparse.Namespace) -> None:
     """The command: one completion to standard output."""
     if args.max_new_tokens < 1 or args.temperature < 0 or not 0 < args.top_p <= 1:
         raise ValueError("--max-new-tokens must be at least 1, --temperature at least 0 and --top-p in (0, 1]")
-    prompt = format_prompt(args.text, args.lang)
+    check_language(args.lang, [model_folder(name) for name in (args.model, args.adapter) if name])
+    gap = read_gap(Path(args.infill)) if args.infill else None
     set_seed(args.seed)
     model: Any
     model, tokenizer = load_model(args.model, adapter=args.adapter, precision=args.precision)
-    inputs = pad_left(tokenizer, encode_prompts(tokenizer, [prompt]), model.device)
+    prompt = format_prompt(args.text, args.lang, tokenizer)
+    row = encode_infill(tokenizer, prompt, *gap) if gap else encode_prompts(tokenizer, [prompt])[0]
+    inputs = pad_left(tokenizer, [row], model.device)
     sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p} if args.temperature else {"do_sample": False}
     with torch.inference_mode():
         model.generate(
@@ -30,7 +59,7 @@ def generate(args: argparse.Namespace) -> None:
             max_new_tokens=args.max_new_tokens,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+            streamer=WholeTextStreamer(tokenizer, len(row), ANCHOR if gap else ""),
         )
 
 
@@ -39,7 +68,10 @@ def main() -> int:
     parser.add_argument("text", help='what the program does, e.g. "Sum of the first n odd numbers"')
     parser.add_argument("--model", required=True, help="folder of a base, an adapter or a mixture")
     parser.add_argument("--adapter", help="folder of a PEFT adapter on that base")
-    parser.add_argument("--lang", required=True, metavar="LANG", help=f"one of {', '.join(LANGUAGES)}; it picks the prompt's format only")
+    parser.add_argument(
+        "--lang", required=True, metavar="LANG", help=f"{', '.join(LANGUAGES)}, or the model's own; it only names it in the prompt"
+    )
+    parser.add_argument("--infill", metavar="FILE", help=f"write what belongs in place of {GAP} in this program, not a whole one")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="tokens")
     parser.add_argument("--temperature", type=float, default=0.0, help="of sampling; 0 takes the likeliest token")
     parser.add_argument("--top-p", type=float, default=1.0, help="sample from the likeliest tokens that have this probability together")

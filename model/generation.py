@@ -5,14 +5,18 @@ from typing import Any
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
 # B batch, S sequence
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[list[int]]:
-    """Token ids as in training: BOS, if the tokenizer has one, and the prompt without other special tokens."""
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    return [bos + ids for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]]
+    """Token ids as in training: BOS, if the tokenizer has one, and the prompt. A chat template has written BOS: it is not doubled."""
+    bos = tokenizer.bos_token
+    rows = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    return [
+        row if bos is None or prompt.startswith(bos) else [tokenizer.bos_token_id, *row] for prompt, row in zip(prompts, rows, strict=True)
+    ]
 
 
 def pad_left(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], device: torch.device) -> dict[str, torch.Tensor]:
@@ -24,7 +28,39 @@ def pad_left(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], device: 
     return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
 
 
-@torch.inference_mode()
+def decode_behind(tokenizer: PreTrainedTokenizerBase, ids: list[int], behind: str) -> str:
+    """The text of `ids` without special tokens where it stands behind the text `behind`; a text that begins with them may lose a space."""
+    start = tokenizer(behind, add_special_tokens=False)["input_ids"]
+    before, whole = tokenizer.batch_decode([start, start + ids], skip_special_tokens=True)
+    return whole[len(before) :]
+
+
+class WholeTextStreamer(BaseStreamer):
+    """Prints the completion of a prompt of `skip` tokens as it comes.
+
+    transformers' own begins a new text in each line: with tokenizers such as Mistral's every indent is then one space short.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, skip: int, behind: str = "") -> None:
+        self.tokenizer, self.skip, self.behind = tokenizer, skip, behind
+        self.ids: list[int] = []
+        self.printed = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        self.ids += value.flatten().tolist()
+        text = decode_behind(self.tokenizer, self.ids[self.skip :], self.behind)
+        if not text.endswith("�"):  # the bytes of a character come one by one
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        print(text[self.printed :], end="", flush=True)
+        self.printed = len(text)
+
+    def end(self) -> None:
+        self._print(decode_behind(self.tokenizer, self.ids[self.skip :], self.behind))
+        print()
+
+
 def complete(
     model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[str], *, max_new_tokens: int, batch_size: int, progress: bool = True
 ) -> list[str]:
@@ -33,10 +69,26 @@ def complete(
     Prompts of similar length share a batch, so that little of it is padding. ValueError for a prompt that fills the context.
     """
     rows = encode_prompts(tokenizer, prompts)
+    return complete_rows(model, tokenizer, rows, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
+
+
+@torch.inference_mode()
+def complete_rows(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[list[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: bool = True,
+    behind: str = "",
+) -> list[str]:
+    """`complete` of prompts that are token ids already; the completions are read as text that stands behind the text `behind`."""
     context = model.config.max_position_embeddings
-    for row, prompt in zip(rows, prompts, strict=True):
+    for row in rows:
         if len(row) >= context:
-            raise ValueError(f"a prompt of {len(row)} tokens leaves no room in a context of {context}: {prompt[:60]!r}...")
+            prompt = tokenizer.decode(row[:20])
+            raise ValueError(f"a prompt of {len(row)} tokens leaves no room in a context of {context}: {prompt!r}...")
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]), reverse=True)
     completions = [""] * len(rows)
     with tqdm(total=len(rows), desc="Generating", unit="prompt", disable=not progress) as bar:
@@ -51,8 +103,7 @@ def complete(
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             )
-            texts = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
-            for index, text in zip(batch, texts, strict=True):
-                completions[index] = text
+            for index, ids in zip(batch, output[:, width:].tolist(), strict=True):
+                completions[index] = decode_behind(tokenizer, ids, behind)
             bar.update(len(batch))
     return completions

@@ -31,7 +31,10 @@ def open_recipe(path: Path, layout: str | None, quantization: str | None) -> Ing
     check_matrices(base_weights, read_base_config(base))
     names = [*(expert.source_model for expert in recipe.experts), *recipe.shared_experts]
     sources = [open_source(name, base, base_weights, path.parent) for name in names]
-    can_share = all(source.is_base and source.adapter for source in sources)
+    for source in sources:
+        if source.adapter and layout == "lora":
+            source.adapter.check_factors()
+    can_share = all(source.is_base and source.adapter and not source.adapter.is_dora for source in sources)
     if layout == "lora" and not can_share:
         raise ValueError("--layout lora needs every expert to be an adapter of the base; this recipe has full checkpoints")
     layout = layout or ("lora" if can_share else "dense")

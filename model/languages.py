@@ -1,8 +1,10 @@
 """The programming languages that the project knows: one row each.
 
-Adding a language is one row here and one printer in `train/corpus/printers/` (see CONTRIBUTING.md).
+Adding a language is one row here and one printer in `train/corpus/printers/` (see CONTRIBUTING.md). Any other language can be trained and
+asked for by its name alone, on data of the user's own: there is no corpus, no parser and no CodeBLEU for it (docs/training.md).
 """
 
+import re
 from dataclasses import dataclass
 
 
@@ -24,6 +26,21 @@ _ROWS = (
 )
 
 LANGUAGES: dict[str, Language] = {row.name: row for row in _ROWS}
+
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def language_title(name: str) -> str:
+    """How a prompt calls a language: a known one by its title, any other by its name with a capital.
+
+    `ValueError` if the name is not lower-case letters, digits and underscores.
+    """
+    if name in LANGUAGES:
+        return LANGUAGES[name].title
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"the language {name!r} must be one of {', '.join(LANGUAGES)} or a name in lower case, such as rust")
+    return name.capitalize()
 
 
 def get_language(name: str) -> Language:

@@ -11,6 +11,7 @@ from .checkpoint import Checkpoint, model_folder, parse_dtype
 from .config_file import read_config
 from .configuration_moe import MoEConfig
 from .modeling_moe import MoEForCausalLM
+from .same_tokenizer import take_chat_template
 
 _DENSE = ("mistral", "llama")
 _MIXTURES = (MoEConfig.model_type, "mixtral")
@@ -47,6 +48,8 @@ def load_model(
     if kind not in _MIXTURES and precision != "exact":
         raise ValueError(f"precision {precision!r} is for mixtures; {folder} is a {kind} model, which transformers computes")
     tokenizer = _load_tokenizer(folder)
+    if adapter is not None:
+        take_chat_template(tokenizer, [model_folder(adapter)])
     if kind in _MIXTURES:
         model: Any = MoEForCausalLM.from_pretrained(folder, dtype=chosen or "auto", device_map=device, precision=precision)
     else:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from .merging.task_vectors import TOTAL, draw, find_base, measure, text_table
 from .merging.tensors import Merger
 from .merging.vocabulary import Alignment, align, load_tokenizer
 from .output import check_absent, output_folder, write_json, write_run
+from .same_tokenizer import brings_tokenizer, take_chat_template
 
 CONFIG_COPY = "mergekit_config.yml"  # as mergekit calls it
 _SHARD_BYTES = 1 << 30
@@ -90,20 +92,29 @@ def write_config(folder: Path, merge: Merge, dtype: torch.dtype) -> None:
 
 
 def write_tokenizer(folder: Path, merge: Merge) -> None:
-    """The aligned tokenizer, or the reference's files as they are; with the chat template that the file asks for."""
+    """The aligned tokenizer, or the reference's files as they are; with the chat template that the file asks for, else that of adapters."""
     template = merge.config.chat_template
-    if merge.alignment is None and template is None:
+    adapters = [source.adapter.folder for source in merge.sources.values() if source.adapter and brings_tokenizer(source.adapter.folder)]
+    if merge.alignment is None and template is None and not adapters:
         for path in [path for pattern in _TOKENIZER_FILES for path in merge.reference.folder.glob(pattern)]:
             shutil.copy(path, folder / path.name)
         return
     tokenizer = merge.alignment.tokenizer if merge.alignment is not None else load_tokenizer(merge.reference.folder)
     if template == "auto":
-        found = Counter(load_tokenizer(source.folder).chat_template for source in merge.sources.values())
+        found = Counter(map(_chat_template, merge.sources.values()))
         found.pop(None, None)
         tokenizer.chat_template = found.most_common(1)[0][0] if found else None
     elif template is not None:
         tokenizer.chat_template = template
+    else:
+        take_chat_template(tokenizer, adapters)
     tokenizer.save_pretrained(folder)
+
+
+def _chat_template(source: Source) -> Any:
+    tokenizer = load_tokenizer(source.folder)
+    take_chat_template(tokenizer, [source.adapter.folder] if source.adapter else [])
+    return tokenizer.chat_template
 
 
 def inspect(merge: Merge, args: argparse.Namespace) -> None:

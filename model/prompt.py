@@ -1,14 +1,50 @@
-"""The one prompt template of base, experts and mixture.
+"""The prompt of base, experts and mixture: one template, or the chat template that the tokenizer brings.
 
 It names the language and nothing else tells a model which language is wanted: the gate has to read it here.
-The completion starts right after the last newline and ends with the tokenizer's EOS.
+The completion starts right after the prompt and ends with the tokenizer's EOS.
 """
 
-from .languages import get_language
+from transformers import PreTrainedTokenizerBase
+
+from .languages import language_title
 
 PROMPT_TEMPLATE = "### {language}\n{text}\n### Code\n"
+INSTRUCTION = "Write this in {language}: {text}"  # the user's message, where there is a chat template
+# For bases that have no chat template. Its marks are plain text: a new token would need a row of its own in the frozen embedding.
+CHAT_TEMPLATE = """{{ bos_token }}{% for message in messages %}\
+{% if message['role'] == 'system' %}{{ message['content'] + '\\n' }}\
+{% elif message['role'] == 'user' %}{{ ('' if loop.first else '\\n') + '### Instruction\\n' + message['content'] + '\\n' }}\
+{% elif message['role'] == 'assistant' %}{{ '### Response\\n' + message['content'] + eos_token }}\
+{% else %}{{ raise_exception('the roles are system, user and assistant, not ' + message['role']) }}{% endif %}{% endfor %}\
+{% if add_generation_prompt %}{{ '### Response\\n' }}{% endif %}"""
+FORMATS = ("completion", "instruct")
 
 
-def format_prompt(text: str, lang: str) -> str:
-    """The prompt for a task description `text` in the language named `lang` (`ValueError` if unknown)."""
-    return PROMPT_TEMPLATE.format(language=get_language(lang).title, text=" ".join(text.split()))
+def format_prompt(text: str, lang: str, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
+    """The prompt for a task description `text` in the language named `lang` (`ValueError` if it cannot be the name of one).
+
+    A tokenizer with a chat template is asked through it, in one user message; every other, or none, through `PROMPT_TEMPLATE`.
+    """
+    fields = {"language": language_title(lang), "text": " ".join(text.split())}
+    if tokenizer is None or not tokenizer.chat_template:
+        return PROMPT_TEMPLATE.format(**fields)
+    messages = [{"role": "user", "content": INSTRUCTION.format(**fields)}]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def prompt_template(tokenizer: PreTrainedTokenizerBase | None) -> str:
+    """What `format_prompt` fills in, for the records."""
+    return str((tokenizer and tokenizer.chat_template) or PROMPT_TEMPLATE)
+
+
+def set_format(tokenizer: PreTrainedTokenizerBase, kind: str) -> None:
+    """Makes `tokenizer` the one of a model that is trained in the format `kind` (of `FORMATS`): with a chat template, or without.
+
+    A chat template of its own is kept for "instruct"; if it does not write BOS, it does from now on: training puts BOS first.
+    """
+    if kind == "completion":
+        tokenizer.chat_template = None
+        return
+    tokenizer.chat_template = tokenizer.chat_template or CHAT_TEMPLATE
+    if tokenizer.bos_token and not format_prompt("", "python", tokenizer).startswith(tokenizer.bos_token):
+        tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template

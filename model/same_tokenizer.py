@@ -1,4 +1,4 @@
-"""Whether an expert reads text as the base does: a mixture has one tokenizer, the base's."""
+"""Whether an expert reads text as the base does: a mixture has one tokenizer, the base's, with the prompt of its experts."""
 
 from pathlib import Path
 
@@ -20,6 +20,24 @@ def check_same_tokenizer(folder: Path, base: Path, base_tokenizer: PreTrainedTok
         raise ValueError(f"{folder} has a tokenizer that cannot be read: {' '.join(str(error).split())}") from error
     if found := differences(base_tokenizer, tokenizer):
         raise ValueError(f"{folder} has another tokenizer than the base {base} (base's -> expert's): {'; '.join(found)}")
+
+
+def brings_tokenizer(adapter: Path) -> bool:
+    return (adapter / "tokenizer_config.json").is_file()
+
+
+def take_chat_template(tokenizer: PreTrainedTokenizerBase, adapters: list[Path]) -> None:
+    """Gives `tokenizer`, the base's, the prompt that `adapters` were trained on: the chat template beside them, or none.
+
+    An adapter that brings no tokenizer says nothing of it. ValueError naming two that were trained on different prompts.
+    """
+    folders = [folder for folder in adapters if brings_tokenizer(folder)]
+    templates = [AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False).chat_template for folder in folders]
+    for folder, template in zip(folders, templates, strict=True):
+        if template != templates[0]:
+            raise ValueError(f"{folders[0]} and {folder} were trained on different prompts (chat templates), but a model has one")
+    if templates:
+        tokenizer.chat_template = templates[0]
 
 
 def differences(base: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> list[str]:

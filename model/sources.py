@@ -69,6 +69,8 @@ def open_source(text: str, base: Path, base_weights: Checkpoint, beside: Path) -
         adapter = Adapter(adapter_folder)
         adapter.check_layers_only()
         adapter.check_base(folder, weights)
+        if adapter.attention:  # experts of attention are factors in either layout
+            adapter.check_factors()
         if adapter.attention and not is_base:
             raise ValueError(
                 f"{adapter_folder} changes {', '.join(sorted(adapter.attention))} of {folder}, but the mixture has the attention of {base}"

@@ -8,34 +8,29 @@ The output is a plain PEFT adapter with `run.json`, `log.jsonl` and TensorBoard'
 """
 
 import argparse
-import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from torch import nn
+from peft import prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, set_seed
 
-from model.adapters import BASE_FACT, base_fingerprint
+from model.adapters import BASE_FACT, Adapter, base_fingerprint
 from model.checkpoint import Checkpoint, model_folder
 from model.cli import make_parser, run_command
-from model.experts import PROJECTIONS
-from model.languages import LANGUAGES, get_language
 from model.output import output_folder, write_run
+from model.prompt import prompt_template, set_format
 
 from .base import resolve_base
-from .data import load_pairs
-from .data.pairs import Loaded, format_table
-from .data.prompts import encode_pairs
-from .data.sources import find_source
+from .lora import ExpertTrainer, add_lora, add_lora_flags, check_lora_flags
 from .plan import ADVICE, plan_expert
+from .rows import add_row_flags, check_rows, load_rows
 from .settings import add_training_flags, check_flags, has_bf16, use_checkpointing
 from .trainer import train_pairs, write_logs
 from .workspace import check_free, workspace
 
-TARGETS = {"ffn": PROJECTIONS, "all": (*PROJECTIONS, "q_proj", "o_proj")}  # keys and values stay those of the base, as in JetMoE
 DEFAULT_OUT = "runs/expert-{lang}"
 
 
@@ -61,45 +56,14 @@ def load_base(path: str, *, checkpointing: bool) -> tuple[PreTrainedModel, Any]:
     return prepare, tokenizer
 
 
-def add_lora(model: PreTrainedModel, args: argparse.Namespace) -> PeftModel:
-    """The model with LoRA factors beside its `--target` matrices; `ValueError` naming those it does not have."""
-    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    missing = [target for target in TARGETS[args.target] if target not in names]
-    if missing:
-        raise ValueError(f"the base {args.base} has no linear modules named {', '.join(missing)}, which --target {args.target} trains")
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # PEFT 0.21's own call
-    config = LoraConfig(
-        r=args.rank,
-        lora_alpha=args.alpha or 2 * args.rank,
-        lora_dropout=args.dropout,
-        target_modules=list(TARGETS[args.target]),
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, config)
-
-
-def load_rows(args: argparse.Namespace, tokenizer: Any, split: str, limit: int | None) -> tuple[list[dict[str, list[int]]], Loaded]:
-    """Encoded rows of one split; prints where they come from and what each rule dropped."""
-    loaded = load_pairs(args.data, args.lang, split, level=args.level, limit=limit, seed=args.seed)
-    rows, too_long = encode_pairs(loaded.rows, tokenizer, args.max_length)
-    if not rows:
-        raise ValueError(f"no {split} row of {loaded.source} fits --max-length {args.max_length}")
-    print(f"{split}: {len(rows):,} rows of {loaded.source}\n{format_table(loaded.dropped | too_long)}")
-    return rows, loaded
-
-
 def train_expert(args: argparse.Namespace) -> None:
     """The command: loads, trains in a workspace, and writes the adapter to `--out`."""
     check_flags(args)
-    if args.rank < 1 or args.alpha < 0:
-        raise ValueError(f"--rank must be at least 1 and --alpha not negative, not {args.rank} and {args.alpha}")
-    if not 0 <= args.dropout < 1:
-        raise ValueError(f"--dropout must lie in [0, 1), not {args.dropout}")
-    get_language(args.lang)
+    check_lora_flags(args)
     out = Path(args.out or DEFAULT_OUT.format(lang=args.lang))
     if not args.plan:  # what can be known before the base is trained, downloaded or loaded
         check_free(out, resume=args.resume)
-        find_source(args.data, args.lang, args.level)
+    check_rows(args)
     base, why = resolve_base(args.base)
     print(f"base: {why}")
     plan = plan_expert(base, args)
@@ -110,20 +74,24 @@ def train_expert(args: argparse.Namespace) -> None:
     plan.check("this run", ADVICE)
     set_seed(args.seed)
     model, tokenizer = load_base(base, checkpointing=use_checkpointing(args, torch.cuda.is_available()))
-    expert = add_lora(model, args)
-    train_rows, loaded = load_rows(args, tokenizer, "train", args.limit)
-    eval_rows, _ = load_rows(args, tokenizer, "valid", args.eval_limit)
+    set_format(tokenizer, args.format)
+    expert = add_lora(model, args, model_folder(base))
+    train_rows, data = load_rows(args, tokenizer, "train", args.limit)
+    eval_rows, eval_data = load_rows(args, tokenizer, "valid", args.eval_limit)
     settings = {key: value for key, value in vars(args).items() if key not in ("resume", "plan", "out")}
     facts = {
         "lang": args.lang,
         "base": base,
         BASE_FACT: base_fingerprint(model_folder(base)),
-        "data": loaded.source,
-        "data_sha256": loaded.sha256,
+        **data,
+        "rows": {"train": data["rows"], "valid": eval_data["rows"]},
+        **({"init_fingerprint": Adapter(Path(args.init)).fingerprint} if args.init else {}),
+        "prompt_template": prompt_template(tokenizer),
         "settings": settings,
     }
+    trainer_class = partial(ExpertTrainer, neftune_alpha=args.neftune_alpha, loraplus_ratio=args.loraplus_ratio)
     with workspace(out, facts, resume=args.resume) as folder:
-        trainer = train_pairs(expert, tokenizer, train_rows, eval_rows, args, folder)
+        trainer = train_pairs(expert, tokenizer, train_rows, eval_rows, args, folder, trainer_class)
         with output_folder(out) as temporary:
             expert.save_pretrained(str(temporary))
             tokenizer.save_pretrained(temporary)
@@ -134,19 +102,12 @@ def train_expert(args: argparse.Namespace) -> None:
 
 def main() -> int:
     parser = make_parser("train.expert", "Trains the expert of one language with QLoRA on a frozen NF4 base.")
-    parser.add_argument("--lang", required=True, metavar="LANG", help=f"one of {', '.join(LANGUAGES)}")
     parser.add_argument("--base", default="auto", help="folder or hub name; auto: Mistral-7B where it fits, else the embedded base")
-    parser.add_argument("--data", default="auto", help="corpus, xlcost, a file or folder; auto: xlcost where Mistral-7B fits, else corpus")
-    parser.add_argument("--level", choices=("program", "snippet"), default="program", help="whole programs, or fragments")
     parser.add_argument("--out", help=f"output folder (default: {DEFAULT_OUT})")
-    parser.add_argument(
-        "--target", choices=tuple(TARGETS), default="ffn", help="ffn: the matrices of a Mixtral expert; all: attention's q and o too"
-    )
-    parser.add_argument("--rank", type=int, default=16, help="of the LoRA factors")
-    parser.add_argument("--alpha", type=int, default=0, help="LoRA scale numerator; 0: twice the rank")
-    parser.add_argument("--dropout", type=float, default=0.05, help="of the LoRA factors' input")
     parser.add_argument("--plan", action="store_true", help="print the memory by part, and train nothing")
     parser.add_argument("--gpu", default="auto", help="card to plan for (t4, a10g, l4, 4090, h100, h200, cpu); auto: this machine")
+    add_row_flags(parser)
+    add_lora_flags(parser)
     add_training_flags(parser, learning_rate=2e-4, batch_size=8, epochs=1, max_length=1024)
     return run_command(train_expert, parser)
 

@@ -16,8 +16,8 @@ from .data.prompts import IGNORED, Example, collate
 
 
 def own_expert(names: list[str], lang: str) -> int | None:
-    """The expert that has `lang` as a word of its name ("expert-cpp"); None if there is none."""
-    return next((index for index, name in enumerate(names) if lang in re.split(r"[^a-z]+", name.lower())), None)
+    """The expert whose name is `lang`, or has it as a word ("expert-cpp"); None if there is none."""
+    return next((index for index, name in enumerate(names) if lang in (name, *re.split(r"[^a-z]+", name.lower()))), None)
 
 
 @torch.inference_mode()

@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from model.config_flags import add_config_flags
+
 EVALUATIONS = 10  # per run, unless --eval-every says otherwise
 LOG_ENTRIES = 100  # per run
 
 
 def add_training_flags(parser: argparse.ArgumentParser, *, learning_rate: float, batch_size: int, epochs: float, max_length: int) -> None:
-    """Adds steps, batch, schedule, evaluation and resume flags with this command's defaults."""
+    """Adds steps, batch, schedule, evaluation and resume flags with this command's defaults, and `--config`."""
+    add_config_flags(parser)
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=float, default=epochs, help="passes over the data")
     group.add_argument("--max-steps", type=int, default=0, help="optimizer steps; 0: as many as --epochs takes")

@@ -96,7 +96,7 @@ def compare_logits(model: Any, tokenizer: Any, points: Points, costs: dict[str, 
 
 def score_programs(model: Any, tokenizer: Any, points: Points, cost: Cost, max_new_tokens: int) -> None:
     for lang, kinds in points.items():
-        prompts = [format_prompt(pair.text, lang) for pairs in kinds.values() for pair in pairs]
+        prompts = [format_prompt(pair.text, lang, tokenizer) for pairs in kinds.values() for pair in pairs]
         programs = complete(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=50)
         _, samples = judge(lang, kinds, programs)
         for sample in samples:

@@ -41,16 +41,14 @@ class Source:
     def task_vector(self, name: str, base: "Source", base_tensor: Tensor) -> Tensor | None:
         """What the model adds to `base_tensor`, in its dtype; None if that is nothing.
 
-        Of an adapter of the base it is B A · scaling itself.
+        Of a LoRA adapter of the base it is B A · scaling itself.
         """
         module = name.removesuffix(_WEIGHT)
         if self.folder == base.folder and base.adapter is None:
-            factors = self.adapter.factors(module) if self.adapter else None
-            if self.adapter is None or factors is None:
+            if self.adapter is None or module not in self.adapter.modules:
                 return None
-            if not self.in_file_dtype:
-                a, b = factors
-                return (b @ a).mul_(self.adapter.scaling(module)).to(base_tensor.dtype)
+            if not self.in_file_dtype and not self.adapter.is_dora:
+                return self.adapter.delta(module).to(base_tensor.dtype)
         return self.tensor(name, base_tensor.dtype) - base_tensor
 
 

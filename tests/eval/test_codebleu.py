@@ -13,7 +13,8 @@ from eval.runs import read_run, read_runs
 from model import MoEForCausalLM
 from model.cli import run_command
 from model.output import check_manifest
-from model.prompt import format_prompt
+from model.prompt import format_prompt, set_format
+from train.base import train_tokenizer
 
 
 def run(*arguments: str) -> int:
@@ -61,6 +62,22 @@ def test_figures_follow_from_the_samples(
     printed = capsys.readouterr().out
     assert printed.startswith(f"data: {data_folder}\n")
     assert "C++, family" in printed
+
+
+def test_a_base_is_asked_in_the_prompt_of_an_expert(answer: dict[str, str], data_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """`--prompt-of`: what its run.json says it was asked is what an expert of that chat template is asked."""
+    tokenizer = train_tokenizer(["int a;"])
+    set_format(tokenizer, "instruct")
+    tokenizer.save_pretrained(tmp_path / "expert")
+    rows = [json.loads(line) for line in (data_folder / "cpp.test.jsonl").read_text().splitlines()]
+    answer.update({format_prompt(row["text"], "cpp", tokenizer): row["code"] for row in rows})
+    model = SimpleNamespace(config=SimpleNamespace(), dtype=torch.bfloat16)
+    monkeypatch.setattr(command, "load_model", lambda *_, **__: (model, train_tokenizer(["int a;"])))
+    for name, more, score in (("plain", [], 0.0), ("asked", ["--prompt-of", str(tmp_path / "expert")], 1.0)):
+        assert run(*flags(data_folder, tmp_path / name), "--lang", "cpp", *more) == 0
+        facts = json.loads((tmp_path / name / "run.json").read_text())
+        assert facts["figures"]["cpp"]["family"]["codebleu"] == score
+        assert (facts["prompt_template"] == tokenizer.chat_template) == bool(more)
 
 
 def test_two_models_get_the_same_points(answer: dict[str, str], data_folder: Path, tmp_path: Path) -> None:

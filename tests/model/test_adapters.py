@@ -15,6 +15,7 @@ OPTIONS = [
     {"use_rslora": True},
     {"rank_pattern": {"up_proj": 2}, "alpha_pattern": {"layers.1.mlp.down_proj": 7}},
     {"target_modules": ["down_proj"]},
+    {"use_dora": True, "use_rslora": True},
 ]
 
 
@@ -54,7 +55,7 @@ def test_what_no_expert_can_hold_is_refused_by_name(base, make_adapter, tmp_path
         adapter.check_layers_only()
 
 
-@pytest.mark.parametrize("options", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}])
+@pytest.mark.parametrize("options", [{"lora_bias": True}, {"modules_to_save": ["lm_head"]}])
 def test_only_plain_lora_is_read(base, make_adapter, tmp_path, options):
     with pytest.raises(ValueError, match=f"{next(iter(options))} = .* only plain LoRA is read"):
         Adapter(make_adapter(tmp_path / "adapter", **options))
@@ -65,6 +66,7 @@ def change_weights(folder, change):
     save_file(change(load_file(path)), path)
 
 
+MAGNITUDE = "base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector"
 KEY = "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"
 
 
@@ -73,6 +75,7 @@ KEY = "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"
     [
         (lambda state: {**state, "base_model.model.model.norm.bias": torch.ones(1)}, r"model\.norm\.bias is not a LoRA factor"),
         (lambda state: {key: value for key, value in state.items() if key != KEY}, r"layers\.0\.mlp\.up_proj has only one of its two"),
+        (lambda state: {**state, MAGNITUDE: torch.ones(128)}, r"layers\.0\.mlp\.up_proj has a lora_magnitude_vector; DoRA has it"),
     ],
 )
 def test_odd_weights_are_named(base, make_adapter, tmp_path, change, message):

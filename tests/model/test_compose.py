@@ -56,6 +56,21 @@ def test_mixture_of_one_adapter_is_that_adapter(base, make_adapter, run_compose,
 
 
 @torch.no_grad()
+def test_dora_is_merged_and_never_taken_for_factors(base, adapters, make_adapter, run_compose, ids, tmp_path):
+    dora = make_adapter(tmp_path / "dora", use_dora=True)
+    mixture = load(run_compose([dora] * 2))
+    assert mixture.config.expert_layout == "dense"
+    expected = PeftModel.from_pretrained(MistralForCausalLM.from_pretrained(base), str(dora)).eval()(ids).logits
+    torch.testing.assert_close(mixture(ids).logits, expected, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match=r"dora is DoRA \(use_dora\), which cannot be kept as LoRA factors"):
+        run_compose([dora, adapters[0]], layout="lora", out="lora")
+    attention = make_adapter(tmp_path / "dora-q", use_dora=True, target_modules=["q_proj", "down_proj"])
+    with pytest.raises(ValueError, match="dora-q is DoRA"):
+        run_compose([attention, adapters[0]], layout="dense", out="attention")
+    assert not (tmp_path / "lora").exists() and not (tmp_path / "attention").exists()
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("layout", ["lora", "dense"])
 def test_experts_with_attention_keep_their_own_share(base, make_adapter, run_compose, ids, layout, tmp_path):
     """One with and one without attention: the mixture is the one or the other wherever the gates send all tokens to one."""

@@ -3,7 +3,8 @@ import torch
 from transformers import AutoTokenizer
 
 from model.generate import main
-from model.generation import complete, encode_prompts
+from model.generation import WholeTextStreamer, complete, encode_prompts
+from model.infill import encode_piece
 from model.load import load_model
 
 PROMPTS = ["x = 1", "sum of all the numbers in a list", "", "for i in (1, 2)"]
@@ -50,6 +51,17 @@ def test_completion_ends_at_eos(loaded):
 def test_prompts_are_encoded_as_in_training(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
     assert encode_prompts(tokenizer, ["ab"]) == [[1, *tokenizer.convert_tokens_to_ids(["a", "b"])]]
+
+
+@pytest.mark.parametrize("behind", ["", "\n"])
+def test_streaming_prints_what_decoding_the_whole_gives(metaspace, capsys, behind):
+    text = "def f(a):\n    if a:\n        return 'ü'\n" if not behind else " x\n  y"
+    ids = encode_piece(metaspace, text) if behind else metaspace(text, add_special_tokens=False)["input_ids"]
+    streamer = WholeTextStreamer(metaspace, 3, behind)
+    for value in (torch.tensor([[1, 5, 7]]), *map(torch.tensor, ids), torch.tensor(metaspace.eos_token_id)):
+        streamer.put(value.reshape(1, -1))
+    streamer.end()
+    assert capsys.readouterr().out == text + "\n"
 
 
 def test_the_context_is_the_limit(loaded):

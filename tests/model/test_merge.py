@@ -197,6 +197,14 @@ def test_task_vectors_of_adapters_are_their_products(base, adapters, merge, ids)
     torch.testing.assert_close(load_model(out)[0](ids).logits, expected(ids).logits, atol=1e-4, rtol=0)
 
 
+def test_dora_alone_is_merged_as_peft_merges_it(base, make_adapter, merge, ids, tmp_path):
+    """Its task vector is what it makes of the base's matrices, not B A."""
+    dora = make_adapter(tmp_path / "dora", use_dora=True)
+    out = merge({"merge_method": "task_arithmetic", "base_model": str(base), "models": [entry(dora, weight=1)]})
+    expected = PeftModel.from_pretrained(MistralForCausalLM.from_pretrained(base), str(dora)).eval()(ids).logits
+    torch.testing.assert_close(load_model(out)[0](ids).logits, expected, atol=1e-4, rtol=0)
+
+
 def test_an_adapter_alone_is_not_rounded_before_it_is_merged(models, make_adapter, merge, tmp_path):
     """On a bf16 base: the task vector is in fp32 and the result rounded once, where `model+lora` rounds the difference too."""
     base = models["bfloat16"][0]

@@ -123,7 +123,7 @@ def test_the_output_is_a_peft_adapter_that_changes_the_base(whole, tiny_base):
     after = PeftModel.from_pretrained(base, whole)(ids).logits
     assert not torch.allclose(before, after, atol=1e-3)
     record = json.loads((whole / "run.json").read_text())
-    assert record["lang"] == "cpp" and record["prompt_template"] and len(record["data_sha256"]) == 64
+    assert record["lang"] == "cpp" and record["prompt_template"] and len(record["data_sha256"]["program"]) == 64
     log = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log if "eval_loss" in entry] == [3, 6, 9, 12, 15, 18]
     assert {"loss", "learning_rate", "seconds"} <= log[0].keys()
@@ -148,7 +148,14 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(tiny_base, tiny_data, t
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"--lang": "cobol"}, "unknown language 'cobol'; known: python, java, javascript, cpp"),
+        ({"--lang": "cobol"}, "has no train split of programs in cobol"),
+        ({"--lang": "cobol", "--data": "corpus"}, "corpus has no 'cobol', only python, java, javascript, cpp; give --data a file"),
+        ({"--lang": "C++"}, "the language 'C++' must be one of python, java, javascript, cpp or a name in lower case"),
+        ({"--level": "program:2,snippet:x"}, "'snippet:x' must be one of program, snippet, each once, with a weight above 0"),
+        ({"--fim-rate": 1.5}, "--fim-rate is a probability and must lie in [0, 1], not 1.5"),
+        ({"--loraplus-ratio": 0.5}, "--loraplus-ratio must be at least 1, not 0.5"),
+        ({"--neftune-alpha": -1}, "--neftune-alpha must not be negative, but is -1.0"),
+        ({"--init": "nowhere"}, "adapter_config.json is missing"),
         ({"--data": "nowhere.jsonl"}, "there is no data set 'nowhere.jsonl'"),
         ({"--base": "nowhere"}, "the base 'nowhere' is neither a folder with a config.json nor a model"),
         ({"--batch-size": 0}, "--batch-size must be at least 1, not 0"),

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from model.languages import get_language
+from model.languages import LANGUAGES, get_language, language_title
 
 from .filters import CODE_RULES, near_duplicates, parses, repeated, squeeze
+from .gaps import Gap
 from .reading import COLUMNS, Row
 from .sources import LEVELS, SPLITS, find_source, group_of, read_split
 from .xlcost import decode, is_token_form
@@ -30,6 +31,7 @@ class Pair:
     id: str
     group: str  # the problem: one problem has many pairs, and stands in one split (but for `kind` "wording")
     kind: str  # of a test pair of the embedded corpus: "wording" (known problem, new words) or "family" (new problem); else ""
+    gap: Gap | None = None  # in training: the completion is what belongs into it
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,10 @@ def load_pairs(
     Rows with a `family` column are paraphrases: many texts of one program. Among them near duplicates are kept.
     A row stands in two splits if its code stands in an earlier one too (in the order above); a paraphrase, if its text does;
     a snippet, if both do: "return count;" belongs to many programs.
+
+    Of a language that is not one of `LANGUAGES` no parser is asked, and its code is taken as it is.
     """
-    get_language(lang)
+    language_title(lang)
     for name, value, known in (("split", split, SPLITS), ("level", level, LEVELS)):
         if value not in known:
             raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
@@ -82,7 +86,7 @@ def load_pairs(
     pairs = _drop(dropped, TWO_SPLITS, pairs, in_two)
     for rule, is_bad in CODE_RULES.items():
         pairs = _drop(dropped, rule, pairs, (is_bad(pair.code) for pair in pairs))
-    if level == "program":
+    if level == "program" and lang in LANGUAGES:
         codes = {pair.code for pair in pairs}
         verdict = {code: parses(code, lang) for code in tqdm(codes, desc=f"parse {lang} {split}", unit="program")}
         pairs = _drop(dropped, UNPARSED, pairs, (not verdict[pair.code] for pair in pairs))
@@ -116,9 +120,10 @@ def _read_if_there(path: Path, lang: str, split: str, level: str, max_bad: int |
 
 def _pairs(rows: list[Row], lang: str, token_form: bool | None) -> list[Pair]:
     if token_form is None:
-        token_form = is_token_form([row["code"] for row in rows])
+        token_form = lang in LANGUAGES and is_token_form([row["code"] for row in rows])
     source = {row["code"]: row["code"] for row in rows}
     if token_form:
+        get_language(lang)
         source = {code: decode(code, lang) for code in tqdm(source, desc=f"decode {lang}", unit="program")}
 
     def pair(row: Row) -> Pair:

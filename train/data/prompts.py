@@ -7,6 +7,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from model.generation import encode_prompts
+from model.infill import encode_infill, encode_piece
 from model.prompt import format_prompt
 
 from .pairs import Pair
@@ -19,20 +20,25 @@ Example = dict[str, list[int]]
 
 
 def encode_prompt(text: str, lang: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids after which the completion starts: BOS, if the tokenizer has one, and the prompt."""
-    return encode_prompts(tokenizer, [format_prompt(text, lang)])[0]
+    """The ids after which the completion starts: BOS, if the tokenizer has one, and the prompt, in its chat template if it has one."""
+    return encode_prompts(tokenizer, [format_prompt(text, lang, tokenizer)])[0]
 
 
 def encode_pair(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> Example:
     """`input_ids` = prompt + completion + EOS, and `labels`, which are -100 on the prompt.
 
     The two parts are tokenised apart, as they are when the model generates: no token spans the boundary, and the mask
-    needs no search for it. `ValueError` if the tokenizer has no EOS to learn.
+    needs no search for it. Of a pair with a gap the completion is the middle, and all around it belongs to the prompt.
+    `ValueError` if the tokenizer has no EOS to learn.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token, so an expert could not learn where a program ends")
-    prompt = encode_prompt(pair.text, pair.lang, tokenizer)
-    completion = [*_ids(pair.code, tokenizer), tokenizer.eos_token_id]
+    if pair.gap:
+        asked, gap = format_prompt(pair.text, pair.lang, tokenizer), pair.gap
+        prompt, code = encode_infill(tokenizer, asked, gap.prefix, gap.suffix, spm=gap.spm), encode_piece(tokenizer, gap.middle)
+    else:
+        prompt, code = encode_prompt(pair.text, pair.lang, tokenizer), tokenizer(pair.code, add_special_tokens=False)["input_ids"]
+    completion = [*code, tokenizer.eos_token_id]
     return {"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion}
 
 
@@ -66,7 +72,3 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.T
         "attention_mask": pad(([1] * len(example["input_ids"]) for example in examples), 0),
         "labels": pad((example["labels"] for example in examples), IGNORED),
     }
-
-
-def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from model.languages import get_language
+from model.languages import LANGUAGES, get_language
 
 from .reading import SUFFIXES, Row, read_rows
 
@@ -23,6 +23,8 @@ def find_source(source: str | Path, lang: str, level: str) -> tuple[Path, str]:
 
     "auto" is XLCoST on a machine with a CUDA card of 20 GB and the hub within reach, the embedded corpus otherwise.
     """
+    if source in ("auto", "corpus", "xlcost") and lang not in LANGUAGES:
+        raise ValueError(f"{source} has no {lang!r}, only {', '.join(LANGUAGES)}; give --data a file or a folder with {lang} of your own")
     if source == "auto":
         return _find_auto(lang, level)
     if source == "corpus":
@@ -35,6 +37,12 @@ def find_source(source: str | Path, lang: str, level: str) -> tuple[Path, str]:
     if not path.exists():
         raise FileNotFoundError(f"there is no data set {str(source)!r}: name a file, a folder, auto, corpus or xlcost")
     return path, str(path)
+
+
+def check_levels(path: Path) -> None:
+    """`ValueError` if a data set cannot say which of its rows are programs and which are snippets."""
+    if path.is_file() and not any("level" in row for row in read_rows(path)[0]):
+        raise ValueError(f"{path} has no column level (program or snippet), so its levels cannot be mixed by weight")
 
 
 def has_card() -> bool:
@@ -73,7 +81,8 @@ def _download(lang: str, level: str) -> Path:
 def read_split(path: Path, lang: str, split: str, level: str, max_bad: int | None) -> tuple[list[Row], int]:
     """The rows of `split` in language `lang`, and the number of malformed rows in its files.
 
-    A folder has one or more files per split. A single file has a column `split`, or is divided by `group`.
+    A folder has one or more files per split. A single file has a column `split`, or is divided by `group`; if it has a column `level`,
+    only rows of that level are read.
     """
     files = _split_files(path, lang, split, level) if path.is_dir() else [path]
     read = [read_rows(file, max_bad) for file in files]
@@ -83,18 +92,26 @@ def read_split(path: Path, lang: str, split: str, level: str, max_bad: int | Non
         rows = [row for row in rows if row.get("lang") == lang]
         if not rows:
             raise ValueError(f"{path} has no rows of the language {lang!r}; found: {', '.join(sorted(spoken))}")
-    return (rows if path.is_dir() else _divide(rows, path, split)), bad
+    if path.is_dir():
+        return rows, bad
+    if any("level" in row for row in rows):
+        rows = [row for row in rows if row.get("level") == level]
+        if not rows:
+            raise ValueError(f"{path} has no rows in {lang} whose column level is {level!r}")
+    return _divide(rows, path, split), bad
 
 
 def _split_files(folder: Path, lang: str, split: str, level: str) -> list[Path]:
     """The files of one split, by the first naming scheme of these that has any; `FileNotFoundError` if none has."""
-    configuration = f"{get_language(lang).xlcost}-{level}-level"
+    known = LANGUAGES.get(lang)
     stem = lang if level == "program" else f"{lang}.{level}"
     for name in _SPLIT_NAMES[split]:
         schemes = [f"{stem}.{name}{suffix}" for suffix in SUFFIXES]
         schemes += [f"{stem.replace('.', '/')}/{name}{suffix}" for suffix in SUFFIXES]
-        schemes += [f"{root}{configuration}/{name}{suffix}" for root in ("data/", "") for suffix in SUFFIXES]
-        schemes += [f"{configuration}/*{name}*.parquet", f"{configuration}/{name}/*.parquet"]
+        if known:
+            configuration = f"{known.xlcost}-{level}-level"
+            schemes += [f"{root}{configuration}/{name}{suffix}" for root in ("data/", "") for suffix in SUFFIXES]
+            schemes += [f"{configuration}/*{name}*.parquet", f"{configuration}/{name}/*.parquet"]
         for scheme in schemes:
             if files := sorted(folder.glob(scheme)):
                 return files

@@ -132,10 +132,22 @@ def test_limit_draws_by_seed_and_nests(tmp_path: Path) -> None:
     assert Counter(load(99).rows) == Counter(load(None).rows)
 
 
+def test_a_language_that_nothing_is_known_of_is_read_as_it_is(tmp_path: Path) -> None:
+    """No parser, and no token form: the same one-line code in C++ would be decoded, and a lost operator dropped."""
+    rows = [{"text": f"program {number}", "code": f"let {WORDS[number]} = {number} {number} ; x . y ( )"} for number in range(8)]
+    write(tmp_path, "train", rows, lang="rust")
+    loaded = load_pairs(tmp_path, "rust", "train")
+    assert [pair.code for pair in loaded.rows] == [row["code"] for row in rows]
+    assert "does not parse" not in loaded.dropped and {pair.lang for pair in loaded.rows} == {"rust"}
+
+
 def test_user_mistakes(tmp_path: Path) -> None:
     write(tmp_path, "train", [{"text": "lost operator", "code": "int f(int n) {\n    if (n == 0 n == 1) return 1;\n}\n"}])
+    (tmp_path / "many.jsonl").write_text("".join(json.dumps({"text": f"t{n}", "code": f"fn f ( ) {{ {n} }}"}) + "\n" for n in range(9)))
     for call, message in [
-        (lambda: load_pairs(tmp_path, "cobol", "train"), "unknown language 'cobol'"),
+        (lambda: load_pairs(tmp_path, "C++", "train"), r"the language 'C\+\+' must be one of python, .* or a name in lower case"),
+        (lambda: load_pairs("corpus", "rust", "train"), "corpus has no 'rust', only python, .*; give --data a file or a folder"),
+        (lambda: load_pairs(tmp_path / "many.jsonl", "rust", "train", token_form=True), "unknown language 'rust'"),
         (lambda: load_pairs(tmp_path, "cpp", "dev"), "unknown split 'dev'; known: train, valid, test"),
         (lambda: load_pairs(tmp_path, "cpp", "train", level="line"), "unknown level 'line'"),
         (lambda: load_pairs(tmp_path, "cpp", "train", limit=0), "at least 1 row, not 0"),
