@@ -206,8 +206,9 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
 
         - `topk` and `switch`: E · Σ_e f_e P_e, given with `output_router_logits`; then, as in transformers, `loss` has router_aux_loss_coef
           times it. transformers takes f and P over all layers together, where opposite imbalances of two layers cancel.
-        - `noisy_topk`, `softmax` and `sequence`: importance_coef · CV²(importance) + load_coef · CV²(load), given with `output_router_logits`
-          and while training; a part of `loss` only while training, so that the loss of an evaluation is the language model's alone.
+        - `noisy_topk`, `softmax` and `sequence`: importance_coef · CV²(importance) + load_coef · CV²(load), given with
+          `output_router_logits` and while training; a part of `loss` only while training, so that the loss of an evaluation is the language
+          model's alone.
 
         While training, `loss` has router_z_loss_coef · z-loss too, the mean over layers. All of these weigh as much as this micro-batch's
         share of `num_items_in_batch`, if Trainer gives that.

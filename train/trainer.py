@@ -167,7 +167,7 @@ def train_pairs(
     eval_rows: list[Example],
     args: argparse.Namespace,
     folder: Path,
-    trainer_class: type[PairTrainer] = PairTrainer,
+    trainer_class: Callable[..., PairTrainer] = PairTrainer,
     collator: Callable[[Any], dict[str, torch.Tensor]] | None = None,
 ) -> PairTrainer:
     """Trains `model` by the flags in `args`, from the newest checkpoint in `folder` if there is one; ends on the best weights."""
