@@ -49,7 +49,7 @@ def load_model(
         raise ValueError(f"precision {precision!r} is for mixtures; {folder} is a {kind} model, which transformers computes")
     tokenizer = _load_tokenizer(folder)
     if kind in _MIXTURES:
-        changes = {} if router_type is None else {"router_type": router_type}
+        changes: dict[str, Any] = {} if router_type is None else {"router_type": router_type}
         model: Any = MoEForCausalLM.from_pretrained(folder, dtype=chosen or "auto", device_map=device, precision=precision, **changes)
     else:
         model = _load_dense(folder, device, chosen)

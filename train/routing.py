@@ -44,7 +44,7 @@ def measure_routing(model: nn.Module, examples: list[Example], own: int | None, 
         tokens += int(counted.sum())
         for name, value in _sums(routers, counted.to(device)).items():
             totals[name] = totals.get(name, 0) + value
-    choices = routers[0].last_routing.experts_TK.shape[1]
+    dropped = int(totals.pop("dropped").sum())
     shares = {name: value / tokens for name, value in totals.items()}
     chosen = shares.pop("chosen")
     return {
@@ -52,15 +52,15 @@ def measure_routing(model: nn.Module, examples: list[Example], own: int | None, 
         **{name: value.tolist() for name, value in shares.items()},
         "topk": chosen.tolist(),
         "load": (chosen / chosen.sum(-1, keepdim=True)).tolist(),
-        "dropped": round(tokens * (choices * len(routers) - float(chosen.sum()))),
+        "dropped": dropped,
         "own_top1": None if own is None else shares["top1"][:, own].tolist(),
         "own_topk": None if own is None else chosen[:, own].tolist(),
     }
 
 
 def _sums(routers: list[MoERouter], counted_T: Tensor) -> dict[str, Tensor]:
-    """Sums over the counted tokens of the last forward: `top1`, `chosen`, `weight` [L, E] and `entropy_bits` [L]; fp64 on the CPU."""
-    layers: dict[str, list[Tensor]] = {"top1": [], "chosen": [], "weight": [], "entropy_bits": []}
+    """Sums over the counted tokens of the last forward: `top1`, `chosen`, `weight` [L, E], `entropy_bits`, `dropped` [L]; fp64 on the CPU."""
+    layers: dict[str, list[Tensor]] = {"top1": [], "chosen": [], "weight": [], "entropy_bits": [], "dropped": []}
     for router in routers:
         routing = router.last_routing
         assert routing is not None
@@ -69,6 +69,7 @@ def _sums(routers: list[MoERouter], counted_T: Tensor) -> dict[str, Tensor]:
         first_T1 = experts_TK.gather(1, weights_TK.argmax(1, keepdim=True))
         layers["top1"].append(zeros_TE.scatter(1, first_T1, 1.0).sum(0))
         layers["chosen"].append(zeros_TE.scatter(1, experts_TK, 1.0).sum(0))
+        layers["dropped"].append(experts_TK.numel() - layers["chosen"][-1].sum())
         layers["weight"].append(zeros_TE.scatter(1, experts_TK, weights_TK).sum(0))
         layers["entropy_bits"].append(torch.special.entr(weights_TK).sum() / torch.log(torch.tensor(2.0)))
     return {name: torch.stack(values).cpu() for name, values in layers.items()}
