@@ -36,7 +36,7 @@ def collate_labelled(examples: Sequence[Example], pad_token_id: int) -> dict[str
 
 
 def label_loss(router_logits: Sequence[Tensor], own_expert_B: Tensor, labels_BS: Tensor) -> Tensor:
-    """The cross entropy of each layer's gate logits [T, E] against the row's own expert: sum over the completions' tokens, mean over layers."""
+    """Cross entropy of each layer's gate logits [T, E] against the row's own expert: summed over completion tokens, mean over layers."""
     target_T = own_expert_B[:, None].where(labels_BS != IGNORED, IGNORED).flatten()
     losses = [cross_entropy(logits_TE, target_T.to(logits_TE.device), reduction="sum") for logits_TE in router_logits]
     return torch.stack([loss.to(losses[0].device) for loss in losses]).mean()

@@ -59,7 +59,7 @@ def measure_routing(model: nn.Module, examples: list[Example], own: int | None, 
 
 
 def _sums(routers: list[MoERouter], counted_T: Tensor) -> dict[str, Tensor]:
-    """Sums over the counted tokens of the last forward: `top1`, `chosen`, `weight` [L, E], `entropy_bits`, `dropped` [L]; fp64 on the CPU."""
+    """Sums over the counted tokens of the last forward, fp64: `top1`, `chosen`, `weight` [L, E], `entropy_bits`, `dropped` [L]."""
     layers: dict[str, list[Tensor]] = {"top1": [], "chosen": [], "weight": [], "entropy_bits": [], "dropped": []}
     for router in routers:
         routing = router.last_routing
