@@ -49,7 +49,7 @@ class MoEAttention(MixtralAttention):
         """`MixtralAttention.forward` with routed projections; `token_mask` [B, S] and `noise_seeds` as in `MoERouter.forward`."""
         shape_BSD = hidden_states.shape
         token_mask_T = None if token_mask is None else token_mask.reshape(-1)
-        _, routing = self.gate(hidden_states.reshape(-1, shape_BSD[-1]), token_mask_T, noise_seeds)
+        _, routing = self.gate(hidden_states.reshape(-1, shape_BSD[-1]), token_mask_T, noise_seeds, shape_BSD[0], past_key_values)
         absent_TE = routing.weights_TK.new_zeros(len(routing.experts_TK), self.gate.num_stored)
         gates_BSE = absent_TE.scatter_add(1, routing.experts_TK, routing.weights_TK).view(*shape_BSD[:-1], -1)
 

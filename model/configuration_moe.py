@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import MixtralConfig
 
-ROUTER_TYPES = ("noisy_topk", "topk", "softmax", "switch")
+ROUTER_TYPES = ("noisy_topk", "topk", "softmax", "switch", "sequence")
 EXPERT_LAYOUTS = ("dense", "lora")
 QUANTIZATIONS = (None, "nf4")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -14,10 +14,12 @@ class MoEConfig(MixtralConfig):
     """Mixtral's configuration with routing, expert layout and quantisation.
 
     Args:
-        router_type: `noisy_topk` (noise only while training), `topk` (Mixtral), `softmax` (all experts), `switch` (top-1, un-renormalised).
+        router_type: `noisy_topk` (noise only while training), `topk` (Mixtral), `softmax` (all experts), `switch` (top-1, un-renormalised),
+            `sequence` (one expert in each layer for a whole prompt and its completion).
         router_seed: seed of the routing noise.
         importance_coef, load_coef: weights of Shazeer et al.'s CV² losses (arXiv:1701.06538, eq. 7 and 11), averaged over layers; for
-            `noisy_topk` and `softmax`. `topk` and `switch` have Mixtral's `output_router_logits` and `router_aux_loss_coef` instead.
+            `noisy_topk`, `softmax` and `sequence`. `topk` and `switch` have Mixtral's `output_router_logits` and `router_aux_loss_coef`.
+        router_z_loss_coef: weight of ST-MoE's z-loss (arXiv:2202.08906, eq. 5), averaged over layers, while training.
         expert_layout: `dense` (three matrices for each expert) or `lora` (one shared FFN, and LoRA factors for each expert).
         lora_rank: rank R of the stored factors (the greatest of the experts'; the others are padded with zeros). Only for `lora`.
         attention_experts: projections (of q_proj, k_proj, v_proj, o_proj) in which each expert has LoRA factors; None: attention is shared.
@@ -37,6 +39,7 @@ class MoEConfig(MixtralConfig):
     router_seed: int = 0
     importance_coef: float = 0.01
     load_coef: float = 0.01
+    router_z_loss_coef: float = 0.0
     expert_layout: str = "dense"
     lora_rank: int = 0
     attention_experts: list[str] | None = None

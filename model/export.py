@@ -77,6 +77,8 @@ def mixtral_settings(model: "MoEForCausalLM", dtype: torch.dtype) -> dict[str, A
     config: MoEConfig = model.config
     if config.router_type == "switch":
         raise ValueError("router_type is 'switch', whose one weight is not renormalised; plain Mixtral's is always 1")
+    if config.router_type == "sequence":
+        raise ValueError("router_type is 'sequence'; plain Mixtral chooses for each token by itself")
     if config.num_shared_experts:
         raise ValueError(f"num_shared_experts is {config.num_shared_experts}; plain Mixtral has no experts that are always on")
     names = [*(name for name, _ in model.named_parameters()), *(f"{prefix}.{name}" for prefix, _, name in _quantized(model))]

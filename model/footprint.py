@@ -114,7 +114,7 @@ def token_time(config: MoEConfig, card: Card, context: int, batch: int) -> Token
 
 def _chosen(config: MoEConfig) -> int:
     """Experts of a token, the shared ones included."""
-    routed = {"softmax": config.num_local_experts, "switch": 1}.get(config.router_type, config.num_experts_per_tok)
+    routed = {"softmax": config.num_local_experts, "switch": 1, "sequence": 1}.get(config.router_type, config.num_experts_per_tok)
     return routed + config.num_shared_experts
 
 

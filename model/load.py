@@ -23,11 +23,12 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     precision: str = "exact",
+    router_type: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer of a folder, in evaluation mode.
 
     `device`: default CUDA if there is one. `dtype`: default as stored. `precision`: see `MoEForCausalLM.set_precision`; a base and its
-    adapters have none but `exact`.
+    adapters have none but `exact`. `router_type`: of a mixture; default as stored.
 
     `path`: a Mistral or Llama checkpoint, a mixture (Mixtral's or ours), or a PEFT adapter, whose base is then found by name.
     `adapter`: a PEFT adapter on `path`. In fp32 it is merged; otherwise it stays beside the weights, as merging would round it off.
@@ -51,7 +52,8 @@ def load_model(
     if adapter is not None:
         take_chat_template(tokenizer, [model_folder(adapter)])
     if kind in _MIXTURES:
-        model: Any = MoEForCausalLM.from_pretrained(folder, dtype=chosen or "auto", device_map=device, precision=precision)
+        changes: dict[str, Any] = {} if router_type is None else {"router_type": router_type}
+        model: Any = MoEForCausalLM.from_pretrained(folder, dtype=chosen or "auto", device_map=device, precision=precision, **changes)
     else:
         model = _load_dense(folder, device, chosen)
     if adapter is not None:

@@ -45,12 +45,13 @@ class StrictLoading(MixtralPreTrainedModel):
         `dtype` "auto" is the config's. `quantize`: "nf4" quantises while loading, "none" dequantises, None leaves what is stored.
         `precision` as in `set_precision`; it is not stored. `device_map`, `max_memory` and `offload_folder` as in transformers; see
         `devices.resolve_device_map`. Other keyword arguments override fields of the config, e.g. `router_type="noisy_topk"` (Wnoise
-        is zero where the checkpoint has none). ValueError names the tensors that do not fit, so the missing, unexpected and mismatched
+        is zero where the stored router has none). ValueError names the tensors that do not fit, so the missing, unexpected and mismatched
         keys of `output_loading_info` are empty.
         """
         check_not_interrupted(Path(pretrained_model_name_or_path), config)
         folder = model_folder(pretrained_model_name_or_path)
-        is_mixtral = read_config(folder).get("model_type") == "mixtral"
+        stored = read_config(folder)
+        is_quiet = stored.get("model_type") == "mixtral" or stored.get("router_type", "noisy_topk") != "noisy_topk"
         adapter = (kwargs.pop("adapter_kwargs", None) or {}).get("_adapter_model_path")
         dtype = kwargs.pop("torch_dtype", dtype)  # its name before transformers 5
         if quantize not in (None, "nf4", "none"):
@@ -65,7 +66,7 @@ class StrictLoading(MixtralPreTrainedModel):
         config = resolve_config(folder, config, changes)
         model = _build(cls, config, dtype, attn_implementation)
         devices = resolve_device_map(model, device_map, max_memory)
-        load_weights(model, Checkpoint(folder), lambda name: device_of(name, devices), optional=".noise_weight" if is_mixtral else None)
+        load_weights(model, Checkpoint(folder), lambda name: device_of(name, devices), optional=".noise_weight" if is_quiet else None)
         model.tie_weights()
         model.name_or_path = config.name_or_path = str(folder)
         if model.can_generate() and (folder / "generation_config.json").is_file():

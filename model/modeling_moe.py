@@ -6,6 +6,7 @@ experts (`experts.py`), and loading, which is strict and knows NF4 (`loading.py`
 Shapes: B batch, S sequence, T = B·S tokens, E experts, D model width, L layers, V vocabulary.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,14 @@ from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder
 
 from moe_kernels.backend import precision_code
-from moe_kernels.routing import Routing
+from moe_kernels.routing import Routing, z_loss
 
 from .attention import MoEAttention
 from .configuration_moe import ATTENTION, MoEConfig
 from .experts import DenseExperts, LoraExperts
 from .loading import StrictLoading
 from .quantization import MatrixModule, NF4Linear
-from .routers import MoERouter, noise_seeds, shazeer_loss, switch_loss
+from .routers import MoERouter, expert_choices, noise_seeds, shazeer_loss, switch_loss
 from .saving import save_model
 
 SWITCH_LOSS = ("topk", "switch")  # router types whose auxiliary loss is transformers'; the others have Shazeer et al.'s
@@ -48,12 +49,12 @@ class MoEBlock(nn.Module):
         self.gate = MoERouter(config, layer_idx)
         self.experts = LoraExperts(config) if config.expert_layout == "lora" else DenseExperts(config)
 
-    def forward(self, hidden_BSD: Tensor, token_mask_BS: Tensor | None, noise_seeds: Tensor | None) -> Tensor:
+    def forward(self, hidden_BSD: Tensor, token_mask_BS: Tensor | None, noise_seeds: Tensor | None, cache: Cache | None = None) -> Tensor:
         if self.training and self.jitter > 0:  # as in Mixtral, what the experts read is jittered too
             hidden_BSD = hidden_BSD * torch.empty_like(hidden_BSD).uniform_(1 - self.jitter, 1 + self.jitter)
         x_TD = hidden_BSD.reshape(-1, hidden_BSD.shape[-1])
         token_mask_T = None if token_mask_BS is None else token_mask_BS.reshape(-1)
-        _, routing = self.gate(x_TD, token_mask_T, noise_seeds)
+        _, routing = self.gate(x_TD, token_mask_T, noise_seeds, len(hidden_BSD), cache)
         return self.experts(x_TD, routing).view_as(hidden_BSD)
 
 
@@ -80,7 +81,8 @@ class MoEDecoderLayer(GradientCheckpointingLayer):
             attention_arguments |= {"token_mask": token_mask, "noise_seeds": noise_seeds}
         attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **attention_arguments)
         hidden_states = hidden_states + attended
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states), token_mask, noise_seeds)
+        cache = attention_arguments.get("past_key_values")
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states), token_mask, noise_seeds, cache)
 
 
 class MoEPreTrainedModel(StrictLoading):
@@ -161,6 +163,7 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.router_step = nn.Buffer(torch.zeros((), dtype=torch.int64), persistent=False)  # of the next training forward
+        self.router_noise_is_off = False
         self.post_init()
 
     def set_router_step(self, step: int) -> None:
@@ -169,6 +172,13 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         The noise depends on `config.router_seed`, the layer and this number only, so a resumed run draws what an unbroken run draws.
         """
         self.router_step.fill_(step)
+
+    def set_router_noise(self, scale: float) -> None:
+        """Multiplies the noise of training by `scale`: 1, the default, is the paper's, 0 is none. It is not stored."""
+        self.router_noise_is_off = scale == 0
+        for module in self.modules():
+            if isinstance(module, MoERouter):
+                module.noise_scale = None if scale in (0, 1) else torch.tensor(scale, device=module.weight.device)
 
     def export_mixtral(self, out: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
         """Writes the folder `out` as plain Mixtral; see `export.export_mixtral`."""
@@ -196,16 +206,28 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
 
         - `topk` and `switch`: E · Σ_e f_e P_e, given with `output_router_logits`; then, as in transformers, `loss` has router_aux_loss_coef
           times it. transformers takes f and P over all layers together, where opposite imbalances of two layers cancel.
-        - `noisy_topk` and `softmax`: importance_coef · CV²(importance) + load_coef · CV²(load), given with `output_router_logits` and while
-          training; a part of `loss` only while training, so that the loss of an evaluation is the language model's alone. There it weighs
-          as much as this micro-batch's share of `num_items_in_batch`, if Trainer gives that.
+        - `noisy_topk`, `softmax` and `sequence`: importance_coef · CV²(importance) + load_coef · CV²(load), given with
+          `output_router_logits` and while training; a part of `loss` only while training, so that the loss of an evaluation is the language
+          model's alone.
+
+        While training, `loss` has router_z_loss_coef · z-loss too, the mean over layers. All of these weigh as much as this micro-batch's
+        share of `num_items_in_batch`, if Trainer gives that.
+
+        With `sequence`, the tokens without a label choose the experts of their row; all tokens do where none or all have one. The choice is
+        made where there is no cache or an empty one; the cache keeps it.
 
         `router_logits`: clean logits [T, E] of each layer, in fp32.
         """
         wants_logits = self.config.output_router_logits if output_router_logits is None else output_router_logits
         is_switch = self.config.router_type in SWITCH_LOSS
-        wants_loss = wants_logits or (self.training and labels is not None and not is_switch)
+        trains = self.training and labels is not None
+        wants_aux = wants_logits or (trains and not is_switch)
+        wants_z = trains and self.config.router_z_loss_coef > 0
         token_mask = _new_tokens(attention_mask, inputs_embeds if input_ids is None else input_ids)
+        if self.config.router_type == "sequence":
+            token_mask = _prompt(token_mask, labels)
+            if past_key_values is not None and past_key_values.get_seq_length() == 0:
+                expert_choices(past_key_values).clear()
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -214,20 +236,23 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_router_logits=wants_logits,
-            output_routings=wants_loss,
+            output_routings=wants_aux or wants_z,
             token_mask=token_mask,
             noise_seeds=self._next_noise_seeds(),
             **kwargs,
         )
         logits = self.lm_head(_kept(outputs.last_hidden_state, logits_to_keep))
-        aux_loss = self._aux_loss(outputs.routings, token_mask) if wants_loss else None
+        aux_loss = self._mean_over_layers(self._aux_loss, outputs.routings, token_mask) if wants_aux else None
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, self.vocab_size, **kwargs)
-            if aux_loss is not None and is_switch:
-                loss = loss + self.config.router_aux_loss_coef * aux_loss.to(loss.device)
-            elif aux_loss is not None and self.training:
-                loss = loss + aux_loss.to(loss.device) * _share(labels, kwargs.get("num_items_in_batch"))
+            share = _share(labels, kwargs.get("num_items_in_batch"))
+            if aux_loss is not None and (is_switch or self.training):
+                weight = self.config.router_aux_loss_coef if is_switch else 1.0
+                loss = loss + weight * share * aux_loss.to(loss.device)
+            if wants_z:
+                z = self._mean_over_layers(lambda routing, mask_T: z_loss(routing.logits_TE, mask_T), outputs.routings, token_mask)
+                loss = loss + self.config.router_z_loss_coef * share * z.to(loss.device)
         return MoeCausalLMOutputWithPast(
             loss=loss,
             aux_loss=aux_loss,
@@ -239,22 +264,24 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         )
 
     def _next_noise_seeds(self) -> Tensor | None:
-        if not self.training or self.config.router_type != "noisy_topk":
+        if not self.training or self.router_noise_is_off or self.config.router_type != "noisy_topk":
             return None
         gates = self.config.num_hidden_layers * (2 if self.config.attention_experts else 1)
         seeds = noise_seeds(self.config.router_seed, gates, self.router_step)
         self.router_step.add_(1)
         return seeds
 
-    def _aux_loss(self, routings: tuple[Routing, ...], token_mask: Tensor | None) -> Tensor:
-        losses = []
-        for routing in routings:
-            if self.config.router_type in SWITCH_LOSS:
-                mask_T = None if token_mask is None else token_mask.reshape(-1).to(routing.load_E.device)
-                losses.append(switch_loss(routing, mask_T))
-            else:
-                losses.append(shazeer_loss(routing, self.config))
-        return torch.stack([loss.to(losses[0].device) for loss in losses]).mean()
+    def _aux_loss(self, routing: Routing, mask_T: Tensor | None) -> Tensor:
+        if self.config.router_type in SWITCH_LOSS:
+            return switch_loss(routing, mask_T)
+        return shazeer_loss(routing, self.config)
+
+    @staticmethod
+    def _mean_over_layers(loss: Callable[..., Tensor], routings: tuple[Routing, ...], token_mask: Tensor | None) -> Tensor:
+        """The mean of `loss`(routing, mask [T]) of each layer, on the first layer's device."""
+        masks = [None if token_mask is None else token_mask.reshape(-1).to(routing.load_E.device) for routing in routings]
+        losses = [loss(routing, mask_T) for routing, mask_T in zip(routings, masks, strict=True)]
+        return torch.stack([of_layer.to(losses[0].device) for of_layer in losses]).mean()
 
 
 def _new_tokens(attention_mask: Tensor | None, tokens: Tensor | None) -> Tensor | None:
@@ -262,6 +289,15 @@ def _new_tokens(attention_mask: Tensor | None, tokens: Tensor | None) -> Tensor 
     if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2 or tokens is None:
         return None
     return attention_mask[:, -tokens.shape[1] :].bool()
+
+
+def _prompt(token_mask: Tensor | None, labels: Tensor | None) -> Tensor | None:
+    """The tokens [B, S] of the mask that have no label, all of them in a row that has labels everywhere."""
+    if labels is None:
+        return token_mask
+    tokens = torch.ones_like(labels, dtype=torch.bool) if token_mask is None else token_mask
+    prompt = tokens & (labels == -100)
+    return prompt.where(prompt.any(dim=1, keepdim=True), tokens)
 
 
 def _kept(hidden_BSD: Tensor, logits_to_keep: int | Tensor) -> Tensor:

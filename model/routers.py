@@ -1,12 +1,13 @@
 """The gate of one layer: which experts a token goes to, with what weights, and the losses that keep the experts in use.
 
-Shapes: T tokens, K experts per token, E experts, D model width, L layers.
+Shapes: B batch, T tokens, K experts per token, E experts, D model width, L layers.
 """
 
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from moe_kernels.routing import Routing, importance_loss, load_loss, route
 
@@ -16,7 +17,7 @@ from .configuration_moe import MoEConfig
 class MoERouter(nn.Module):
     """Wg `weight` [E, D] and, for `noisy_topk`, Wnoise `noise_weight` [E, D]; neither is ever quantised.
 
-    `last_routing` is the routing of the last forward, detached.
+    `last_routing` is the routing of the last forward, detached. `noise_scale` multiplies the noise; None is 1.
     """
 
     def __init__(self, config: MoEConfig, layer_idx: int) -> None:
@@ -28,17 +29,55 @@ class MoERouter(nn.Module):
         noisy = config.router_type == "noisy_topk"
         self.noise_weight = nn.Parameter(torch.zeros(config.num_local_experts, config.hidden_size)) if noisy else None
         self.last_routing: Routing | None = None
+        self.noise_scale: Tensor | None = None
 
-    def forward(self, x_TD: Tensor, token_mask_T: Tensor | None, noise_seeds: Tensor | None) -> tuple[Tensor, Routing]:
+    def forward(
+        self,
+        x_TD: Tensor,
+        token_mask_T: Tensor | None,
+        noise_seeds: Tensor | None,
+        batch: int = 1,
+        cache: Cache | None = None,
+    ) -> tuple[Tensor, Routing]:
         """Returns the clean logits [T, E] and the routing, whose sums are over the tokens of the mask; no noise without seeds.
 
-        The shared experts stand among the routing's weights and experts alone; `last_routing` has none of them.
+        `batch` and `cache` are for `sequence`: x holds so many sequences of equal length, the tokens of the mask choose for theirs, and
+        the choice is kept with the cache. The shared experts stand among the routing's weights and experts alone; `last_routing` has none.
         """
-        noise_seed = None if noise_seeds is None or self.noise_weight is None else noise_seeds[self.layer_idx]
-        routing = route(x_TD, self.weight, self.noise_weight, kind=self.kind, top_k=self.top_k, noise_seed=noise_seed, mask_T=token_mask_T)
+        kept = expert_choices(cache) if self.kind == "sequence" and cache is not None else {}
+        if self.layer_idx in kept:
+            routing = self._as_chosen(x_TD, token_mask_T, kept[self.layer_idx], batch)
+        else:
+            routing = self._choose(x_TD, token_mask_T, noise_seeds, batch)
+            if self.kind == "sequence":
+                kept[self.layer_idx] = routing.experts_TK.view(batch, -1)[:, :1]
         fields = routing.weights_TK, routing.experts_TK, routing.logits_TE, routing.importance_E, routing.load_E
         self.last_routing = Routing(*(tensor.detach() for tensor in fields))
         return routing.logits_TE, self._with_shared(routing)
+
+    def _choose(self, x_TD: Tensor, token_mask_T: Tensor | None, noise_seeds: Tensor | None, batch: int) -> Routing:
+        is_sequence = self.kind == "sequence"
+        return route(
+            x_TD,
+            self.weight,
+            self.noise_weight,
+            kind=self.kind,
+            top_k=self.top_k,
+            noise_seed=None if noise_seeds is None or self.noise_weight is None else noise_seeds[self.layer_idx],
+            sequence_ids_T=torch.arange(batch, device=x_TD.device).repeat_interleave(len(x_TD) // batch) if is_sequence else None,
+            mask_T=token_mask_T,
+            noise_scale=self.noise_scale,
+        )
+
+    def _as_chosen(self, x_TD: Tensor, token_mask_T: Tensor | None, experts_B1: Tensor, batch: int) -> Routing:
+        """The routing by a choice that was made for `batch` sequences before."""
+        if len(experts_B1) != batch:
+            raise ValueError(f"the cache holds the expert choices of {len(experts_B1)} sequences, not of {batch}")
+        routing = route(x_TD, self.weight, kind="topk", top_k=1)  # for its logits and its weights, which are 1
+        experts_T1 = experts_B1.repeat_interleave(len(x_TD) // batch, dim=0)
+        counted_T = torch.ones_like(experts_T1[:, 0]) if token_mask_T is None else token_mask_T
+        load_E = torch.zeros_like(routing.load_E).index_add(0, experts_T1[:, 0], counted_T.to(routing.load_E.dtype))
+        return replace(routing, experts_TK=experts_T1, importance_E=load_E, load_E=load_E)
 
     @property
     def num_stored(self) -> int:
@@ -57,6 +96,14 @@ class MoERouter(nn.Module):
             weights_TK=torch.cat([routing.weights_TK, scale_TS], dim=1),
             experts_TK=torch.cat([routing.experts_TK, shared_TS], dim=1),
         )
+
+
+def expert_choices(cache: Cache) -> dict[int, Tensor]:
+    """The experts [B, 1] that each gate of the kind `sequence` chose for the sequences of a cache.
+
+    They lie in the cache itself, so that a copy of it keeps them. Beams of one prompt share a choice, so they need no reordering.
+    """
+    return vars(cache).setdefault("expert_choices", {})
 
 
 def shazeer_loss(routing: Routing, config: MoEConfig) -> Tensor:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .routing_ops import run_route
+from .routing_reference import route_reference
 
 KINDS = ("noisy_topk", "topk", "softmax", "switch", "sequence")
 
@@ -44,12 +45,14 @@ def route(
     noise_seed: int | Tensor | None = None,
     sequence_ids_T: Tensor | None = None,
     mask_T: Tensor | None = None,
+    noise_scale: Tensor | None = None,
 ) -> Routing:
     """Routes each of T tokens; differentiable in x, Wg and Wnoise through weights, importance and load.
 
     `top_k` (1..E) is the K of noisy_topk and topk; softmax takes all experts, switch and sequence one.
     `noise_seed` seeds the noise of noisy_topk; None is no noise (evaluation). The other kinds have none. As a 0-dim int64 tensor on
     the device it can change between two replays of a CUDA graph.
+    `noise_scale`, a 0-dim tensor above 0, multiplies the noise of noisy_topk: for a schedule that lets it fade. None is 1.
     `sequence_ids_T` (0..T-1, any order; kind sequence only) says which tokens share one choice.
     `mask_T` is False for a token that must not count: it is routed, but adds nothing to importance, load or the mean logit of
     its sequence (padding; in kind sequence also the completion, which no prompt has seen).
@@ -78,9 +81,11 @@ def route(
         raise ValueError(f"a noise_seed that is a tensor must be one int64 on {x_TD.device}, where x is, not {given}")
     top_k = {"softmax": num_experts, "switch": 1, "sequence": 1}.get(kind, top_k)
     sequence_ids_T = sequence_ids_T if kind == "sequence" else None
-    weights_TK, experts_TK, logits_TE, importance_E, load_E, _ = run_route(
-        x_TD, w_gate_ED, w_noise_ED, noise_seed, sequence_ids_T, mask_T, kind, top_k
-    )
+    arguments = x_TD, w_gate_ED, w_noise_ED, noise_seed, sequence_ids_T, mask_T, kind, top_k
+    if noise_scale is None or noise_seed is None:
+        weights_TK, experts_TK, logits_TE, importance_E, load_E, _ = run_route(*arguments)
+    else:  # only while a gate is trained: not worth an argument of every kernel
+        weights_TK, experts_TK, logits_TE, importance_E, load_E, _ = route_reference(*arguments, noise_scale)
     return Routing(weights_TK, experts_TK, logits_TE, importance_E, load_E)
 
 
@@ -92,6 +97,14 @@ def importance_loss(importance_E: Tensor) -> Tensor:
 def load_loss(load_E: Tensor) -> Tensor:
     """CV(load)²: 0 if all experts get as many tokens. Shazeer et al. 2017, eq. 11."""
     return _squared_variation(load_E)
+
+
+def z_loss(logits_TE: Tensor, mask_T: Tensor | None = None) -> Tensor:
+    """The mean over the tokens of the mask of log(Σ_e exp(logit_e))²: it keeps logits small. Zoph et al. 2022 (ST-MoE), eq. 5."""
+    squares_T = logits_TE.logsumexp(dim=1).square()
+    if mask_T is None:
+        return squares_T.mean()
+    return squares_T.where(mask_T, 0).sum() / mask_T.sum().clamp(min=1)
 
 
 def _squared_variation(values_E: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ def route_reference(
     mask_T: Tensor | None,
     kind: str,
     top_k: int,
+    noise_scale: Tensor | None = None,
 ) -> Forward:
     """The fields of `Routing`, and what the kernels' backward wants of the forward: raw noise logits and normals, or mean logits."""
     num_experts = w_gate_ED.shape[0]
@@ -33,7 +34,7 @@ def route_reference(
         noisy_TE, noise_std_TE = logits_TE, None
         if w_noise_ED is not None and seed is not None:
             raw_TE = _project(x_TD, w_noise_ED)
-            noise_std_TE = softplus(raw_TE)
+            noise_std_TE = softplus(raw_TE) if noise_scale is None else softplus(raw_TE) * noise_scale
             noise_TE = standard_normal(seed, len(x_TD), num_experts, x_TD.device)
             noisy_TE = logits_TE + noise_TE * noise_std_TE
             saved = torch.stack((raw_TE, noise_TE.to(raw_TE.dtype)))

@@ -1,106 +1,153 @@
 """`python -m train.gate`: trains the gate of a composed mixture by backpropagation, experts frozen.
 
-Only Wg and Wnoise learn (`--train gate+lora`: the experts' LoRA factors too). The loss is the completion's, plus the
-importance and load losses that keep all experts in use (Shazeer et al. 2017, arXiv:1701.06538). Every language has an
-equal share of the rows (the recipe of BAR, Ai2 2026: a small balanced share of each expert's own data).
+Only Wg and Wnoise learn (`--train gate+lora`: the experts' LoRA factors too). The loss is the completion's, plus the losses of the router:
+importance and load, which keep all experts in use (Shazeer et al. 2017, arXiv:1701.06538), the balance loss of `topk` and `switch`, the
+z-loss, and, if wanted, the cross entropy of the gate's logits against the row's own expert. The gate sees a small share of the
+rows, every language equally many (the recipe of BAR, Ai2 2026: 5 % of the experts' own data).
 
 The output is the mixture with its new gate, and how often the gate picks each language's own expert.
 """
 
 import argparse
+import math
+import random
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import nn
-from transformers import set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from model import MoEForCausalLM
 from model.adapters import base_fact
 from model.checkpoint import model_folder
 from model.cli import make_parser, run_command
+from model.configuration_moe import ROUTER_TYPES, MoEConfig
 from model.languages import LANGUAGES
 from model.load import load_model
 from model.output import output_folder, write_run
 
 from .data import format_table, load_pairs
-from .data.prompts import Example, encode_pairs
-from .routing import format_choices, measure_routing, own_expert
+from .data.prompts import IGNORED, Example, encode_pairs
+from .gate_trainer import GATE, NOISES, GateTrainer, collate_labelled
+from .routing import format_choices, format_confusion, format_line, measure_languages, own_expert
 from .settings import add_training_flags, check_flags
-from .trainer import PairTrainer, train_pairs, write_logs
+from .trainer import train_pairs, write_logs
 from .workspace import check_free, workspace
 
-TRAINED = {"gate": (".gate.",), "gate+lora": (".gate.", "lora_")}
+TRAINED = {"gate": (GATE,), "gate+lora": (GATE, "lora_")}
+# Each loss's flag: the configuration's field of its weight, and the routers that have it. The load has a gradient through the noise alone.
+LOSSES = {
+    "importance": ("importance_coef", ("noisy_topk", "softmax", "sequence")),
+    "load": ("load_coef", ("noisy_topk",)),
+    "balance": ("router_aux_loss_coef", ("topk", "switch")),
+    "z_loss": ("router_z_loss_coef", ROUTER_TYPES),
+}
 
 
-class GateTrainer(PairTrainer):
-    """Sets the step of the routing noise before each forward, so that a resumed run draws the noise of an unbroken one."""
+def check_gate_flags(args: argparse.Namespace) -> None:
+    """`ValueError` naming the first flag whose value makes no sense."""
+    check_flags(args)
+    for name in (*LOSSES, "label_loss"):
+        value = getattr(args, name)
+        if value is not None and not (value >= 0 and math.isfinite(value)):
+            raise ValueError(f"--{name.replace('_', '-')} is a weight and must not be negative, but is {value}")
+    if not 0 < args.share <= 1:
+        raise ValueError(f"--share must lie in (0, 1], not {args.share}")
+    if not (args.lora_learning_rate > 0 and math.isfinite(args.lora_learning_rate)):
+        raise ValueError(f"--lora-learning-rate must be above 0, not {args.lora_learning_rate}")
 
-    _micro_step = 0
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        accumulation = self.args.gradient_accumulation_steps
-        mixture: Any = self.model
-        mixture.set_router_step(self.state.global_step * accumulation + self._micro_step)
-        self._micro_step = (self._micro_step + 1) % accumulation
-        return super().training_step(*args, **kwargs)
+def set_losses(config: MoEConfig, args: argparse.Namespace) -> None:
+    """Writes the losses' weights into the mixture's configuration; `ValueError` for a flag that its router has no use for."""
+    kind = config.router_type
+    for flag, (field, kinds) in LOSSES.items():
+        value = getattr(args, flag)
+        if value is not None and kind not in kinds:
+            raise ValueError(f"--{flag.replace('_', '-')} is for the routers {', '.join(kinds)}; this one is {kind}")
+        if value is not None:
+            setattr(config, field, value)
+    if args.noise != "constant" and kind != "noisy_topk":
+        raise ValueError(f"--noise {args.noise} is for the router noisy_topk; {kind} has no noise")
 
 
-def freeze_all_but(model: nn.Module, parts: tuple[str, ...]) -> None:
-    """Leaves a gradient to the parameters whose name holds one of `parts`; `ValueError` naming a part that no parameter has."""
+def train_only(model: nn.Module, parts: tuple[str, ...]) -> None:
+    """Leaves a gradient to the parameters whose name holds one of `parts`, in fp32; `ValueError` naming a part that no parameter has.
+
+    In bf16, which has 8 bits, a step below 1/256 of a weight would be rounded away.
+    """
     for part in parts:
         if not any(part in name for name, _ in model.named_parameters()):
             raise ValueError(f"the mixture has no parameters named *{part}* to train: is it of the lora layout?")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(part in name for part in parts))
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
-def load_rows(args: argparse.Namespace, tokenizer: Any, split: str, limit: int | None) -> tuple[dict[str, list[Example]], dict[str, str]]:
-    """Encoded rows of each language, equally many, and each language's data hash."""
-    rows, hashes = {}, {}
-    for lang in LANGUAGES:
-        loaded = load_pairs(args.data, lang, split, level=args.level, limit=limit, seed=args.seed)
-        rows[lang], too_long = encode_pairs(loaded.rows, tokenizer, args.max_length)
-        hashes[lang] = loaded.sha256
-        dropped = {rule: count for rule, count in (loaded.dropped | too_long).items() if count}
-        print(f"{split}, {lang}: {len(rows[lang]):,} rows of {loaded.source}" + (f"\n{format_table(dropped)}" if dropped else ""))
+def load_rows(
+    args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, names: list[str], split: str, share: float, limit: int | None
+) -> tuple[dict[str, list[Example]], dict[str, str]]:
+    """Encoded rows of each language that has an expert (of all if none has), and each language's data hash.
+
+    Equally many: `share` of the smallest language's rows, at most `limit`, drawn with the seed; too long ones then leave all languages.
+    """
+    known = [lang for lang in LANGUAGES if own_expert(names, lang) is not None] or list(LANGUAGES)
+    loaded = {lang: load_pairs(args.data, lang, split, level=args.level, seed=args.seed) for lang in known}
+    wanted = math.ceil(share * min(len(of_lang.rows) for of_lang in loaded.values()))
+    wanted = wanted if limit is None else min(limit, wanted)
+    rows = {}
+    for lang, of_lang in loaded.items():
+        pairs = list(of_lang.rows)
+        random.Random(args.seed).shuffle(pairs)
+        encoded, too_long = encode_pairs(pairs[:wanted], tokenizer, args.max_length)
+        own = own_expert(names, lang)
+        rows[lang] = [{**row, "own_expert": [IGNORED if own is None else own]} for row in encoded]
+        dropped = {rule: count for rule, count in (of_lang.dropped | too_long).items() if count}
+        print(f"{split}, {lang}: {len(encoded):,} rows of {of_lang.source}" + (f"\n{format_table(dropped)}" if dropped else ""))
     least = min(map(len, rows.values()))
     if not least:
         raise ValueError(f"a language has no {split} rows within --max-length {args.max_length}")
-    return {lang: of_lang[:least] for lang, of_lang in rows.items()}, hashes
+    return {lang: of_lang[:least] for lang, of_lang in rows.items()}, {lang: of_lang.sha256 for lang, of_lang in loaded.items()}
 
 
-def measure(model: MoEForCausalLM, rows: dict[str, list[Example]], batch_size: int) -> dict[str, Any]:
-    """`measure_routing` of each language's rows."""
-    names = model.config.routed_names or []
-    return {lang: measure_routing(model, of_lang, own_expert(names, lang), batch_size) for lang, of_lang in rows.items()}
+def load_mixture(args: argparse.Namespace) -> tuple[MoEForCausalLM, PreTrainedTokenizerBase]:
+    """The mixture with the flags' router and losses, and a gradient for what learns."""
+    model, tokenizer = load_model(args.model, router_type=args.router)
+    if not isinstance(model, MoEForCausalLM):
+        raise ValueError(f"{args.model} is no mixture: compose one with python -m model.compose")
+    set_losses(model.config, args)
+    train_only(model, TRAINED[args.train])
+    return model, tokenizer
 
 
 def train_gate(args: argparse.Namespace) -> None:
     """The command: loads the mixture, trains its gate in a workspace, writes the whole model to `--out`."""
-    check_flags(args)
+    check_gate_flags(args)
     out = Path(args.out)
     check_free(out, resume=args.resume)
     set_seed(args.seed)
-    model, tokenizer = load_model(args.model)
-    if not isinstance(model, MoEForCausalLM):
-        raise ValueError(f"{args.model} is no mixture: compose one with python -m model.compose")
-    if model.config.router_type != "noisy_topk":
-        print(f"router: {model.config.router_type}, which has no noise to train against")
-    freeze_all_but(model, TRAINED[args.train])
-    train_rows, hashes = load_rows(args, tokenizer, "train", args.limit)
-    eval_rows, _ = load_rows(args, tokenizer, "valid", args.eval_limit)
+    model, tokenizer = load_mixture(args)
+    names = model.config.routed_names or []
+    train_rows, hashes = load_rows(args, tokenizer, names, "train", args.share, args.limit)
+    eval_rows, _ = load_rows(args, tokenizer, names, "valid", 1.0, args.eval_limit)
+    if args.label_loss and not names:
+        raise ValueError(f"--label-loss needs experts that are named after languages; those of {args.model} have no names")
     settings = {key: value for key, value in vars(args).items() if key not in ("resume", "out")}
     facts = {"model": args.model, "data_sha256": hashes, "settings": settings}
-    before = measure(model, eval_rows, args.batch_size)
+    before = measure_languages(model, eval_rows, names, args.batch_size)
+    print(f"before: {format_line(before)}")
     with workspace(out, facts, resume=args.resume) as folder:
         mixed = {
             "train": [row for rows in train_rows.values() for row in rows],
             "valid": [row for rows in eval_rows.values() for row in rows],
         }
-        trainer = train_pairs(model, tokenizer, mixed["train"], mixed["valid"], args, folder, GateTrainer)
-        after = measure(model, eval_rows, args.batch_size)
-        print(format_choices(before, after))
+        trainer_class = partial(GateTrainer, flags=args, routing_rows=eval_rows, names=names)
+        collator = partial(collate_labelled, pad_token_id=tokenizer.pad_token_id)
+        trainer = train_pairs(model, tokenizer, mixed["train"], mixed["valid"], args, folder, trainer_class, collator)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(model.dtype) if parameter.requires_grad else parameter.data
+        after = measure_languages(model, eval_rows, names, args.batch_size)
+        print("\n\n".join(table for table in (format_choices(before, after), format_confusion(after, names)) if table))
         with output_folder(out) as temporary:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
@@ -110,13 +157,33 @@ def train_gate(args: argparse.Namespace) -> None:
     print(f"mixture: {out}")
 
 
+def add_gate_flags(parser: argparse.ArgumentParser) -> None:
+    """What learns, on which share of the data, by which losses."""
+    group = parser.add_argument_group("gate")
+    group.add_argument(
+        "--train", choices=tuple(TRAINED), default="gate", help="what learns; lora: all experts' factors, in the lora layout"
+    )
+    group.add_argument("--router", choices=ROUTER_TYPES, help="router kind (default: the mixture's)")
+    group.add_argument(
+        "--share", type=float, default=0.05, help="of each language's rows; all languages have equally many, at most --limit"
+    )
+    group.add_argument("--lora-learning-rate", type=float, default=2e-4, help="peak for the LoRA factors; --learning-rate is the gate's")
+    group.add_argument("--noise", choices=NOISES, default="constant", help="of noisy_topk over the run; linear and cosine fall to 0")
+    unset = "(default: the mixture's configuration, 0.01 as composed)"
+    group.add_argument("--importance", type=float, help=f"weight of the importance loss {unset}")
+    group.add_argument("--load", type=float, help=f"weight of the load loss of noisy_topk {unset}")
+    group.add_argument("--balance", type=float, help="weight of the balance loss of topk and switch (default: the configuration, 0.001)")
+    group.add_argument("--z-loss", type=float, help="weight of the z-loss (default: the mixture's configuration, 0)")
+    group.add_argument("--label-loss", type=float, default=0.0, help="weight of the cross entropy of gate logits against the own expert")
+
+
 def main() -> int:
     parser = make_parser("train.gate", "Trains the gate of a composed mixture; the experts stay as they are.")
     parser.add_argument("--model", required=True, help="folder that python -m model.compose wrote")
     parser.add_argument("--data", default="auto", help="corpus, xlcost, a file or folder; auto: xlcost where Mistral-7B fits, else corpus")
     parser.add_argument("--level", choices=("program", "snippet"), default="program", help="whole programs, or fragments")
     parser.add_argument("--out", required=True, help="output folder")
-    parser.add_argument("--train", choices=tuple(TRAINED), default="gate", help="what learns")
+    add_gate_flags(parser)
     add_training_flags(parser, learning_rate=1e-3, batch_size=8, epochs=1, max_length=1024)
     return run_command(train_gate, parser)
 
