@@ -11,7 +11,8 @@ import pytest
 
 import eval.pass_at_k as command
 from eval.judge import Judge, Verdict
-from eval.pass_at_k import pass_at_k, run
+from eval.pass_at_k import run
+from eval.pass_rates import pass_at_k
 from eval.sandbox import Limits, Sandbox, SandboxError
 from eval.tasks import Task, load_tasks
 from model.output import check_manifest
