@@ -2,7 +2,7 @@
 
 pass@k is the chance that at least one of k completions passes (Chen et al. 2021, arXiv:2107.03374): from n completions of which c pass,
 1 - C(n-c, k) / C(n, k) without bias. Completions are written by --model, given by --samples, or the tasks' own solutions (--references).
-RUN holds `samples.jsonl` (a row a completion: prompt, outcome and detail), `tasks.jsonl` (n and c of each task) and `run.json`. "tool
+RUN holds `samples.jsonl` (a row a completion: prompt, outcome, detail), `tasks.jsonl` (n and c of each task) and `run.json`. "tool
 missing" and "sandbox error" say nothing about a program: such rows leave the figures, the run names them and ends with status 1.
 
 Programs run in a sandbox (docs/evaluation.md); if it does not hold on this machine, nothing is run.
@@ -33,7 +33,7 @@ from .tasks import CORPUS, Task, load_tasks
 
 PASS_AT_K = "eval.pass_at_k"
 SAMPLES = "samples.jsonl"
-Sample = dict[str, Any]  # task_id, sample (its number), prompt, completion; judged: outcome, detail
+Sample = dict[str, Any]  # task_id, sample (its number), completion, lang, prompt; judged: outcome, detail
 
 
 def main(args: Namespace) -> int:
@@ -54,7 +54,7 @@ def main(args: Namespace) -> int:
     else:
         samples = _given(args.samples, tasks) if args.samples else _references(tasks)
     prompts = {task.task_id: prompt_of(task, args.template) for task in tasks}
-    samples = [{**row, "prompt": prompts[row["task_id"]]} for row in samples]
+    samples = [{"lang": args.lang, "prompt": prompts[row["task_id"]], **row} for row in samples]
     rows = judge_samples(tasks, samples, sandbox, Limits(wall_s=args.timeout, memory_mib=args.memory), unfinished / SAMPLES, args.jobs)
     figures, counts = summarise(tasks, rows, ks, f"{args.seed}")
     if before is not None:
@@ -152,7 +152,10 @@ def _generated(args: Namespace, tasks: list[Task], n: int, unfinished: Path) -> 
     prompts = [prompt_of(task, args.template) for task in tasks for _ in range(n)]
     texts = generate(model, tokenizer, prompts, [task.stop for task in tasks for _ in range(n)], args)
     owners = [(task, number) for task in tasks for number in range(n)]
-    samples = [{"task_id": t.task_id, "sample": number, "completion": t.cut(text)} for (t, number), text in zip(owners, texts, strict=True)]
+    samples = [
+        {"task_id": task.task_id, "sample": number, "prompt": prompt, "completion": task.cut(text)}
+        for (task, number), prompt, text in zip(owners, prompts, texts, strict=True)
+    ]
     _write_rows(log, [{"facts": facts}, *samples])
     return samples
 

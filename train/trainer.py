@@ -87,7 +87,7 @@ class ProgressBar(TrainerCallback):
         self.bar.update()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        self.shown |= {name: f"{logs[name]:.3f}" for name in ("loss", "eval_loss") if name in logs}
+        self.shown |= {name: f"{logs[name]:.3f}" for name in ("loss", "eval_loss", "eval_rewards/margins") if name in logs}
         self.bar.set_postfix(self.shown, refresh=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -167,7 +167,7 @@ def train_pairs(
     eval_rows: list[Example],
     args: argparse.Namespace,
     folder: Path,
-    trainer_class: type[PairTrainer] = PairTrainer,
+    trainer_class: Callable[..., PairTrainer] = PairTrainer,
     collator: Callable[[Any], dict[str, torch.Tensor]] | None = None,
 ) -> PairTrainer:
     """Trains `model` by the flags in `args`, from the newest checkpoint in `folder` if there is one; ends on the best weights."""

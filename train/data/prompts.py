@@ -23,7 +23,7 @@ def encode_prompt(text: str, lang: str, tokenizer: PreTrainedTokenizerBase) -> l
     return encode_prompts(tokenizer, [format_prompt(text, lang)])[0]
 
 
-def encode_pair(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> Example:
+def encode_text(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> Example:
     """`input_ids` = prompt + completion + EOS, and `labels`, which are -100 on the prompt.
 
     The two parts are tokenised apart, as they are when the model generates: no token spans the boundary, and the mask
@@ -31,9 +31,14 @@ def encode_pair(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> Example:
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token, so an expert could not learn where a program ends")
-    prompt = encode_prompt(pair.text, pair.lang, tokenizer)
-    completion = [*_ids(pair.code, tokenizer), tokenizer.eos_token_id]
-    return {"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion}
+    prompt_ids = encode_prompts(tokenizer, [prompt])[0]
+    completion_ids = [*_ids(completion, tokenizer), tokenizer.eos_token_id]
+    return {"input_ids": prompt_ids + completion_ids, "labels": [IGNORED] * len(prompt_ids) + completion_ids}
+
+
+def encode_pair(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> Example:
+    """The example of a pair, with the project's prompt."""
+    return encode_text(format_prompt(pair.text, pair.lang), pair.code, tokenizer)
 
 
 def encode_pairs(pairs: Iterable[Pair], tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[list[Example], dict[str, int]]:
