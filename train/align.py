@@ -25,11 +25,11 @@ from model.checkpoint import Checkpoint, model_folder
 from model.cli import make_parser, run_command
 from model.config_file import read_config
 from model.configuration_moe import MoEConfig
-from model.load import load_model
+from model.load import base_of, load_model
 from model.output import output_folder, write_run
 
 from .data import format_table
-from .data.preferences import digest, divide, encode_preferences, load_preferences
+from .data.preferences import Preference, digest, divide, encode_preferences, load_preferences
 from .expert import TARGETS, load_base
 from .gate import freeze_all_but
 from .preference import LOSSES, PreferenceLoss, PreferenceTrainer, Row, collate_preferences
@@ -82,7 +82,7 @@ def load_policy(folder: Path, kind: str, args: argparse.Namespace) -> tuple[Any,
         return mixture, tokenizer, base_fact(folder)
     if kind == "an adapter":
         adapter = Adapter(folder)
-        base = model_folder(adapter.config["base_model_name_or_path"])
+        base = base_of(folder)
         adapter.check_base(base, Checkpoint(base))
         model, tokenizer = load_base(str(base), checkpointing=checkpointing)
         if (folder / "tokenizer_config.json").is_file():
@@ -113,21 +113,14 @@ def deterministic(model: nn.Module) -> Iterator[None]:
             config.router_type = router
 
 
-def load_rows(args: argparse.Namespace, tokenizer: Any) -> tuple[list[Row], list[Row], dict[str, Any]]:
-    """Rows to train on and rows to validate with, and the facts of the data; prints what each rule dropped."""
-    pairs, dropped = load_preferences([Path(path) for path in args.data], args.pairs_per_task, args.seed)
-    to_train, to_validate = divide(pairs, args.valid_share)
-    sides = []
-    for name, of_split, limit in (("train", to_train, args.limit), ("valid", to_validate, args.eval_limit)):
-        rows, too_long = encode_preferences(of_split[:limit], tokenizer, args.max_length)
-        dropped |= {rule: dropped.get(rule, 0) + count for rule, count in too_long.items()}
-        if not rows:
-            raise ValueError(f"no {name} pair fits --max-length {args.max_length}")
-        print(f"{name}: {len(rows):,} pairs of {len({pair.task for pair in of_split[:limit]}):,} tasks")
-        sides.append(rows)
-    if kept := {rule: count for rule, count in dropped.items() if count}:
-        print(format_table(kept))
-    return sides[0], sides[1], {"data": args.data, "data_sha256": digest(pairs), "dropped": dropped}
+def encode(pairs: list[Preference], split: str, tokenizer: Any, max_length: int) -> list[Row]:
+    """The rows of one split; prints how many there are, and how many were too long."""
+    rows, dropped = encode_preferences(pairs, tokenizer, max_length)
+    if not rows:
+        raise ValueError(f"none of the {len(pairs)} {split} pairs fits --max-length {max_length}")
+    too_long = ", ".join(f"{count} {rule}" for rule, count in dropped.items() if count)
+    print(f"{split}: {len(rows):,} pairs" + (f"; dropped: {too_long}" if too_long else ""))
+    return rows
 
 
 def table(before: dict[str, float], after: dict[str, float]) -> str:
@@ -143,11 +136,16 @@ def align(args: argparse.Namespace) -> None:
     check_free(out, resume=args.resume)
     kind = kind_of(folder)
     settle_flags(args, kind)
+    pairs, dropped = load_preferences([Path(path) for path in args.data], args.pairs_per_task, args.seed)
+    print(f"{len(pairs):,} pairs of {len({pair.task for pair in pairs}):,} tasks\n{format_table(dropped)}")
+    to_train, to_validate = divide(pairs, args.valid_share)
     set_seed(args.seed)
     model, tokenizer, handed_on = load_policy(folder, kind, args)
-    train_rows, eval_rows, data = load_rows(args, tokenizer)
+    train_rows = encode(to_train[: args.limit], "train", tokenizer, args.max_length)
+    eval_rows = encode(to_validate[: args.eval_limit], "valid", tokenizer, args.max_length)
     fingerprint = Adapter(folder).fingerprint if kind == "an adapter" else base_fingerprint(folder)
     settings = {key: value for key, value in vars(args).items() if key not in ("resume", "out")}
+    data = {"data": args.data, "data_sha256": digest(pairs), "dropped": dropped}
     facts = {"model": str(folder), "model_fingerprint": fingerprint, **data, "settings": settings, **handed_on}
     trainer_class = partial(PreferenceTrainer, preference_loss=PreferenceLoss(args.beta, args.loss, args.label_smoothing, args.sft_weight))
     collator = partial(collate_preferences, pad_token_id=tokenizer.eos_token_id)  # masked by length, so the id does not matter

@@ -32,6 +32,7 @@ NONE_PASSED, NONE_FAILED = "task without a passing completion", "task without a 
 EQUAL = "chosen equals rejected"
 SAME_PAIR = "same pair"
 OVER = "over --pairs-per-task"
+RULES = (MALFORMED, NOT_JUDGED, TWICE, BOTH_WAYS, NONE_PASSED, NONE_FAILED, EQUAL, SAME_PAIR, OVER)
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,14 @@ class Preference:
 
 
 def load_preferences(paths: Iterable[Path], pairs_per_task: int, seed: int) -> tuple[list[Preference], dict[str, int]]:
-    """The pairs of all files, and how many rows or pairs each rule dropped, in the order of their turn.
+    """The pairs of all files, shuffled with `seed`, and how many rows or pairs each rule dropped, in the order of their turn.
 
     paths: .jsonl[.gz], .json or .parquet files with the columns of PAIR (and `task_id` or `group`, where several prompts are of one task)
         or of SAMPLE (and `lang`), or folders that eval.pass_at_k wrote. The files of one task's samples are taken together.
     pairs_per_task: pairs that are kept of a prompt at most, drawn with `seed`, so that no task outweighs the others.
     ValueError for other columns, an unknown outcome, or if no pair is left; FileNotFoundError for a missing file.
     """
-    dropped: Counter[str] = Counter()
+    dropped: Counter[str] = Counter(dict.fromkeys(RULES, 0))
     pairs: list[Preference] = []
     samples: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for path in paths:
@@ -70,6 +71,7 @@ def load_preferences(paths: Iterable[Path], pairs_per_task: int, seed: int) -> t
     for of_task in samples.values():
         pairs += _pair_up(of_task, dropped, seed)
     kept = _balance(_distinct(pairs, dropped), pairs_per_task, dropped, seed)
+    Random(seed).shuffle(kept)
     if not kept:
         counts = ", ".join(f"{rule} {count}" for rule, count in dropped.items() if count) or "it is empty"
         raise ValueError(f"no pair is left of {', '.join(map(str, paths))}: {counts}")
