@@ -72,7 +72,7 @@ def read_counts(folder: Path, tasks: list[Task], facts: dict[str, Any]) -> Count
             raise ValueError(f"{refusal}: {key} is {earlier.get(key)!r} there and {facts[key]!r} here")
     counts = [json.loads(line) for line in (folder / TASKS).read_text(encoding="utf-8").splitlines()]
     if left := {row["task_id"] for row in counts} ^ {task.task_id for task in tasks}:
-        raise ValueError(f"{refusal}: {len(left)} tasks are in one of them alone, such as {min(left)!r}")
+        raise ValueError(f"{refusal}: its tasks are others ({len(left)} differ, such as {min(left)!r})")
     return counts
 
 
