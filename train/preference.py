@@ -84,7 +84,7 @@ class PreferenceTrainer(PairTrainer):
     def __init__(self, *args: Any, preference_loss: PreferenceLoss, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.preference_loss: PreferenceLoss = preference_loss
-        self._seen: dict[bool, list[Tensor]] = {True: [], False: []}  # while training or not: (policy, reference) [2, 2B] of each batch
+        self._seen: dict[bool, list[Tensor]] = {True: [], False: []}  # what `measure` takes, while training or not
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's; before the first step, or a resume, the rows get their reference log-probabilities."""
