@@ -1,9 +1,9 @@
 """`python -m eval.pass_at_k`: the share of programming tasks that a model solves, by running its programs against the tasks' tests.
 
 pass@k is the chance that at least one of k completions passes (Chen et al. 2021, arXiv:2107.03374): from n completions of which c pass,
-1 - C(n-c, k) / C(n, k) without bias. Completions are written by --model, or given by --samples. RUN holds `samples.jsonl` (a row a
-completion: outcome and detail), `tasks.jsonl` (n and c of each task) and `run.json`. "tool missing" and "sandbox error" say nothing about
-a program: such rows leave the figures, the run names them and ends with status 1.
+1 - C(n-c, k) / C(n, k) without bias. Completions are written by --model, given by --samples, or the tasks' own solutions (--references).
+RUN holds `samples.jsonl` (a row a completion: prompt, outcome, detail), `tasks.jsonl` (n and c of each task) and `run.json`. "tool
+missing" and "sandbox error" say nothing about a program: such rows leave the figures, the run names them and ends with status 1.
 
 Programs run in a sandbox (docs/evaluation.md); if it does not hold on this machine, nothing is run.
 """
@@ -12,9 +12,8 @@ import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections import Counter, defaultdict
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +25,15 @@ from model.languages import LANGUAGES
 from model.load import load_model
 from model.output import check_absent, output_folder, sha256_of, write_run
 
-from .bootstrap import bootstrap
 from .completions import generate, prompt_of
-from .judge import OUTCOMES, PASSED, UNJUDGED, Judge
+from .judge import UNJUDGED, Judge
+from .pass_rates import TASKS, compare, format_change, read_counts, summarise, table
 from .sandbox import Limits, Sandbox, SandboxError
 from .tasks import CORPUS, Task, load_tasks
 
 PASS_AT_K = "eval.pass_at_k"
-SAMPLES, TASKS = "samples.jsonl", "tasks.jsonl"
-Sample = dict[str, Any]  # task_id, sample (its number), completion; judged: outcome, detail
-
-
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """The unbiased estimate from n completions of which c pass; `ValueError` unless 1 <= k <= n and 0 <= c <= n."""
-    if not (1 <= k <= n and 0 <= c <= n):
-        raise ValueError(f"pass@k needs 1 <= k <= n and 0 <= c <= n, not n={n}, c={c}, k={k}")
-    return 1 - comb(n - c, k) / comb(n, k)
+SAMPLES = "samples.jsonl"
+Sample = dict[str, Any]  # task_id, sample (its number), completion, lang, prompt; judged: outcome, detail
 
 
 def main(args: Namespace) -> int:
@@ -51,14 +43,22 @@ def main(args: Namespace) -> int:
     if ks[0] < 1:
         raise ValueError(f"-k takes numbers from 1 on, joined by commas, not {args.k!r}")
     tasks = load_tasks(args.tasks, args.lang)[: args.limit]
+    facts = {key: getattr(args, key) for key in ("model", "adapter", "tasks", "lang", "limit", "timeout", "memory", "template")}
+    facts |= {key: getattr(args, key) if args.model else None for key in ("n", "temperature", "top_p", "max_new_tokens")}
+    before = read_counts(args.before, tasks, facts) if args.before else None
     sandbox = Sandbox.open(unsafe=args.unsafe_no_sandbox)
     unfinished = args.out.parent / f".{args.out.name}.unfinished"
     unfinished.mkdir(parents=True, exist_ok=True)
-    samples = _given(args.samples, tasks) if args.samples else _generated(args, tasks, max(args.n, *ks), unfinished)
+    if args.model:
+        samples = _generated(args, tasks, max(args.n, *ks), unfinished)
+    else:
+        samples = _given(args.samples, tasks) if args.samples else _references(tasks)
+    prompts = {task.task_id: prompt_of(task, args.template) for task in tasks}
+    samples = [{"lang": args.lang, "prompt": prompts[row["task_id"]], **row} for row in samples]
     rows = judge_samples(tasks, samples, sandbox, Limits(wall_s=args.timeout, memory_mib=args.memory), unfinished / SAMPLES, args.jobs)
     figures, counts = summarise(tasks, rows, ks, f"{args.seed}")
-    facts = {key: getattr(args, key) for key in ("model", "adapter", "tasks", "lang", "limit", "timeout", "memory")}
-    facts |= {key: None if args.samples else getattr(args, key) for key in ("n", "temperature", "top_p", "max_new_tokens", "template")}
+    if before is not None:
+        figures["before"] = compare(before, counts, ks, f"{args.seed}")
     with output_folder(args.out) as folder:
         _write_rows(folder / SAMPLES, rows)
         _write_rows(folder / TASKS, counts)
@@ -75,6 +75,8 @@ def main(args: Namespace) -> int:
         path.unlink()
     unfinished.rmdir()
     print(table(figures, args.lang))
+    if before is not None:
+        print(format_change(figures["before"]))
     print(f"written to {args.out}")
     if unjudged := sum(figures["outcomes"][outcome] for outcome in UNJUDGED):
         print(f"{unjudged} completions could not be judged and count nowhere: see {args.out / SAMPLES}", file=sys.stderr)
@@ -102,31 +104,6 @@ def judge_samples(tasks: list[Task], samples: list[Sample], sandbox: Sandbox, li
     return [{**row, "outcome": found["outcome"], "detail": found["detail"]} for row, found in zip(samples, judged, strict=True)]
 
 
-def summarise(tasks: list[Task], rows: list[Sample], ks: list[int], seed: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The figures of `run.json`, and n and c of each task. A task enters pass@k if at least k of its completions were judged."""
-    judged: dict[str, list[bool]] = defaultdict(list)
-    for row in rows:
-        if row["outcome"] not in UNJUDGED:
-            judged[row["task_id"]].append(row["outcome"] == PASSED)
-    passes = {task.task_id: judged[task.task_id] for task in tasks}
-    counts = [{"task_id": name, "n": len(passed), "passed": sum(passed)} for name, passed in passes.items()]
-    outcomes = Counter(row["outcome"] for row in rows)
-    figures: dict[str, Any] = {
-        "tasks": len(tasks),
-        "samples": len(rows),
-        "outcomes": {name: outcomes[name] for name in OUTCOMES},
-        "pass_at_k": {},
-    }
-    for k in ks:
-        scored = {name: pass_at_k(len(passed), sum(passed), k) for name, passed in passes.items() if len(passed) >= k}
-        if scored:
-            estimate = bootstrap({"": (list(scored), {"": list(scored.values())})}, f"{seed}/{k}")[""][""].as_dict()
-            figures["pass_at_k"][str(k)] = {**estimate, "tasks": len(scored)}
-        else:
-            figures["pass_at_k"][str(k)] = {"value": None, "low": None, "high": None, "tasks": 0}
-    return figures, counts
-
-
 def _given(path: Path, tasks: list[Task]) -> list[Sample]:
     """The completions of a JSONL file, in order. ValueError for one of no known task."""
     known = {task.task_id for task in tasks}
@@ -139,6 +116,14 @@ def _given(path: Path, tasks: list[Task]) -> list[Sample]:
         numbers[row["task_id"]] += 1
     if not samples:
         raise ValueError(f"{path} holds no completions")
+    return samples
+
+
+def _references(tasks: list[Task]) -> list[Sample]:
+    """The tasks' own solutions. ValueError if none has one."""
+    samples = [{"task_id": task.task_id, "sample": 0, "completion": task.reference} for task in tasks if task.reference is not None]
+    if not samples:
+        raise ValueError("no task of this set comes with a reference solution")
     return samples
 
 
@@ -167,7 +152,10 @@ def _generated(args: Namespace, tasks: list[Task], n: int, unfinished: Path) -> 
     prompts = [prompt_of(task, args.template, tokenizer) for task in tasks for _ in range(n)]
     texts = generate(model, tokenizer, prompts, [task.stop for task in tasks for _ in range(n)], args)
     owners = [(task, number) for task in tasks for number in range(n)]
-    samples = [{"task_id": t.task_id, "sample": number, "completion": t.cut(text)} for (t, number), text in zip(owners, texts, strict=True)]
+    samples = [
+        {"task_id": task.task_id, "sample": number, "prompt": prompt, "completion": task.cut(text)}
+        for (task, number), prompt, text in zip(owners, prompts, texts, strict=True)
+    ]
     _write_rows(log, [{"facts": facts}, *samples])
     return samples
 
@@ -190,22 +178,12 @@ def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows), encoding="utf-8")
 
 
-def table(figures: dict[str, Any], lang: str) -> str:
-    """The figures as text."""
-    lines = [f"{lang}: {figures['tasks']} tasks, {figures['samples']} completions"]
-    for k, row in figures["pass_at_k"].items():
-        interval = f"  [{100 * row['low']:.1f}, {100 * row['high']:.1f}]" if row["low"] is not None else ""
-        lines.append(
-            f"  pass@{k:<4}{'-' if row['value'] is None else format(100 * row['value'], '.1f'):>6}{interval}  {row['tasks']} tasks"
-        )
-    return "\n".join([*lines, "  " + ", ".join(f"{count} {name}" for name, count in figures["outcomes"].items() if count)])
-
-
 def parse() -> ArgumentParser:
     parser = make_parser(PASS_AT_K, __doc__ or "")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="a base model (folder or hub name), an adapter's folder, or a mixture's folder")
     source.add_argument("--samples", type=Path, help="JSONL of completions made elsewhere: task_id and completion")
+    source.add_argument("--references", action="store_true", help="the tasks' own solutions, where they have one")
     parser.add_argument("--adapter", help="a PEFT adapter's folder to put on --model")
     parser.add_argument("--tasks", required=True, help=f"JSONL of a known task set, gzipped or not, or {CORPUS!r}: see docs/evaluation.md")
     parser.add_argument("--lang", choices=list(LANGUAGES), required=True, help="of the tasks")
@@ -221,6 +199,7 @@ def parse() -> ArgumentParser:
     parser.add_argument("--memory", type=int, default=1024, help="MiB that a program may take")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="programs judged at once")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    parser.add_argument("--before", type=Path, help="an earlier run on the same tasks: shows the change, with a paired interval")
     parser.add_argument("--name", help="label in reports")
     parser.add_argument(
         "--unsafe-no-sandbox", action="store_true", help="run the programs with this user's rights, unprotected; recorded in run.json"

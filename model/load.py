@@ -38,7 +38,7 @@ def load_model(
     if is_adapter(folder):
         if adapter is not None:
             raise ValueError(f"{folder} is an adapter, so it cannot carry the adapter {adapter}")
-        folder, adapter = _base_of(folder), folder
+        folder, adapter = base_of(folder), folder
     device = _find_device(device)
     chosen = parse_dtype(dtype) if isinstance(dtype, str) else dtype
     kind = read_config(folder).get("model_type")
@@ -75,7 +75,8 @@ def _find_device(name: str | torch.device | None) -> torch.device:
     return device
 
 
-def _base_of(adapter: Path) -> Path:
+def base_of(adapter: Path) -> Path:
+    """The folder of the base that an adapter names; ValueError if it names none."""
     named = Adapter(adapter).config.get("base_model_name_or_path")
     if not named:
         raise ValueError(f"{adapter} does not name its base; give the base as the model and this as its adapter")

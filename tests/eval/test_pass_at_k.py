@@ -11,10 +11,12 @@ import pytest
 
 import eval.pass_at_k as command
 from eval.judge import Judge, Verdict
-from eval.pass_at_k import pass_at_k, run
+from eval.pass_at_k import run
+from eval.pass_rates import pass_at_k
 from eval.sandbox import Limits, Sandbox, SandboxError
 from eval.tasks import Task, load_tasks
 from model.output import check_manifest
+from train.data.preferences import load_preferences
 
 ADD = {"task_id": "T/0", "prompt": "def add(a, b):\n", "entry_point": "add", "description": "add", "language": "python"}
 ROWS = [
@@ -80,6 +82,50 @@ def test_given_samples_are_judged_and_counted(sandbox: Sandbox, files: dict[str,
     assert [(row["task_id"], row["completion"]) for row in rows] == SAMPLES
     assert [row["sample"] for row in rows] == [0, 1, 2, 0, 1, 2]
     assert not list(files["out"].parent.glob(".*"))
+
+
+def test_sample_rows_are_what_alignment_reads(sandbox: Sandbox, files: dict[str, Path]) -> None:
+    """The prompt is the one that the model would see; the pairs are of one task each."""
+    assert run(flags(files)) == 0
+    rows = [json.loads(line) for line in (files["out"] / "samples.jsonl").read_text().splitlines()]
+    assert all(row["prompt"] == ADD["prompt"] and row["lang"] == "python" for row in rows)
+    pairs, _ = load_preferences([files["out"]], 4, seed=0)
+    expected = {("T/0", RIGHT, WRONG), ("T/1", RIGHT, "    return (\n"), ("T/1", WRONG, "    return (\n")}
+    assert {(pair.task, pair.chosen, pair.rejected) for pair in pairs} == expected
+    assert {pair.prompt for pair in pairs} == {ADD["prompt"]}
+
+
+def test_references_are_the_tasks_own_solutions(sandbox: Sandbox, files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    source = ["--tasks", str(files["tasks"]), "--references", "--lang", "python", "--out", str(files["out"])]
+    assert run(source) == 2
+    assert "no task of this set comes with a reference solution" in capsys.readouterr().err
+    files["tasks"].write_text("".join(json.dumps({**row, "canonical_solution": RIGHT}) + "\n" for row in ROWS))
+    assert run(source) == 0
+    rows = [json.loads(line) for line in (files["out"] / "samples.jsonl").read_text().splitlines()]
+    assert [(row["task_id"], row["completion"], row["outcome"]) for row in rows] == [(f"T/{i}", RIGHT, "passed") for i in range(2)]
+
+
+def test_the_change_from_an_earlier_run_is_paired(sandbox: Sandbox, files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(flags(files)) == 0
+    files["samples"].write_text("".join(json.dumps({"task_id": name, "completion": RIGHT}) + "\n" for name, _ in SAMPLES))
+    before, files["out"] = files["out"], files["out"].with_name("after")
+    assert run(flags(files, "--before", str(before))) == 0
+    change = json.loads((files["out"] / "run.json").read_text())["figures"]["before"]
+    assert {name: change["1"][name]["value"] for name in ("before", "after", "difference")} == {
+        "before": 0.5,
+        "after": 1.0,
+        "difference": 0.5,
+    }
+    assert change["1"]["tasks"] == 2 and 0 < change["1"]["difference"]["low"] <= 0.5 <= change["1"]["difference"]["high"]
+    assert "pass@1    before 50.0, after 100.0, difference 50.0" in capsys.readouterr().out
+    files["out"] = files["out"].with_name("other")
+    assert run(flags(files, "--before", str(before), "--timeout", "5")) == 2
+    assert "cannot be compared with this run: timeout is 10.0 there and 5.0 here" in capsys.readouterr().err
+    files["tasks"].write_text(json.dumps(ROWS[0]) + "\n")
+    assert run(flags(files, "--before", str(before))) == 2
+    assert "its tasks are others (1 differ, such as 'T/1')" in capsys.readouterr().err
+    assert run(flags(files, "--before", str(before.parent))) == 2
+    assert "is no finished run of eval.pass_at_k" in capsys.readouterr().err
 
 
 def test_judged_rows_are_kept_and_unjudged_ones_tried_again(

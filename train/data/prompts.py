@@ -24,21 +24,29 @@ def encode_prompt(text: str, lang: str, tokenizer: PreTrainedTokenizerBase) -> l
     return encode_prompts(tokenizer, [format_prompt(text, lang, tokenizer)])[0]
 
 
-def encode_pair(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> Example:
-    """`input_ids` = prompt + completion + EOS, and `labels`, which are -100 on the prompt.
+def encode_text(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> Example:
+    """The example of a prompt, as the model is asked it, and its completion.
 
     The two parts are tokenised apart, as they are when the model generates: no token spans the boundary, and the mask
-    needs no search for it. Of a pair with a gap the completion is the middle, and all around it belongs to the prompt.
-    `ValueError` if the tokenizer has no EOS to learn.
+    needs no search for it.
     """
+    return _example(encode_prompts(tokenizer, [prompt])[0], tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer)
+
+
+def encode_pair(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> Example:
+    """The example of a pair, with the project's prompt; of a pair with a gap the completion is the middle, and all around it the prompt."""
+    prompt = format_prompt(pair.text, pair.lang, tokenizer)
+    if gap := pair.gap:
+        ids = encode_infill(tokenizer, prompt, gap.prefix, gap.suffix, spm=gap.spm)
+        return _example(ids, encode_piece(tokenizer, gap.middle), tokenizer)
+    return encode_text(prompt, pair.code, tokenizer)
+
+
+def _example(prompt: list[int], completion: list[int], tokenizer: PreTrainedTokenizerBase) -> Example:
+    """`input_ids` = prompt + completion + EOS, and `labels`, which are -100 on the prompt; `ValueError` if there is no EOS to learn."""
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token, so an expert could not learn where a program ends")
-    if pair.gap:
-        asked, gap = format_prompt(pair.text, pair.lang, tokenizer), pair.gap
-        prompt, code = encode_infill(tokenizer, asked, gap.prefix, gap.suffix, spm=gap.spm), encode_piece(tokenizer, gap.middle)
-    else:
-        prompt, code = encode_prompt(pair.text, pair.lang, tokenizer), tokenizer(pair.code, add_special_tokens=False)["input_ids"]
-    completion = [*code, tokenizer.eos_token_id]
+    completion = [*completion, tokenizer.eos_token_id]
     return {"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion}
 
 

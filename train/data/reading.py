@@ -1,7 +1,7 @@
 """Rows out of files: JSON lines (gzipped or not), a JSON array, Parquet.
 
-A row is a dict with at least the strings `text` and `code`. A malformed row is named by file and line in a warning and
-left out, as long as there are few of them.
+A row is a dict with at least the strings `text` and `code`, or with what other columns the caller names. A malformed
+row is named by file and line in a warning and left out, as long as there are few of them.
 """
 
 import gzip
@@ -9,6 +9,7 @@ import json
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,12 @@ SUFFIXES = (".jsonl.gz", ".jsonl", ".json.gz", ".json", ".parquet")
 MAX_BAD_ROWS, MAX_BAD_SHARE = 10, 0.01
 
 
-def read_rows(path: Path, max_bad: int | None = None) -> tuple[list[Row], int]:
+def read_rows(
+    path: Path, max_bad: int | None = None, columns: tuple[str, ...] = COLUMNS, may_be_empty: tuple[str, ...] = ()
+) -> tuple[list[Row], int]:
     """The well-formed rows of `path`, each with its place `where` ("name:line"), and the number of malformed ones.
+
+    `columns`: what every row has as a string, which holds more than white space but for those of `may_be_empty`.
 
     `max_bad`: malformed rows to put up with; by default 10 or 1 % of the rows, whichever is more, but less than half of them.
     `ValueError` if there are more, if the file is empty or damaged, or if no row has the columns; `FileNotFoundError`
@@ -30,13 +35,13 @@ def read_rows(path: Path, max_bad: int | None = None) -> tuple[list[Row], int]:
     """
     rows: list[Row] = []
     bad: list[str] = []
-    columns: list[str] = []
+    found: list[str] = []
     for line, value in _values(path):
         try:
             row = json.loads(value.decode()) if isinstance(value, bytes) else value
-            if isinstance(row, dict) and not columns:
-                columns = sorted(row)
-            _check(row)
+            if isinstance(row, dict) and not found:
+                found = sorted(row)
+            _check(row, columns, may_be_empty)
         except (ValueError, RecursionError) as error:
             bad.append(f"{path}:{line}: {error}")
         else:
@@ -44,8 +49,8 @@ def read_rows(path: Path, max_bad: int | None = None) -> tuple[list[Row], int]:
             rows.append(row)
     if not rows and not bad:
         raise ValueError(f"{path} is empty")
-    if not rows and columns and not set(COLUMNS) <= set(columns):
-        raise ValueError(f"{path} has the columns {', '.join(columns)}; the columns {' and '.join(COLUMNS)} are needed")
+    if not rows and found and not set(columns) <= set(found):
+        raise ValueError(f"{path} has the columns {', '.join(found)}; the columns {' and '.join(columns)} are needed")
     total = len(rows) + len(bad)
     allowed = min(max(MAX_BAD_ROWS, int(MAX_BAD_SHARE * total)), total // 2) if max_bad is None else max_bad
     if len(bad) > allowed:
@@ -55,17 +60,27 @@ def read_rows(path: Path, max_bad: int | None = None) -> tuple[list[Row], int]:
     return rows, len(bad)
 
 
-def _check(row: Any) -> None:
+def first_columns(path: Path) -> list[str]:
+    """The columns of the first row of `path` that is an object; none if no row is. Errors of a missing or damaged file as `read_rows`."""
+    for _, value in _values(path):
+        with suppress(ValueError):
+            row = json.loads(value.decode()) if isinstance(value, bytes) else value
+            if isinstance(row, dict):
+                return list(row)
+    return []
+
+
+def _check(row: Any, columns: tuple[str, ...], may_be_empty: tuple[str, ...]) -> None:
     """`ValueError` saying what is wrong with `row`."""
     if not isinstance(row, dict):
-        raise ValueError(f"an object with {' and '.join(COLUMNS)} was expected, not {type(row).__name__}")
-    for column in COLUMNS:
+        raise ValueError(f"an object with {' and '.join(columns)} was expected, not {type(row).__name__}")
+    for column in columns:
         if column not in row:
             raise ValueError(f"no column {column!r}")
         value = row[column]
         if not isinstance(value, str):
             raise ValueError(f"{column!r} must be a string, not {type(value).__name__}")
-        if not value.strip():
+        if not value.strip() and column not in may_be_empty:
             raise ValueError(f"{column!r} is empty")
         if not value.isascii():
             value.encode()  # a lone surrogate (a ValueError) comes through JSON, but no tokenizer takes it

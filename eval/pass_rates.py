@@ -1,0 +1,107 @@
+"""Pass rates out of counts of judged completions: pass@k with intervals, and the change from an earlier run."""
+
+import json
+from collections import Counter, defaultdict
+from math import comb
+from pathlib import Path
+from typing import Any
+
+from model.checkpoint import read_json
+from model.output import RUN
+
+from .bootstrap import bootstrap, difference
+from .judge import OUTCOMES, PASSED, UNJUDGED
+from .tasks import Task
+
+TASKS = "tasks.jsonl"
+SAME = ("lang", "temperature", "top_p", "max_new_tokens", "template", "timeout", "memory")  # what two runs that are compared share
+
+Counts = list[dict[str, Any]]  # task_id, n, passed
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """The unbiased estimate from n completions of which c pass; `ValueError` unless 1 <= k <= n and 0 <= c <= n."""
+    if not (1 <= k <= n and 0 <= c <= n):
+        raise ValueError(f"pass@k needs 1 <= k <= n and 0 <= c <= n, not n={n}, c={c}, k={k}")
+    return 1 - comb(n - c, k) / comb(n, k)
+
+
+def summarise(tasks: list[Task], rows: list[dict[str, Any]], ks: list[int], seed: str) -> tuple[dict[str, Any], Counts]:
+    """The figures of `run.json`, and n and c of each task. A task enters pass@k if at least k of its completions were judged."""
+    judged: dict[str, list[bool]] = defaultdict(list)
+    for row in rows:
+        if row["outcome"] not in UNJUDGED:
+            judged[row["task_id"]].append(row["outcome"] == PASSED)
+    passes = {task.task_id: judged[task.task_id] for task in tasks}
+    counts = [{"task_id": name, "n": len(passed), "passed": sum(passed)} for name, passed in passes.items()]
+    outcomes = Counter(row["outcome"] for row in rows)
+    figures: dict[str, Any] = {
+        "tasks": len(tasks),
+        "samples": len(rows),
+        "outcomes": {name: outcomes[name] for name in OUTCOMES},
+        "pass_at_k": {},
+    }
+    for k in ks:
+        scored = {name: pass_at_k(len(passed), sum(passed), k) for name, passed in passes.items() if len(passed) >= k}
+        if scored:
+            estimate = bootstrap({"": (list(scored), {"": list(scored.values())})}, f"{seed}/{k}")[""][""].as_dict()
+            figures["pass_at_k"][str(k)] = {**estimate, "tasks": len(scored)}
+        else:
+            figures["pass_at_k"][str(k)] = {"value": None, "low": None, "high": None, "tasks": 0}
+    return figures, counts
+
+
+def table(figures: dict[str, Any], lang: str) -> str:
+    """The figures as text."""
+    lines = [f"{lang}: {figures['tasks']} tasks, {figures['samples']} completions"]
+    for k, row in figures["pass_at_k"].items():
+        interval = f"  [{100 * row['low']:.1f}, {100 * row['high']:.1f}]" if row["low"] is not None else ""
+        lines.append(
+            f"  pass@{k:<4}{'-' if row['value'] is None else format(100 * row['value'], '.1f'):>6}{interval}  {row['tasks']} tasks"
+        )
+    return "\n".join([*lines, "  " + ", ".join(f"{count} {name}" for name, count in figures["outcomes"].items() if count)])
+
+
+def read_counts(folder: Path, tasks: list[Task], facts: dict[str, Any]) -> Counts:
+    """The counts in an earlier run's `tasks.jsonl`; `ValueError` if it is of other tasks or settings than this one with `facts`."""
+    if not (folder / RUN).is_file() or not (folder / TASKS).is_file():
+        raise FileNotFoundError(f"--before {folder} is no finished run of eval.pass_at_k: it lacks {RUN} or {TASKS}")
+    earlier, refusal = read_json(folder / RUN), f"--before {folder} cannot be compared with this run"
+    for key in SAME:
+        if earlier.get(key) != facts[key]:
+            raise ValueError(f"{refusal}: {key} is {earlier.get(key)!r} there and {facts[key]!r} here")
+    counts = [json.loads(line) for line in (folder / TASKS).read_text(encoding="utf-8").splitlines()]
+    if left := {row["task_id"] for row in counts} ^ {task.task_id for task in tasks}:
+        raise ValueError(f"{refusal}: its tasks are others ({len(left)} differ, such as {min(left)!r})")
+    return counts
+
+
+def compare(before: Counts, after: Counts, ks: list[int], seed: str) -> dict[str, Any]:
+    """{k: {"before", "after", "difference", "tasks"}} over the tasks that have k judged completions in both; the difference is paired."""
+    counts = {row["task_id"]: row for row in before}
+    figures = {}
+    for k in ks:
+        both = [(counts[row["task_id"]], row) for row in after if min(row["n"], counts[row["task_id"]]["n"]) >= k]
+        if not both:
+            continue
+        names = [row["task_id"] for _, row in both]
+        scores = {
+            "before": [pass_at_k(old["n"], old["passed"], k) for old, _ in both],
+            "after": [pass_at_k(new["n"], new["passed"], k) for _, new in both],
+        }
+        drawn = bootstrap({"": (names, scores)}, f"{seed}/{k}")[""]
+        drawn["difference"] = difference(drawn["after"], drawn["before"])
+        figures[str(k)] = {"tasks": len(both), **{name: estimate.as_dict() for name, estimate in drawn.items()}}
+    return figures
+
+
+def format_change(figures: dict[str, Any]) -> str:
+    """A line for each k, in per cent, with the interval of the difference."""
+
+    lines = []
+    for k, row in figures.items():
+        change = row["difference"]
+        values = ", ".join(f"{name} {100 * row[name]['value']:.1f}" for name in ("before", "after", "difference"))
+        interval = f" [{100 * change['low']:.1f}, {100 * change['high']:.1f}]" if change["low"] is not None else ""
+        lines.append(f"  pass@{k:<4} {values}{interval}  {row['tasks']} tasks")
+    return "\n".join(lines)
