@@ -39,7 +39,7 @@ def degenerate_layers(report: dict[str, Any]) -> list[int]:
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """Where the gate sends each expert's texts, in per cent of their tokens (mean over layers; the least own share), and its worst figures."""
+    """Where the gate sends each expert's texts, in per cent of their tokens (mean over layers, least own share); its worst figures."""
     lines = []
     if report["first_choices"] is not None:
         lines += _choices_table(report["experts"], report["first_choices"])

@@ -89,7 +89,7 @@ def _best_scale(logits_TE: list[Tensor]) -> float:
         losses = [cross_entropy(scale * own_TE, torch.full((len(own_TE),), e)) for e, own_TE in enumerate(logits_TE)]
         return float(torch.stack(losses).mean())
 
-    return min((2 ** (step / 8) for step in range(97)), key=loss)  # up to 4096
+    return min((2 ** (step / 8) for step in range(-64, 97)), key=loss)  # 1/256 to 4096
 
 
 def first_choices(gate_ED: Tensor, inputs_TD: list[Tensor]) -> Tensor:
