@@ -15,9 +15,11 @@ from model.gate_data import Rows, read_gate_data
 from model.gate_making import make_gates
 from model.gates import cosines, first_choices, tokenize
 from model.ingredients import open_recipe
+from model.languages import LANGUAGES
 from model.layerwise import Texts, walk_layers
 
 BLOCKS = ("mlp", "self_attn")
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="session")
@@ -203,7 +205,7 @@ def test_scaled_and_noisy_experts_are_mergekits(base, full, run_compose, make_re
         noises = [(tensor[1].double() - plain).flatten() for tensor, plain in ((ours_EDF, 0), (theirs_EDF, 0))]
         quantiles = torch.linspace(0.05, 0.95, 19).double()
         ours_Q, theirs_Q = (noise.quantile(quantiles) for noise in noises)
-        torch.testing.assert_close(ours_Q, theirs_Q, atol=0.06 * float(noises[1].std()), rtol=0)
+        torch.testing.assert_close(ours_Q, theirs_Q, atol=0.1 * float(noises[1].std()), rtol=0)
 
 
 def test_noise_is_the_seeds_and_each_matrixs_own(base, full, make_recipe):
@@ -239,3 +241,19 @@ def test_experts_with_changed_matrices_share_no_ffn(adapters, run_compose):
     shared = [{"source_model": str(adapters[0]), "residual_scale": scale} for scale in (0.5, 0.25)]
     with pytest.raises(ValueError, match="--layout lora has one residual_scale for all shared experts; this recipe has several"):
         run_compose(adapters[:2], shared_experts=shared, layout="lora", out="lora")
+
+
+@pytest.mark.parametrize("example", ["four_languages", "mistral_4x7b", "gate_router_input", "gate_data"])
+def test_examples_run(base, make_adapter, tmp_path, example):
+    """Each makes a mixture of the layout `lora` whose experts are in the file's order."""
+    for seed, lang in enumerate(LANGUAGES):
+        make_adapter(tmp_path / "runs" / f"expert-{lang}", seed=seed)
+    rows = [{"lang": lang, "text": f"{lang} {n}"} for n in range(4) for lang in LANGUAGES]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    text = (EXAMPLES / f"{example}.yml").read_text().replace("mistralai/Mistral-7B-v0.1", str(base))
+    for name, place in (("BASE", base), ("RUNS", tmp_path / "runs"), ("ROWS", tmp_path / "rows.jsonl")):
+        text = text.replace(f" {name}", f" {place}").replace(f"+{name}", f"+{place}")
+    (tmp_path / "recipe.yml").write_text(text)
+    given = open_recipe(tmp_path / "recipe.yml", None, None)
+    assert given.config.expert_layout == "lora" and [source.name for source in given.sources] == [f"expert-{lang}" for lang in LANGUAGES]
+    assert make_gates(given, 0).blocks["mlp"].shape == (2, 4, 64)
