@@ -9,48 +9,35 @@ Shapes: L layers, E experts, D model width.
 
 import argparse
 import hashlib
-import math
 import shutil
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers import AutoTokenizer
 
 from .adapters import BASE_FACT, base_fingerprint
 from .checkpoint import Checkpoint, save_whole
 from .cli import make_parser, run_command
 from .configuration_moe import EXPERT_LAYOUTS
-from .gates import DEGENERATE, PROMPT_MODES, condition_numbers, embedding_gates, hidden_gates, random_gates
+from .gate_data import find_gate_data
+from .gate_making import Gates, make_gates
+from .gate_report import degenerate_layers, describe, format_report, write_report
 from .ingredients import Ingredients, open_recipe
 from .mixture_tensors import mixture_tensors, write_mixture
-from .output import check_absent, write_run
+from .output import check_absent, sha256_of, write_run
 from .resume import resumable_folder
 from .same_tokenizer import check_same_tokenizer, take_chat_template
 
 RECIPE_COPY = "mergekit_moe_config.yml"  # as mergekit calls it
 _GENERATION = "generation_config.json"
-
-
-def make_gates(given: Ingredients, seed: int) -> Tensor:
-    """The gates [L, E, D] of the recipe's mode."""
-    prompts, mode = [expert.prompts for expert in given.recipe.experts], given.recipe.gate_mode
-    layers, width = given.config.num_hidden_layers, given.config.hidden_size
-    if mode not in PROMPT_MODES:
-        return random_gates(mode, layers, len(prompts), width, seed)
-    tokenizer = AutoTokenizer.from_pretrained(
-        given.base, local_files_only=True, trust_remote_code=False
-    )  # its own, as gates change how it pads
-    if mode == "hidden":
-        return hidden_gates(given.base, tokenizer, prompts)
-    return embedding_gates(given.base_weights.tensor("model.embed_tokens.weight"), layers, tokenizer, prompts)
+_CHOICES = "first_choices"
 
 
 def compose(args: argparse.Namespace) -> None:
     """The command: opens the recipe's sources, makes the gates and writes the mixture to `args.out`."""
     recipe_path, out = Path(args.config), Path(args.out)
     check_absent(out)
-    given = open_recipe(recipe_path, args.layout, None if args.quantize == "none" else args.quantize)
+    given = open_recipe(recipe_path, args.layout, None if args.quantize == "none" else args.quantize, args.seed)
     tokenizer = AutoTokenizer.from_pretrained(given.base, local_files_only=True, trust_remote_code=False)
     for folder in dict.fromkeys(folder for source in given.sources for folder in source.folders if folder != given.base):
         check_same_tokenizer(folder, given.base, tokenizer)
@@ -58,24 +45,26 @@ def compose(args: argparse.Namespace) -> None:
     names = [source.name for source in given.sources]
     base_fact = base_fingerprint(given.base, given.base_weights)
     with resumable_folder(out, _facts(recipe_path, given, base_fact, args)) as (folder, scratch):
-        gates_LED = _make_or_read_gates(scratch / "gates.safetensors", given, args.seed)
-        conditions = condition_numbers(gates_LED)
-        if degenerate := [layer for layer, condition in enumerate(conditions) if not condition <= DEGENERATE]:
+        gates = _make_or_read_gates(scratch / "gates.safetensors", given, args.seed)
+        report = describe(gates, given.recipe.gate_mode, names[: given.config.num_local_experts])
+        print(format_report(report))
+        if degenerate := degenerate_layers(report):
             print(f"the gate hardly tells the experts apart in layers {degenerate}: their prompts are too similar there, so train the gate")
-        write_mixture(folder, given.config, list(mixture_tensors(given, gates_LED)))
+        write_mixture(folder, given.config, list(mixture_tensors(given, gates.blocks)))
         tokenizer.save_pretrained(folder)
         if (given.base / _GENERATION).is_file():
             shutil.copy(given.base / _GENERATION, folder / _GENERATION)
         shutil.copy(recipe_path, folder / RECIPE_COPY)
         layout, quantization = given.config.expert_layout, given.config.quantization
         facts: dict[str, Any] = {"layout": layout, "quantization": quantization, "experts": names, BASE_FACT: base_fact}
-        finite = [value if math.isfinite(value) else None for value in conditions]  # JSON has no infinity
-        write_run(folder, seed=args.seed, figures={"gate_condition_numbers": finite}, **facts)
+        write_report(folder, report)
+        write_run(folder, seed=args.seed, figures={"gate_condition_numbers": report["blocks"]["mlp"]["condition_numbers"]}, **facts)
     print(f"{out}: {len(names)} experts ({', '.join(names)}), {layout} layout, {quantization or given.config.dtype}")
 
 
 def _facts(recipe_path: Path, given: Ingredients, base_fact: str, args: argparse.Namespace) -> dict[str, str]:
     """What must be the same for an unfinished mixture to be gone on with, by the name that an error gives it."""
+    data = given.recipe.gate_data
     return {
         "recipe": hashlib.sha256(recipe_path.read_bytes()).hexdigest(),
         "--layout": given.config.expert_layout,
@@ -83,15 +72,19 @@ def _facts(recipe_path: Path, given: Ingredients, base_fact: str, args: argparse
         "--seed": str(args.seed),
         "configuration": given.config.to_json_string(),
         "base": base_fact,
+        **({"gate_data": sha256_of(find_gate_data(data, given.folder))} if data else {}),
         **{f"expert {index}": source.fingerprint for index, source in enumerate(given.sources)},
     }
 
 
-def _make_or_read_gates(file: Path, given: Ingredients, seed: int) -> Tensor:
+def _make_or_read_gates(file: Path, given: Ingredients, seed: int) -> Gates:
     """The gates, from `file` if an earlier run got as far as that."""
     if not file.exists():
-        save_whole(file, {"gates": make_gates(given, seed)})
-    return Checkpoint(file).tensor("gates")
+        blocks, choices = make_gates(given, seed)
+        save_whole(file, {**blocks, **({} if choices is None else {_CHOICES: choices})})
+    saved = Checkpoint(file)
+    blocks = {name: saved.tensor(name) for name in saved if name != _CHOICES}
+    return Gates(blocks, saved.tensor(_CHOICES) if _CHOICES in saved else None)
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """What a mixture is made of: a recipe whose sources are open, and the configuration that follows from them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .checkpoint import Checkpoint, model_folder, parse_dtype
@@ -14,31 +14,46 @@ from .sources import Source, check_matrices, open_source, read_base_config
 @dataclass(frozen=True)
 class Ingredients:
     recipe: Recipe
+    folder: Path  # of the recipe, whose relative paths may start there
     base: Path
     base_weights: Checkpoint
     sources: list[Source]  # of the routed experts, then of the shared ones
     config: MoEConfig
 
 
-def open_recipe(path: Path, layout: str | None, quantization: str | None) -> Ingredients:
-    """Reads a recipe and opens its base and experts; `layout` None is `lora` if all experts are adapters of the base, else `dense`.
+def open_recipe(path: Path, layout: str | None, quantization: str | None, seed: int = 0) -> Ingredients:
+    """Reads a recipe and opens its base and experts; `seed`: of the noise that it puts on them.
 
-    FileNotFoundError or ValueError says what is missing or does not fit.
+    `layout` None is `lora` if all experts are adapters of the base and keep their matrices, else `dense`. FileNotFoundError or ValueError
+    says what is missing or does not fit.
     """
     recipe = read_recipe(path)
     base = model_folder(recipe.base_model, path.parent)
     base_weights = Checkpoint(base)
     check_matrices(base_weights, read_base_config(base))
-    names = [*(expert.source_model for expert in recipe.experts), *recipe.shared_experts]
-    sources = [open_source(name, base, base_weights, path.parent) for name in names]
-    for source in sources:
+    sources = []
+    for index, expert in enumerate([*recipe.experts, *recipe.shared_experts]):
+        source = open_source(expert.source_model, base, base_weights, path.parent)
+        seed_of_own = f"{seed} {index}"
+        sources.append(replace(source, noise_scale=expert.noise_scale, residual_scale=expert.residual_scale, noise_seed=seed_of_own))
         if source.adapter and layout == "lora":
             source.adapter.check_factors()
-    can_share = all(source.is_base and source.adapter and not source.adapter.is_dora for source in sources)
-    if layout == "lora" and not can_share:
-        raise ValueError("--layout lora needs every expert to be an adapter of the base; this recipe has full checkpoints")
-    layout = layout or ("lora" if can_share else "dense")
-    return Ingredients(recipe, base, base_weights, sources, make_config(base, recipe, sources, layout, quantization))
+    obstacle = _obstacle_to_lora(recipe, sources)
+    if layout == "lora" and obstacle:
+        raise ValueError(f"--layout lora {obstacle}")
+    layout = layout or ("dense" if obstacle else "lora")
+    return Ingredients(recipe, path.parent, base, base_weights, sources, make_config(base, recipe, sources, layout, quantization))
+
+
+def _obstacle_to_lora(recipe: Recipe, sources: list[Source]) -> str | None:
+    """Why the experts cannot be kept as one FFN and their factors; None if they can."""
+    if not all(source.is_base and source.adapter and not source.adapter.is_dora for source in sources):
+        return "needs every expert to be an adapter of the base; this recipe has full checkpoints"
+    if any(expert.is_changed for expert in recipe.experts) or any(expert.noise_scale for expert in recipe.shared_experts):
+        return "shares one FFN, which no expert's noise_scale or residual_scale can change; only shared experts may have a residual_scale"
+    if len({expert.residual_scale for expert in recipe.shared_experts}) > 1:
+        return "has one residual_scale for all shared experts; this recipe has several"
+    return None
 
 
 def make_config(base: Path, recipe: Recipe, sources: list[Source], layout: str, quantization: str | None) -> MoEConfig:
@@ -61,7 +76,8 @@ def make_config(base: Path, recipe: Recipe, sources: list[Source], layout: str, 
         "attention_experts": attention or None,
         "attention_lora_rank": max((adapter.rank(ATTENTION) for adapter in adapters), default=0),
         "num_shared_experts": len(recipe.shared_experts),
-        "shared_expert_scale": recipe.residual_scale,
+        # In the layout `dense` it is in their matrices.
+        "shared_expert_scale": recipe.shared_experts[0].residual_scale if layout == "lora" and recipe.shared_experts else 1.0,
         "quantization": quantization,
         "expert_names": [source.name for source in sources],
         "dtype": dtype,

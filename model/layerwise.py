@@ -2,12 +2,12 @@
 
 Embedding, masks, positions and layers are transformers' own, so results are bit-equal to those of the whole model.
 
-Shapes: L layers, B prompts, S tokens, D model width.
+Shapes: B texts of a batch, S positions, T tokens without padding, D model width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate import init_empty_weights
@@ -16,8 +16,24 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModel
 
 from .checkpoint import Checkpoint
+from .sources import Source
 
 _DTYPE = torch.bfloat16  # as mergekit loads the base
+Key = TypeVar("Key", bound=Hashable)
+
+
+class Texts(NamedTuple):
+    """Batches of tokenised texts, padded on the left, and the expert whose matrices they pass through (None: the base's)."""
+
+    batches: list[Mapping[str, Tensor]]
+    expert: Source | None = None
+
+
+class Seen(NamedTuple):
+    """What a layer sees of texts, in bf16: its input at their last positions, and what each block reads of every token."""
+
+    last_BD: Tensor
+    inputs_TD: dict[str, Tensor]
 
 
 class _Recorder(nn.Module):
@@ -34,10 +50,11 @@ class _Recorder(nn.Module):
 
 
 @torch.no_grad()
-def last_token_states(base: Path, batches: list[Mapping[str, Tensor]]) -> list[Tensor]:
-    """For each batch of tokenised prompts, the input of every layer at the last position [L, B, D], in bf16.
+def walk_layers(base: Path, texts: Mapping[Key, Texts], blocks: tuple[str, ...]) -> Iterator[dict[Key, Seen]]:
+    """Yields layer after layer what each of `texts` is there; `blocks`: whose inputs are wanted, of `self_attn` and `mlp`.
 
-    ValueError naming the tensors that `base` lacks or that have another shape than its configuration says.
+    The input of `mlp`, after the norm that follows attention, is what a mixture's gate sees. ValueError naming the first tensor that
+    `base` lacks or that has another shape than its configuration says.
     """
     config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     weights = Checkpoint(base)
@@ -45,19 +62,33 @@ def last_token_states(base: Path, batches: list[Mapping[str, Tensor]]) -> list[T
         model = AutoModel.from_config(config, dtype=_DTYPE).eval()
     layers = model.layers
     _fill(model.embed_tokens, weights, "model.embed_tokens")
-    calls = [_first_call(model, batch) for batch in batches]
+    calls = {key: [_first_call(model, batch) for batch in group.batches] for key, group in texts.items()}
     model.embed_tokens.to("meta")
-    states: list[list[Tensor]] = [[] for _ in batches]
     for index, layer in enumerate(tqdm(layers, desc="Gates", unit="layer")):
-        for seen, call in zip(states, calls, strict=True):
-            seen.append(call.hidden_BSD[:, -1, :].clone())
-        if index + 1 == len(layers):  # nobody asks for the last layer's output
-            break
-        _fill(layer, weights, f"model.layers.{index}")
-        for call in calls:
-            call.hidden_BSD = layer(call.hidden_BSD, **call.arguments)
+        yield {key: _pass(layer, index, weights, group, calls[key], blocks) for key, group in texts.items()}
         layer.to("meta")
-    return [torch.stack(seen) for seen in states]
+
+
+def _pass(layer: nn.Module, index: int, weights: Checkpoint, texts: Texts, calls: list[_Recorder], blocks: tuple[str, ...]) -> Seen:
+    """Takes the texts' hidden states through one layer."""
+    _fill(layer, weights, f"model.layers.{index}", texts.expert)
+    last = torch.cat([call.hidden_BSD[:, -1, :] for call in calls])
+    inputs: dict[str, list[Tensor]] = {block: [] for block in blocks}
+    for batch, call in zip(texts.batches, calls, strict=True):
+        handles = [layer.get_submodule(block).register_forward_pre_hook(_keep_input(inputs[block]), with_kwargs=True) for block in blocks]
+        call.hidden_BSD = layer(call.hidden_BSD, **call.arguments)
+        for handle in handles:
+            handle.remove()
+        for seen in inputs.values():
+            seen[-1] = seen[-1][batch["attention_mask"].bool()]
+    return Seen(last, {block: torch.cat(seen) for block, seen in inputs.items()})
+
+
+def _keep_input(seen: list[Tensor]) -> Any:
+    def hook(_: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Any]) -> None:
+        seen.append(arguments[0] if arguments else named["hidden_states"])
+
+    return hook
 
 
 def _first_call(model: Any, batch: Mapping[str, Tensor]) -> _Recorder:
@@ -67,12 +98,15 @@ def _first_call(model: Any, batch: Mapping[str, Tensor]) -> _Recorder:
     return recorder
 
 
-def _fill(module: nn.Module, weights: Checkpoint, prefix: str) -> None:
+def _fill(module: nn.Module, weights: Checkpoint, prefix: str, expert: Source | None = None) -> None:
+    """Gives a module on the meta device its weights: the base's, or an expert's where a mixture takes the expert's."""
     for name, parameter in list(module.named_parameters()):
         key = f"{prefix}.{name}"
         if key not in weights:
             raise ValueError(f"{weights.path} has no {key}, which its configuration asks for")
         if weights.shape(key) != tuple(parameter.shape):
             raise ValueError(f"{weights.path} has {key} of shape {list(weights.shape(key))} instead of {list(parameter.shape)}")
+        is_own = expert is not None and (".mlp." in key or expert.is_base)
+        weight = expert.matrix(key.removesuffix(".weight")) if expert is not None and is_own else weights.tensor(key)
         owner, _, short = name.rpartition(".")
-        setattr(module.get_submodule(owner), short, nn.Parameter(weights.tensor(key).to(_DTYPE), requires_grad=False))
+        setattr(module.get_submodule(owner), short, nn.Parameter(weight.to(_DTYPE), requires_grad=False))

@@ -7,7 +7,7 @@ Shapes: L layers, E experts, D model width, F expert hidden width, R LoRA rank.
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,8 +35,8 @@ class MixtureTensor(NamedTuple):
     pieces: Iterator[Tensor]
 
 
-def mixture_tensors(given: Ingredients, gates_LED: Tensor) -> Iterator[MixtureTensor]:
-    """Every tensor of the mixture by its own name."""
+def mixture_tensors(given: Ingredients, gates_LED: Mapping[str, Tensor]) -> Iterator[MixtureTensor]:
+    """Every tensor of the mixture by its own name; `gates_LED` of `mlp`, and of `self_attn` where experts have attention."""
     base, sources, config = given.base_weights, given.sources, given.config
     for name in base:
         if ".mlp." not in name and not name.endswith("rotary_emb.inv_freq"):
@@ -44,9 +44,9 @@ def mixture_tensors(given: Ingredients, gates_LED: Tensor) -> Iterator[MixtureTe
     experts, width, hidden = len(sources), config.hidden_size, config.intermediate_size
     for layer in range(config.num_hidden_layers):
         mlp, attention = f"model.layers.{layer}.mlp", f"model.layers.{layer}.self_attn"
-        yield from _gate(mlp, gates_LED[layer])
+        yield from _gate(mlp, gates_LED["mlp"][layer])
         if config.attention_experts:
-            yield from _gate(attention, gates_LED[layer])
+            yield from _gate(attention, gates_LED["self_attn"][layer])
             for name in config.attention_experts:
                 yield from _lora_tensors(given, f"{attention}.{name}", f"{attention}.{name}", config.attention_lora_rank)
         if config.expert_layout == "lora":

@@ -6,18 +6,26 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import DTYPES
-from .gates import GATE_MODES, PROMPT_MODES, Prompts
+from .gates import GATE_MODES, GATE_ROWS, PROMPT_MODES, Prompts
 from .strict_yaml import check_mapping, read_yaml
 
-_KEYS = ("base_model", "gate_mode", "dtype", "experts_per_token", "architecture", "experts", "shared_experts")
-_SHARED_KEYS = ("source_model", "residual_scale")
-_EXPERT_KEYS = ("source_model", "positive_prompts", "negative_prompts")
+_KEYS = ("base_model", "gate_mode", "gate_data", "gate_rows", "dtype", "experts_per_token", "architecture", "experts", "shared_experts")
+_SHARED_KEYS = ("source_model", "noise_scale", "residual_scale")
+_EXPERT_KEYS = (*_SHARED_KEYS, "positive_prompts", "negative_prompts", "lang")
 
 
 @dataclass(frozen=True)
 class Expert:
     source_model: str
     prompts: Prompts
+    noise_scale: float  # of normal noise on its three matrices
+    residual_scale: float  # of its down projection, after the noise
+    lang: str | None  # the rows of `gate_data` that are its own
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether its matrices are not those of its source."""
+        return self.noise_scale != 0 or self.residual_scale != 1
 
 
 @dataclass(frozen=True)
@@ -26,11 +34,12 @@ class Recipe:
 
     base_model: str
     gate_mode: str
+    gate_data: str | None  # JSON lines with `lang` and `text`, for the gate mode `data`
+    gate_rows: int  # of each expert, at most
     dtype: str | None
     experts_per_token: int
     experts: list[Expert]
-    shared_experts: list[str]  # their source_model
-    residual_scale: float  # of all shared experts
+    shared_experts: list[Expert]
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -38,62 +47,95 @@ def read_recipe(path: Path) -> Recipe:
     raw = check_mapping(read_yaml(path), _KEYS, str(path))
     if not isinstance(raw.get("experts"), list) or not raw["experts"]:
         raise ValueError(f"{path}: experts must be a list of at least one expert")
+    shared = raw.get("shared_experts") or []
+    if not isinstance(shared, list):
+        raise ValueError(f"{path}: shared_experts must be a list, not {shared!r}")
     recipe = Recipe(
         base_model=_text(raw, "base_model", str(path)),
         gate_mode=raw.get("gate_mode", "hidden"),
+        gate_data=_optional_text(raw, "gate_data", str(path)),
+        gate_rows=raw.get("gate_rows", GATE_ROWS),
         dtype=raw.get("dtype"),
         experts_per_token=raw.get("experts_per_token", 2),
-        experts=[_read_expert(value, f"{path}: expert {index}") for index, value in enumerate(raw["experts"])],
-        **_read_shared(raw.get("shared_experts") or [], str(path)),
+        experts=[_read_expert(value, _EXPERT_KEYS, f"{path}: expert {index}") for index, value in enumerate(raw["experts"])],
+        shared_experts=[_read_expert(value, _SHARED_KEYS, f"{path}: shared expert {index}") for index, value in enumerate(shared)],
     )
     _check(recipe, raw.get("architecture"), path)
+    _check_gate(recipe, path)
     return recipe
 
 
-def _read_expert(raw: Any, where: str) -> Expert:
-    check_mapping(raw, _EXPERT_KEYS, where)
-    positive, negative = (_prompts(raw, key, where) for key in ("positive_prompts", "negative_prompts"))
-    return Expert(_text(raw, "source_model", where), Prompts(positive, negative))
-
-
-def _read_shared(raw: Any, path: str) -> dict[str, Any]:
-    if not isinstance(raw, list):
-        raise ValueError(f"{path}: shared_experts must be a list, not {raw!r}")
-    for index, value in enumerate(raw):
-        check_mapping(value, _SHARED_KEYS, f"{path}: shared expert {index}")
-    scales = [value.get("residual_scale", 1.0) for value in raw] or [1.0]
-    for scale in scales:
-        if not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale):
-            raise ValueError(f"{path}: residual_scale is {scale!r}; it must be a number")
-    if len(set(scales)) > 1:
-        raise ValueError(f"{path}: shared experts have the residual_scale {', '.join(map(str, scales))}; all must have the same")
-    sources = [_text(value, "source_model", f"{path}: shared expert {index}") for index, value in enumerate(raw)]
-    return {"shared_experts": sources, "residual_scale": float(scales[0])}
+def _read_expert(raw: Any, keys: tuple[str, ...], where: str) -> Expert:
+    check_mapping(raw, keys, where)
+    return Expert(
+        source_model=_text(raw, "source_model", where),
+        prompts=Prompts(*(_prompts(raw, key, where) for key in ("positive_prompts", "negative_prompts"))),
+        noise_scale=_number(raw, "noise_scale", 0.0, where),
+        residual_scale=_number(raw, "residual_scale", 1.0, where),
+        lang=_optional_text(raw, "lang", where),
+    )
 
 
 def _check(recipe: Recipe, architecture: Any, path: Path) -> None:
-    if recipe.gate_mode not in GATE_MODES:
-        raise ValueError(f"{path}: gate_mode is {recipe.gate_mode!r}; allowed: {', '.join(GATE_MODES)}")
     if recipe.dtype not in (None, *DTYPES):
         raise ValueError(f"{path}: dtype is {recipe.dtype!r}; allowed: {', '.join(DTYPES)}")
-    if architecture not in (None, "mixtral"):
+    if architecture is not None and str(architecture).lower() != "mixtral":
         raise ValueError(f"{path}: architecture is {architecture!r}; only mixtral is composed")
     count = len(recipe.experts)
-    if not isinstance(recipe.experts_per_token, int) or not 1 <= recipe.experts_per_token <= count:
+    if not _is_count(recipe.experts_per_token) or recipe.experts_per_token > count:
         raise ValueError(f"{path}: experts_per_token is {recipe.experts_per_token!r}; it must be from 1 to the {count} experts")
-    if recipe.gate_mode not in PROMPT_MODES:
+
+
+def _check_gate(recipe: Recipe, path: Path) -> None:
+    """That the gate's mode has what it is made of."""
+    mode, experts = recipe.gate_mode, recipe.experts
+    if mode not in GATE_MODES:
+        raise ValueError(f"{path}: gate_mode is {mode!r}; allowed: {', '.join(GATE_MODES)}")
+    if mode == "data":
+        _check_data(recipe, path)
+    elif recipe.gate_data is not None:
+        raise ValueError(f"{path}: gate_data is given, but gate_mode is {mode!r}; only 'data' reads it")
+    if mode not in PROMPT_MODES:
         return
-    for index, expert in enumerate(recipe.experts):
+    for index, expert in enumerate(experts):
         if not expert.prompts.positive:
-            raise ValueError(f"{path}: expert {index} has no positive_prompts, which gate_mode {recipe.gate_mode!r} needs")
-    if count > 1 and len({expert.prompts for expert in recipe.experts}) == 1:
+            raise ValueError(f"{path}: expert {index} has no positive_prompts, which gate_mode {mode!r} needs")
+    if len(experts) > 1 and len({expert.prompts for expert in experts}) == 1:
         raise ValueError(f"{path}: all experts have the same prompts, so no gate can tell them apart")
+
+
+def _check_data(recipe: Recipe, path: Path) -> None:
+    if recipe.gate_data is None:
+        raise ValueError(f"{path}: gate_mode 'data' needs gate_data, a file of JSON lines with the columns lang and text")
+    if not _is_count(recipe.gate_rows) or recipe.gate_rows < 2:
+        raise ValueError(f"{path}: gate_rows is {recipe.gate_rows!r}; it must be a number of rows, at least 2")
+    langs = [expert.lang for expert in recipe.experts]
+    for index, lang in enumerate(langs):
+        if lang is None:
+            raise ValueError(f"{path}: expert {index} has no lang, which gate_mode 'data' needs: its rows of gate_data have this lang")
+        if lang in langs[:index]:
+            raise ValueError(f"{path}: experts {langs.index(lang)} and {index} both have the lang {lang!r}, so no gate can tell them apart")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _text(raw: dict[str, Any], key: str, where: str) -> str:
     if not isinstance(raw.get(key), str):
         raise ValueError(f"{where}: {key} must be a text, not {raw.get(key)!r}")
     return raw[key]
+
+
+def _optional_text(raw: dict[str, Any], key: str, where: str) -> str | None:
+    return None if raw.get(key) is None else _text(raw, key, where)
+
+
+def _number(raw: dict[str, Any], key: str, default: float, where: str) -> float:
+    value = default if raw.get(key) is None else raw[key]
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{where}: {key} is {value!r}; it must be a number")
+    return float(value)
 
 
 def _prompts(raw: dict[str, Any], key: str, where: str) -> tuple[str, ...]:

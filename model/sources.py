@@ -3,12 +3,14 @@
 Of a full checkpoint a mixture takes the FFNs alone, as mergekit-moe does; of an adapter of the base also its share of attention.
 """
 
+import hashlib
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import AutoConfig
 
@@ -34,6 +36,9 @@ class Source:
     weights: Checkpoint
     adapter: Adapter | None
     is_base: bool  # `weights` are the base's: with an adapter, this expert can be kept as its factors
+    noise_scale: float = 0.0
+    residual_scale: float = 1.0
+    noise_seed: str = ""
 
     @property
     def folders(self) -> list[Path]:
@@ -46,9 +51,17 @@ class Source:
         return base_fingerprint(self.weights.path, self.weights) + (self.adapter.fingerprint if self.adapter else "")
 
     def matrix(self, module: str) -> Tensor:
-        """The weight [out, in] of a module, the adapter merged in."""
+        """The weight [out, in] of a module, the adapter merged in; of the FFN, with the recipe's noise and scale, as in mergekit-moe.
+
+        The noise depends on `noise_seed` and the module alone, so that it is the same whenever it is drawn.
+        """
         weight = self.weights.tensor(f"{module}.weight")
-        return weight if self.adapter is None else self.adapter.apply(module, weight)
+        weight = weight if self.adapter is None else self.adapter.apply(module, weight)
+        if self.noise_scale and ".mlp." in module:
+            digest = hashlib.sha256(f"{self.noise_seed} {module}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+            weight = weight + torch.randn(weight.shape, dtype=weight.dtype, generator=generator) * self.noise_scale
+        return weight * self.residual_scale if self.residual_scale != 1 and module.endswith(".mlp.down_proj") else weight
 
 
 def open_source(text: str, base: Path, base_weights: Checkpoint, beside: Path) -> Source:

@@ -9,9 +9,11 @@ import torch
 from eval.routing import ARRAYS, main, parse
 from eval.runs import read_run
 from model.cli import run_command
+from model.generation import encode_prompts
 from model.load import load_model
+from model.prompt import format_prompt
 from train.data import load_pairs
-from train.data.prompts import encode_pair, encode_prompt
+from train.data.prompts import encode_pair
 from train.routing import measure_routing, own_expert
 
 
@@ -24,7 +26,7 @@ def test_measure_counts_what_a_loop_counts(mixture_folder: Path, data_folder: Pa
     among, entropy = torch.zeros(3), torch.zeros(3)
     tokens = 0
     for point in points:
-        start = len(encode_prompt(point.text, "cpp", tokenizer))
+        start = len(encode_prompts(tokenizer, [format_prompt(point.text, "cpp")])[0])
         ids = encode_pair(point, tokenizer)["input_ids"]
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids]), output_router_logits=True).router_logits

@@ -12,6 +12,8 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "four_languages.yml"
 FIRST = {"source_model": "a", "positive_prompts": ["x"]}
 SECOND = {"source_model": "b", "positive_prompts": ["y"], "negative_prompts": ["x"]}
 GOOD = {"base_model": "base", "experts": [FIRST, SECOND]}
+LABELLED = [{"source_model": name, "lang": lang} for name, lang in (("a", "go"), ("b", "rust"))]
+DATA = {"base_model": "base", "gate_mode": "data", "gate_data": "rows.jsonl", "experts": LABELLED}
 
 
 def write(tmp_path, value):
@@ -24,6 +26,20 @@ def test_defaults_are_mergekits(tmp_path):
     recipe = read_recipe(write(tmp_path, GOOD))
     assert (recipe.gate_mode, recipe.dtype, recipe.experts_per_token) == ("hidden", None, 2)
     assert recipe.experts[1].prompts.positive == ("y",) and recipe.experts[1].prompts.negative == ("x",)
+
+
+def test_keys_of_mergekit_without_a_value_are_its_defaults(tmp_path):
+    """mergekit writes null for what is not set, and takes an architecture in any case."""
+    empty = dict.fromkeys(("negative_prompts", "noise_scale", "residual_scale"))
+    recipe = read_recipe(
+        write(tmp_path, {**GOOD, "experts": [{**FIRST, **empty}, SECOND], "shared_experts": None, "architecture": "Mixtral"})
+    )
+    assert recipe.experts[0].prompts.negative == () and not recipe.experts[0].is_changed and recipe.shared_experts == []
+
+
+def test_data_needs_no_prompts(tmp_path):
+    recipe = read_recipe(write(tmp_path, DATA))
+    assert (recipe.gate_data, recipe.gate_rows, [expert.lang for expert in recipe.experts]) == ("rows.jsonl", 32, ["go", "rust"])
 
 
 def test_uniform_random_needs_no_prompts(tmp_path):
@@ -39,7 +55,7 @@ def test_uniform_random_needs_no_prompts(tmp_path):
             "expert 0: unknown key 'nagative_prompts'; did you mean",
         ),
         ({**GOOD, "wholly": 1}, "unknown key 'wholly'; allowed: base_model, gate_mode"),
-        ({**GOOD, "gate_mode": "hiden"}, "gate_mode is 'hiden'; allowed: hidden, cheap_embed, random, uniform_random"),
+        ({**GOOD, "gate_mode": "hiden"}, "gate_mode is 'hiden'; allowed: hidden, cheap_embed, random, uniform_random, router_input, data$"),
         ({**GOOD, "experts_per_token": 3}, "experts_per_token is 3; it must be from 1 to the 2 experts"),
         ({**GOOD, "experts_per_token": "two"}, "experts_per_token is 'two'"),
         ({**GOOD, "dtype": ["float32"]}, r"recipe\.yml: dtype is \['float32'\]; allowed: float32, bfloat16, float16"),
@@ -49,13 +65,21 @@ def test_uniform_random_needs_no_prompts(tmp_path):
         ({**GOOD, "shared_experts": "a"}, "shared_experts must be a list, not 'a'"),
         (
             {**GOOD, "shared_experts": [{"source_model": "a", "scale": 1}]},
-            "shared expert 0: unknown key 'scale'; allowed: source_model",
+            "shared expert 0: unknown key 'scale'; did you mean 'noise_scale'",
         ),
         ({**GOOD, "shared_experts": [{"source_model": "a", "residual_scale": "1"}]}, "residual_scale is '1'; it must be a number"),
+        ({**GOOD, "experts": [FIRST, {**SECOND, "noise_scale": "loud"}]}, "expert 1: noise_scale is 'loud'; it must be a number"),
+        ({**GOOD, "shared_experts": [{**FIRST}]}, "shared expert 0: unknown key 'positive_prompts'; allowed: source_model"),
+        ({**GOOD, "experts_per_token": True}, "experts_per_token is True"),
         (
-            {**GOOD, "shared_experts": [{"source_model": "a"}, {"source_model": "b", "residual_scale": 0.1}]},
-            "shared experts have the residual_scale 1.0, 0.1; all must have the same",
+            {**GOOD, "gate_mode": "router_input", "experts": [FIRST, {"source_model": "b"}]},
+            "expert 1 has no positive_prompts, which gate_mode",
         ),
+        ({**GOOD, "gate_data": "rows.jsonl"}, "gate_data is given, but gate_mode is 'hidden'; only 'data' reads it"),
+        ({**DATA, "gate_data": None}, "gate_mode 'data' needs gate_data, a file of JSON lines with the columns lang and text"),
+        ({**DATA, "gate_rows": 1}, "gate_rows is 1; it must be a number of rows, at least 2"),
+        ({**DATA, "experts": [FIRST, SECOND]}, "expert 0 has no lang, which gate_mode 'data' needs"),
+        ({**DATA, "experts": [{**FIRST, "lang": "go"}] * 2}, "experts 0 and 1 both have the lang 'go'"),
         ({**GOOD, "base_model": None}, "base_model must be a text, not None"),
         ({**GOOD, "experts": [{"source_model": "a"}, FIRST, SECOND]}, "expert 0 has no positive_prompts"),
         ({**GOOD, "experts": [FIRST] * 2}, "all experts have the same prompts"),

@@ -123,7 +123,7 @@ def test_what_is_finished_is_not_done_again(interrupted, monkeypatch):
     recipe, out = interrupted
     made = [file.name for file in (unfinished(out) / "output").glob("*.safetensors")]
     inodes = {(unfinished(out) / "output" / name).stat().st_ino for name in made}
-    monkeypatch.setattr("model.compose.hidden_gates", None)  # the gates were finished
+    monkeypatch.setattr("model.compose.make_gates", None)  # the gates were finished
     compose(arguments(recipe, out))
     assert made and inodes <= {file.stat().st_ino for file in out.iterdir()}
 

@@ -19,11 +19,6 @@ LONG_COMPLETION = "completion over the length"
 Example = dict[str, list[int]]
 
 
-def encode_prompt(text: str, lang: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids after which the completion starts: BOS, if the tokenizer has one, and the prompt, in its chat template if it has one."""
-    return encode_prompts(tokenizer, [format_prompt(text, lang, tokenizer)])[0]
-
-
 def encode_text(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> Example:
     """The example of a prompt, as the model is asked it, and its completion.
 

@@ -5,9 +5,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from model.generation import encode_prompts
 from model.prompt import format_prompt
 from train.data import Pair
-from train.data.prompts import IGNORED, collate, encode_pair, encode_pairs, encode_prompt
+from train.data.prompts import IGNORED, collate, encode_pair, encode_pairs
 
 PAIR = Pair("Sum of ### Code\n a list", "### Code\nint f() {}\n", "cpp", "1", "g", "")
 
@@ -33,7 +34,7 @@ def test_loss_on_the_completion_and_its_end_alone() -> None:
     assert example["input_ids"][0] == tokens.bos_token_id and example["input_ids"][-1] == tokens.eos_token_id
     assert tokens.decode(example["input_ids"][1:start]) == format_prompt(PAIR.text, "cpp")
     assert tokens.decode(example["input_ids"][start:-1]) == PAIR.code
-    assert example["input_ids"][:start] == encode_prompt(PAIR.text, "cpp", tokens)
+    assert example["input_ids"][:start] == encode_prompts(tokens, [format_prompt(PAIR.text, "cpp")])[0]
 
 
 def test_boundary_is_a_token_boundary_even_where_merges_cross_it() -> None:
@@ -56,7 +57,7 @@ def test_tokenizers_without_bos_or_eos() -> None:
 def test_long_pairs_are_dropped_and_counted_never_cut() -> None:
     tokens = tokenizer()
     whole = len(encode_pair(PAIR, tokens)["input_ids"])
-    prompt = len(encode_prompt(PAIR.text, "cpp", tokens))
+    prompt = len(encode_prompts(tokens, [format_prompt(PAIR.text, "cpp")])[0])
     long_text = Pair("no room " * 100, "x", "cpp", "2", "g", "")
     examples, dropped = encode_pairs([PAIR, long_text], tokens, whole)
     assert len(examples) == 1 and dropped == {"prompt fills the length": 1, "completion over the length": 0}

@@ -1,0 +1,102 @@
+"""From a recipe to its gates, a layer at a time: the texts that a gate mode needs, what the layers see of them, and the rows made of it.
+
+Whose hidden states? Prompts pass through the base, as in mergekit: a negative prompt belongs to no expert. The rows of `data` each pass
+through their own expert, for that is where a gate that routes them well will have sent them in the layers before.
+
+Shapes: L layers, E experts, D model width.
+"""
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from .gate_data import find_gate_data, read_gate_data
+from .gates import PROMPT_MODES, Prompts, discriminant_gate, embedding_gate, first_choices, prompt_gate, random_gates, tokenize
+from .ingredients import Ingredients
+from .layerwise import Seen, Texts, walk_layers
+
+ROW_TOKENS = 256  # of a row that are read: a gate needs no whole programs, and their states are kept from layer to layer
+_BATCH = 8
+_LayerGate = Callable[[int, str, Mapping[Any, Seen]], Tensor]  # layer, block and what the layer sees, to a gate [E, D]
+
+
+class Gates(NamedTuple):
+    """The gates [L, E, D] of each block that has one (`mlp`; `self_attn` where experts have attention), and what they do.
+
+    `first_choices_LEE[l, e, f]`: of the tokens of expert e's texts, the share that goes to expert f first; None where it has no texts.
+    """
+
+    blocks: dict[str, Tensor]
+    first_choices_LEE: Tensor | None
+
+
+def make_gates(given: Ingredients, seed: int) -> Gates:
+    """The gates of the recipe's mode."""
+    mode = given.recipe.gate_mode
+    tokenizer = AutoTokenizer.from_pretrained(
+        given.base, local_files_only=True, trust_remote_code=False
+    )  # its own, as gates change how it pads
+    if mode == "data":
+        return _data_gates(given, tokenizer)
+    prompts = [expert.prompts for expert in given.recipe.experts]
+    if mode in PROMPT_MODES:
+        return _prompt_gates(given, tokenizer, prompts)
+    gates_LED = random_gates(mode, given.config.num_hidden_layers, len(prompts), given.config.hidden_size, seed)
+    if not all(own.positive for own in prompts):
+        return Gates(dict.fromkeys(_blocks(given), gates_LED), None)
+    return _walk(given, _prompt_texts(tokenizer, prompts), [own.positive for own in prompts], lambda layer, block, seen: gates_LED[layer])
+
+
+def _prompt_gates(given: Ingredients, tokenizer: Any, experts: list[Prompts]) -> Gates:
+    mode = given.recipe.gate_mode
+    if mode == "cheap_embed":
+        embedded_ED = embedding_gate(given.base_weights.tensor("model.embed_tokens.weight"), tokenizer, experts)
+
+    def make(layer: int, block: str, seen: Mapping[Any, Seen]) -> Tensor:
+        if mode == "cheap_embed":
+            return embedded_ED
+        if mode == "hidden":
+            return prompt_gate(experts, lambda prompts: seen[prompts].last_BD.sum(dim=0) / len(prompts))
+        return prompt_gate(experts, lambda prompts: seen[prompts].inputs_TD[block].float().mean(dim=0))
+
+    return _walk(given, _prompt_texts(tokenizer, experts), [prompts.positive for prompts in experts], make)
+
+
+def _data_gates(given: Ingredients, tokenizer: Any) -> Gates:
+    recipe = given.recipe
+    file = find_gate_data(str(recipe.gate_data), given.folder)
+    texts, experts = {}, range(len(recipe.experts))
+    for expert, rows in enumerate(read_gate_data(file, [str(expert.lang) for expert in recipe.experts], recipe.gate_rows)):
+        for part, own in rows._asdict().items():
+            batches = [tokenize(tokenizer, tuple(own[i : i + _BATCH]), ROW_TOKENS) for i in range(0, len(own), _BATCH)]
+            texts[part, expert] = Texts(batches, given.sources[expert])
+
+    def make(layer: int, block: str, seen: Mapping[Any, Seen]) -> Tensor:
+        fitted, held = ([seen[part, expert].inputs_TD[block] for expert in experts] for part in ("fitted", "held"))
+        return discriminant_gate(fitted, held)
+
+    return _walk(given, texts, [("held", expert) for expert in experts], make)
+
+
+def _prompt_texts(tokenizer: Any, experts: list[Prompts]) -> dict[tuple[str, ...], Texts]:
+    """Each set of prompts as one batch, for mergekit's bits."""
+    sets = dict.fromkeys(prompts for expert in experts for prompts in (expert.positive, expert.negative) if prompts)
+    return {prompts: Texts([tokenize(tokenizer, prompts)]) for prompts in sets}
+
+
+def _blocks(given: Ingredients) -> tuple[str, ...]:
+    return ("mlp", "self_attn") if given.config.attention_experts else ("mlp",)
+
+
+def _walk(given: Ingredients, texts: Mapping[Any, Texts], own_texts: list[Hashable], make: _LayerGate) -> Gates:
+    """Makes each layer's gates of what it sees of `texts`, and asks them where the texts of each expert would go."""
+    gates: dict[str, list[Tensor]] = {block: [] for block in _blocks(given)}
+    choices = []
+    for layer, seen in enumerate(walk_layers(given.base, texts, tuple(gates))):
+        for block, rows in gates.items():
+            rows.append(make(layer, block, seen))
+        choices.append(first_choices(gates["mlp"][-1], [seen[key].inputs_TD["mlp"] for key in own_texts]))
+    return Gates({block: torch.stack(rows) for block, rows in gates.items()}, torch.stack(choices))

@@ -1,0 +1,77 @@
+"""What the gates of a composed mixture do before any training: `gate.json`, and a short table of it.
+
+Shapes: L layers, E experts.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from .gate_making import Gates
+from .gates import DEGENERATE, condition_numbers, cosines
+from .output import write_json
+
+GATE = "gate.json"
+
+
+def describe(gates: Gates, mode: str, names: list[str]) -> dict[str, Any]:
+    """Arrays over layers: of each block's gate the `cosines` [L][E][E] between experts and the `condition_numbers` [L] (None: infinite);
+    of the FFN's gate the `first_choices` [L][E][E] of each expert's texts (None: there are none).
+    """
+    blocks = {
+        block: {"cosines": cosines(gate_LED).tolist(), "condition_numbers": [_finite(value) for value in condition_numbers(gate_LED)]}
+        for block, gate_LED in gates.blocks.items()
+    }
+    choices = gates.first_choices_LEE
+    return {
+        "gate_mode": mode,
+        "experts": names,
+        "degenerate_above": DEGENERATE,
+        "blocks": blocks,
+        "first_choices": None if choices is None else choices.tolist(),
+    }
+
+
+def degenerate_layers(report: dict[str, Any]) -> list[int]:
+    """The layers whose gate, of any block, hardly tells two experts apart."""
+    numbers = zip(*(block["condition_numbers"] for block in report["blocks"].values()), strict=True)
+    return [layer for layer, values in enumerate(numbers) if any(value is None or value > DEGENERATE for value in values)]
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """Where the gate sends each expert's texts, in per cent of their tokens (mean over layers, least own share); its worst figures."""
+    lines = []
+    if report["first_choices"] is not None:
+        lines += _choices_table(report["experts"], report["first_choices"])
+    for block, figures in report["blocks"].items():
+        pairs = [(cosine, layer) for layer, rows in enumerate(figures["cosines"]) for e, row in enumerate(rows) for cosine in row[:e]]
+        worst = max(range(len(figures["condition_numbers"])), key=lambda layer: figures["condition_numbers"][layer] or math.inf)
+        number = figures["condition_numbers"][worst]
+        text = f"gate of {block}: condition number up to {'infinity' if number is None else format(number, '.1f')} (layer {worst})"
+        if pairs:
+            (low, _), (high, where) = min(pairs), max(pairs)
+            text += f"; cosine between two experts {low:.2f} to {high:.2f} (layer {where})"
+        lines.append(text)
+    return "\n".join(lines)
+
+
+def _choices_table(names: list[str], choices: list[list[list[float]]]) -> list[str]:
+    width = max(8, *(len(name) + 2 for name in names))
+    title = "first choice, %"
+    first = max(len(title), *map(len, names)) + 2
+    lines = [f"{title:<{first}}" + "".join(f"{name:>{width}}" for name in names) + f"{'own, least':>16}"]
+    for e, name in enumerate(names):
+        shares = [sum(layer[e][f] for layer in choices) / len(choices) for f in range(len(names))]
+        least, where = min((layer[e][e], index) for index, layer in enumerate(choices))
+        row = "".join(f"{100 * share:>{width}.1f}" for share in shares)
+        lines.append(f"{name:<{first}}{row}{100 * least:>7.1f} (layer {where})")
+    return lines
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> None:
+    write_json(folder / GATE, report)
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else None

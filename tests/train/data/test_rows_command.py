@@ -1,0 +1,31 @@
+"""`python -m train.data`: rows that compose's gate mode `data` reads."""
+
+import json
+
+from model.cli import run_command
+from model.gate_data import read_gate_data
+from train.data.__main__ import main, parse
+
+PROGRAM = "int twice{0}(int n) {{\n    int r = n * {0};\n    return r;\n}}\n"
+
+
+def run(*arguments) -> int:
+    return run_command(main, parse(), list(map(str, arguments)))
+
+
+def test_rows_are_prompt_and_program_of_each_language(tmp_path, capsys):
+    for split in ("train", "valid"):
+        rows = [{"text": f"{split} {n} times n", "code": PROGRAM.format(n)} for n in range(2 if split == "valid" else 3, 9)]
+        (tmp_path / f"cpp.{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = tmp_path / "rows.jsonl"
+    assert run(out, "--data", tmp_path, "--langs", "cpp", "--limit", 3) == 0
+    (own,) = read_gate_data(out, ["cpp"], 8)
+    texts = [*own.fitted, *own.held]
+    assert len(texts) == 3 and all(text.startswith("### C++\ntrain ") and "\n### Code\nint twice" in text for text in texts)
+    assert run(out, "--data", tmp_path, "--langs", "cpp") == 2
+    assert "rows.jsonl exists" in capsys.readouterr().err
+
+
+def test_an_unknown_language_is_named_and_nothing_is_written(tmp_path, capsys):
+    assert run(tmp_path / "rows.jsonl", "--data", tmp_path, "--langs", "cobol") == 2
+    assert "unknown language 'cobol'" in capsys.readouterr().err and not list(tmp_path.iterdir())

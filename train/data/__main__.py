@@ -1,0 +1,49 @@
+"""`python -m train.data`: rows of every language as JSON lines, `lang` and `text` (prompt and program), e.g. for compose's `gate_data`.
+
+They come from the loader that training has: decoded, filtered, without duplicates, drawn with the seed.
+"""
+
+import json
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+from model.cli import make_parser, run_command
+from model.languages import LANGUAGES
+from model.prompt import format_prompt
+
+from .pairs import load_pairs
+from .sources import LEVELS, SPLITS
+
+
+def main(args: Namespace) -> None:
+    langs = args.langs.split(",")
+    if args.out.exists():
+        raise FileExistsError(f"the output {args.out} exists; name another or remove it first")
+    lines = list(_lines(args, langs))
+    args.out.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    print(f"{args.out}: {len(lines)} rows of {', '.join(langs)}")
+
+
+def _lines(args: Namespace, langs: list[str]) -> Iterator[str]:
+    for lang in langs:
+        loaded = load_pairs(args.data, lang, args.split, level=args.level, limit=args.limit, seed=args.seed)
+        print(f"{lang}: {len(loaded.rows)} rows of {loaded.source}")
+        for pair in loaded.rows:
+            yield json.dumps({"lang": lang, "text": format_prompt(pair.text, lang) + pair.code}, ensure_ascii=False)
+
+
+def parse() -> ArgumentParser:
+    parser = make_parser("train.data", __doc__ or "")
+    parser.add_argument("out", type=Path, help="a new file, .jsonl")
+    parser.add_argument("--data", default="auto", help="corpus, xlcost, a file or folder; auto: xlcost where Mistral-7B fits, else corpus")
+    parser.add_argument("--langs", default=",".join(LANGUAGES), help="comma-separated")
+    parser.add_argument("--split", choices=SPLITS, default="train", help="which part of the data")
+    parser.add_argument("--level", choices=LEVELS, default="program", help="whole programs, or fragments")
+    parser.add_argument("--limit", type=int, default=32, help="rows of each language")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, parse()))
