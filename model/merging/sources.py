@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from ..adapters import Adapter, is_adapter
+from ..adapters import Adapter, base_fingerprint, is_adapter
 from ..checkpoint import Checkpoint, model_folder
 from ..config_file import read_config
 from ..sources import split_source
@@ -27,6 +27,11 @@ class Source:
     weights: Checkpoint
     adapter: Adapter | None = None
     in_file_dtype: bool = True
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what the model is made of: its checkpoint and its adapter."""
+        return base_fingerprint(self.folder, self.weights) + (self.adapter.fingerprint if self.adapter else "")
 
     def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
         """The tensor in `dtype`."""
