@@ -1,23 +1,24 @@
 """`python -m model.merge CONFIG.yml OUT`: one model out of several of one architecture, from mergekit's YAML file.
 
 Tensors are merged one by one and written in shards, so that memory holds a few of them. Adapters need no merged copy.
+A command that was killed goes on after its last whole shard when it is run again.
 `--inspect` looks at the task vectors instead (`merging/task_vectors.py`).
 """
 
 import argparse
+import hashlib
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from .checkpoint import CONFIG, CheckpointWriter, parse_dtype, read_json
+from .checkpoint import CONFIG, Checkpoint, CheckpointWriter, parse_dtype, read_json
 from .cli import make_parser, run_command
 from .merging.config import MergeConfig, read_config, unused_parameters
 from .merging.methods import METHODS
@@ -27,10 +28,11 @@ from .merging.task_vectors import TOTAL, draw, find_base, measure, text_table
 from .merging.tensors import Merger
 from .merging.vocabulary import Alignment, align, load_tokenizer
 from .output import check_absent, output_folder, write_json, write_run
+from .resume import resumable_folder
 from .same_tokenizer import brings_tokenizer, take_chat_template
 
 CONFIG_COPY = "mergekit_config.yml"  # as mergekit calls it
-_SHARD_BYTES = 1 << 30
+SHARD_BYTES = 512 << 20  # so many wait in memory, and at most so many are lost by a kill
 _GENERATION = "generation_config.json"
 _TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja")
 
@@ -70,15 +72,14 @@ def make_merger(merge: Merge, seed: int, fast_ties: bool) -> Merger:
     return Merger(config.method, dtype, out_dtype, merge.alignment, seed, fast_ties)
 
 
-def write_weights(folder: Path, tensors: Iterator[tuple[str, Tensor]], count: int) -> torch.dtype:
-    """Writes the tensors in shards; returns the widest of their dtypes."""
-    widest = None
-    with CheckpointWriter(folder, _SHARD_BYTES) as writer:
-        for name, tensor in tqdm(tensors, desc="Merging", unit="tensor", total=count):
+def write_weights(folder: Path, merger: Merger, steps: list[Step]) -> torch.dtype:
+    """Writes the merged tensors in shards, after those that are there already; returns the widest of their dtypes."""
+    with CheckpointWriter(folder, SHARD_BYTES, resume=True) as writer:
+        left = [step for step in steps if step.name not in writer.finished]
+        for name, tensor in tqdm(merger.tensors(left), desc="Merging", unit="tensor", initial=len(steps) - len(left), total=len(steps)):
             writer.add(name, tensor)
-            widest = tensor.dtype if widest is None else torch.promote_types(widest, tensor.dtype)
-    assert widest is not None
-    return widest
+    written = Checkpoint(folder)
+    return reduce(torch.promote_types, [written.tensor(name).dtype for name in written])
 
 
 def write_config(folder: Path, merge: Merge, dtype: torch.dtype) -> None:
@@ -143,9 +144,9 @@ def merge_models(args: argparse.Namespace) -> None:
         return
     for name in unused_parameters(merge.config):
         print(f"{path}: {name} has no effect on {merge.config.method}", file=sys.stderr)
-    with output_folder(out) as folder:
+    with resumable_folder(out, _facts(path, merge, args)) as (folder, _):
         write_tokenizer(folder, merge)  # first, as it may fail, and the rest takes long
-        dtype = write_weights(folder, make_merger(merge, args.seed, args.fast_ties).tensors(merge.steps), len(merge.steps))
+        dtype = write_weights(folder, make_merger(merge, args.seed, args.fast_ties), merge.steps)
         write_config(folder, merge, dtype)
         if (merge.reference.folder / _GENERATION).is_file():
             shutil.copy(merge.reference.folder / _GENERATION, folder / _GENERATION)
@@ -154,6 +155,18 @@ def merge_models(args: argparse.Namespace) -> None:
         models = {name: source.name for name, source in merge.sources.items()}
         write_run(folder, seed=args.seed, figures={"tensors": len(merge.steps), "bytes": size}, method=merge.config.method, models=models)
     print(f"{out}: {merge.config.method} of {', '.join(models)}, {size / 1e9:.2f} GB of {dtype}")
+
+
+def _facts(path: Path, merge: Merge, args: argparse.Namespace) -> dict[str, str]:
+    """What must be the same for an unfinished merge to be gone on with, by the name that an error gives it."""
+    rows = [row_V.numpy().tobytes() for row_V in merge.alignment.rows] if merge.alignment else []
+    return {
+        "configuration": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "--fast-ties": str(args.fast_ties),
+        "--seed": str(args.seed),
+        "tokenizers": hashlib.sha256(b"".join(rows)).hexdigest(),
+        **{name: source.fingerprint for name, source in merge.sources.items()},
+    }
 
 
 def main() -> int:

@@ -8,17 +8,16 @@ breadcrumbs*: Davari and Belilovsky 2023, arXiv:2312.06795. Task vectors are dif
 Results have the bits of mergekit 0.1.5 on a CPU, so sums are taken in its order and precision. M models.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .sparsify import keep_at_random, keep_between_outliers, keep_by_rank, keep_largest, rescale
+from .parallel import Run, pieces
+from .sparsify import keep_at_random, keep_between_outliers, keep_by_rank, keep_largest
 
 REQUIRED = None
-_PIECE = 1 << 17  # entries that are combined at a time: temporaries stay in the cache and out of the peak
-_PARTIAL_SUM = 1 << 20  # entries that are summed at a time, as the order of a sum decides its last bits
 _PARALLEL = 0.9995  # cosine from which the arc is taken as straight
 _SHORT = 1e-8  # a norm, or a sum of weights, that is taken as zero
 
@@ -64,101 +63,83 @@ PARAMETERS = sorted({name for method in METHODS.values() for name in (*method.pe
 def linear(tensors: Sequence[Tensor], weights: Sequence[float], normalize: bool) -> Tensor:
     """Σ wᵢ Wᵢ, with `normalize` over Σ wᵢ, which must not be zero; computed in fp32, of the first tensor's dtype."""
     scales = torch.tensor(weights, dtype=torch.float32)
-    merged = torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
-    for out, *parts in zip(merged.view(-1).split(_PIECE), *[tensor.flatten().split(_PIECE) for tensor in tensors], strict=True):
-        total = torch.zeros_like(out, dtype=torch.float32)
-        for part, scale in zip(parts, scales.unbind(), strict=True):
-            total.addcmul_(part.float(), scale)
-        out.copy_(total / scales.sum() if normalize else total)
-    return merged
+    total = torch.zeros(tensors[0].shape)
+    for tensor, scale in zip(tensors, scales, strict=True):
+        total.addcmul_(tensor.float(), scale)
+    return (total.div_(scales.sum()) if normalize else total).to(tensors[0].dtype)
 
 
-def slerp(t: float, start: Tensor, end: Tensor) -> Tensor:
-    """The point at `t` of the arc from `start` to `end` (as vectors, at their own lengths); computed in fp32.
+def slerp(t: float, start: Tensor, end: Tensor, out: Tensor | None = None, run: Run = map) -> Tensor:
+    """The point at `t` of the arc from `start` to `end` (as vectors, at their own lengths); computed in fp32, of their dtype or into `out`.
 
     Nearly parallel vectors are interpolated linearly.
     """
-    starts, ends = start.flatten().split(_PARTIAL_SUM), end.flatten().split(_PARTIAL_SUM)
-    start_norm, end_norm = _norm(starts), _norm(ends)
-    cosine = _sum([((a.float() / start_norm) * (b.float() / end_norm)).sum() for a, b in zip(starts, ends, strict=True)]).clamp(-1, 1)
+    a, b, parts = start.flatten(), end.flatten(), pieces(start.numel())
+    start_norm, end_norm = _norm(a, run), _norm(b, run)
+    cosine = _sum(run(lambda part: (a[part].float() / start_norm).mul_(b[part].float() / end_norm).sum(), parts)).clamp(-1, 1)
     at = torch.tensor(t, dtype=torch.float32)
     if cosine.abs() > _PARALLEL:
         from_start, from_end = 1 - at, at
     else:
         angle = cosine.acos()
         from_start, from_end = ((1 - at) * angle).sin() / angle.sin(), (at * angle).sin() / angle.sin()
-    pieces = [(from_start * a.float() + from_end * b.float()).to(start.dtype) for a, b in zip(starts, ends, strict=True)]
-    return torch.cat(pieces).view(start.shape)
+    merged = torch.empty_like(start, memory_format=torch.contiguous_format) if out is None else out
+
+    def interpolate(part: slice) -> None:
+        merged.view(-1)[part] = (from_start * a[part].float()).add_(from_end * b[part].float()).to(start.dtype)
+
+    list(run(interpolate, parts))
+    return merged
 
 
-def _norm(pieces: Sequence[Tensor]) -> Tensor:
-    """The length of a vector in pieces; 1 for a vector of zeros."""
-    norm = torch.stack([torch.linalg.vector_norm(piece.float()) for piece in pieces]).norm()
+def _norm(vector: Tensor, run: Run) -> Tensor:
+    """The length of a vector, summed piece by piece; 1 for a vector of zeros."""
+    norm = torch.stack(list(run(lambda part: torch.linalg.vector_norm(vector[part].float()), pieces(len(vector))))).norm()
     return torch.where(norm > _SHORT, norm, 1.0)
 
 
-def _sum(values: list[Tensor]) -> Tensor:
-    return torch.stack(values).sum()
+def _sum(values: Iterator[Tensor]) -> Tensor:
+    return torch.stack(list(values)).sum()
 
 
-def sparsify(
-    delta: Tensor,
-    method: str | None,
-    values: Mapping[str, float],
-    *,
-    rescaled: bool,
-    generator: torch.Generator,
-    fast_ties: bool = False,
-) -> Tensor:
-    """A task vector with a share `density` of its entries; may overwrite `delta`. `values`: this model's, of the method's parameters."""
+def choose(magnitudes: Tensor, method: str, values: Mapping[str, float], *, seed: str, fast_ties: bool = False, run: Run = map) -> Tensor:
+    """The mask of a share `density` of a task vector's entries. `values`: this model's, of the method's parameters."""
     density = values["density"]
-    if method is None or density == 1:
-        return delta
-    if density == 0:
-        return delta.zero_()
     if method == "magnitude":
-        mask = keep_largest(delta, density, fast_ties)
-    elif method == "outliers":
-        mask = keep_between_outliers(delta, density, values["gamma"], fast_ties)
-    elif method == "random":
-        mask = keep_at_random(delta, density, generator)
-    else:
-        mask = keep_by_rank(delta, density, values["epsilon"], generator)
-    if not rescaled:
-        return delta.mul_(mask)
-    norm = delta.abs().sum()
-    return rescale(delta.mul_(mask), norm)
+        return keep_largest(magnitudes, density, fast_ties, run)
+    if method == "outliers":
+        return keep_between_outliers(magnitudes, density, values["gamma"], fast_ties, run)
+    if method == "random":
+        return keep_at_random(magnitudes, density, seed, run)
+    return keep_by_rank(magnitudes, density, values["epsilon"], seed, run)
 
 
 def add_task_vectors(
-    base: Tensor, deltas: Sequence[Tensor], weights: Sequence[float], *, consensus: bool, normalize: bool, factor: float
+    base: Tensor, deltas: Sequence[Tensor | None], weights: Sequence[float], *, consensus: bool, normalize: bool, factor: float
 ) -> Tensor:
-    """base + λ Σ wᵢ δᵢ, in the tensors' dtype.
+    """base + λ Σ wᵢ δᵢ, in the base's dtype; a δ that is None is zero, and the others are overwritten.
 
     `consensus`: at each entry only those δ count whose weighted sign is that of their sum (TIES). `normalize`: over the sum of the weights
     that count. λ is `factor`.
     """
-    merged = torch.empty_like(base, memory_format=torch.contiguous_format)
-    pieces = zip(
-        merged.view(-1).split(_PIECE), base.flatten().split(_PIECE), *[delta.flatten().split(_PIECE) for delta in deltas], strict=True
-    )
-    weights_M1 = torch.tensor(weights, dtype=base.dtype).unsqueeze(1)
-    for out, start, *parts in pieces:
-        deltas_MN = (torch.stack(parts) * weights_M1).float()  # rounded; sums of 16-bit values are taken in fp32 and rounded once
-        counted = weights_M1.float()
-        if consensus:
-            sign_N = (_sum_rows(deltas_MN, base.dtype) >= 0).float().mul_(2).sub_(1)  # zero counts as positive
-            agree_MN = (deltas_MN * sign_N > 0).float()
-            deltas_MN *= agree_MN
-            counted = agree_MN.mul_(counted)
+    weights_M = torch.tensor(weights, dtype=base.dtype)
+    deltas_MN = torch.empty((len(deltas), *base.shape))  # rounded; sums of 16-bit values are taken in fp32 and rounded once
+    for row, delta, weight in zip(deltas_MN, deltas, weights_M, strict=True):
+        row.zero_() if delta is None else row.copy_(delta.mul_(weight))
+    if consensus:
+        sign_N = torch.ge(_sum_rows(deltas_MN, base.dtype), 0, out=torch.empty(base.shape)).mul_(2).sub_(1)  # zero counts as positive
+        total = _sum_rows(deltas_MN.mul_(sign_N).clamp_(min=0), base.dtype).mul_(sign_N)
+    else:
         total = _sum_rows(deltas_MN, base.dtype)
-        if normalize:
-            divisor = _sum_rows(counted, base.dtype)
-            total /= divisor.masked_fill_(divisor.abs() <= (0.0 if consensus else _SHORT), 1)
-        if factor != 1:
-            total *= factor
-        torch.add(start, total, out=out)
-    return merged
+    if normalize:
+        counted = weights_M.float()
+        if consensus:
+            counted = torch.gt(deltas_MN, 0, out=torch.empty_like(deltas_MN)).mul_(counted.view(-1, *[1] * base.dim()))
+        divisor = _sum_rows(counted, base.dtype)
+        total /= divisor.add_(torch.le(divisor.abs(), 0.0 if consensus else _SHORT, out=torch.empty_like(divisor)))
+    if factor != 1:
+        total *= factor
+    return base + total
 
 
 def _sum_rows(rows_MN: Tensor, dtype: torch.dtype) -> Tensor:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from ..adapters import Adapter, is_adapter
+from ..adapters import Adapter, base_fingerprint, is_adapter
 from ..checkpoint import Checkpoint, model_folder
 from ..config_file import read_config
 from ..sources import split_source
+from .parallel import Rows
 
 _FAMILIES = ("mistral", "llama", "qwen2")
 _SHARED = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "rope_parameters", "tie_word_embeddings")
@@ -28,28 +29,50 @@ class Source:
     adapter: Adapter | None = None
     in_file_dtype: bool = True
 
+    @property
+    def fingerprint(self) -> str:
+        """Of what the model is made of: its checkpoint and its adapter."""
+        return base_fingerprint(self.folder, self.weights) + (self.adapter.fingerprint if self.adapter else "")
+
     def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
         """The tensor in `dtype`."""
+        return self.rows(name, dtype)(slice(None))
+
+    def rows(self, name: str, dtype: torch.dtype) -> Rows:
+        """The tensor in `dtype`, any rows of it at a time."""
         # Opened anew (1 ms): pages that were read count as this process's memory for as long as their file is mapped.
         weight, module = Checkpoint(self.weights.path).tensor(name), name.removesuffix(_WEIGHT)
-        if self.adapter is None:
-            return weight.to(dtype)
-        if self.in_file_dtype:
-            return self.adapter.apply(module, weight).to(dtype)
-        return self.adapter.apply(module, weight.to(dtype))
+        if self.adapter is not None and (self.in_file_dtype or self.adapter.is_dora):
+            weight = self.adapter.apply(module, weight if self.in_file_dtype else weight.to(dtype))
+        elif product := self._product(module):
+            return lambda rows: product(rows).add_(weight[rows].to(dtype)).to(dtype)
+        return lambda rows: weight[rows].to(dtype)
 
-    def task_vector(self, name: str, base: "Source", base_tensor: Tensor) -> Tensor | None:
-        """What the model adds to `base_tensor`, in its dtype; None if that is nothing.
+    def task_vector(self, name: str, base: "Source", base_name: str, base_rows: Rows, dtype: torch.dtype) -> Rows | None:
+        """What the model's tensor `name` adds to the base's `base_name`, which is `base_rows`, in `dtype`; None if that is nothing.
 
         Of a LoRA adapter of the base it is B A · scaling itself.
         """
         module = name.removesuffix(_WEIGHT)
-        if self.folder == base.folder and base.adapter is None:
+        if self.folder == base.folder and base.adapter is None and name == base_name:
             if self.adapter is None or module not in self.adapter.modules:
                 return None
-            if not self.in_file_dtype and not self.adapter.is_dora:
-                return self.adapter.delta(module).to(base_tensor.dtype)
-        return self.tensor(name, base_tensor.dtype) - base_tensor
+            product = self._product(module)
+            if product and not self.in_file_dtype:
+                return lambda rows: product(rows).to(dtype)
+        return difference(self.rows(name, dtype), base_rows)
+
+    def _product(self, module: str) -> Rows | None:
+        """B A · scaling of its LoRA adapter, fp32; None if it has none that changes the module."""
+        factors = None if self.adapter is None or self.adapter.is_dora else self.adapter.factors(module)
+        if self.adapter is None or factors is None:
+            return None
+        (a, b), scaling = factors, self.adapter.scaling(module)
+        return lambda rows: (b[rows] @ a).mul_(scaling)
+
+
+def difference(rows: Rows, base: Rows) -> Rows:
+    return lambda part: rows(part) - base(part)
 
 
 def open_sources(models: list[str], base: str | None, beside: Path) -> dict[str, Source]:

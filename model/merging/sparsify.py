@@ -1,64 +1,83 @@
 """Which entries of a task vector are kept: the largest (TIES), random ones (DARE), both (DELLA), all but outliers (Breadcrumbs).
 
+All are decided by magnitudes: the absolute values, in the merge's precision. `run` maps a function over items, on several cores or on one.
 TIES: Yadav et al. 2023, arXiv:2306.01708. DARE: Yu et al. 2023, arXiv:2311.03099. DELLA: Deep et al. 2024, arXiv:2406.11617.
 Breadcrumbs: Davari and Belilovsky 2023, arXiv:2312.06795.
 """
 
-from collections.abc import Iterable, Iterator
+import hashlib
+import math
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-_PIECE = 1 << 20  # entries that are looked at at a time
-_ROWS = 256  # that are ranked at a time: their places are int64, four times the size of bf16
+from .parallel import Run, blocks, pieces
+
+_SAMPLE = 1 << 16  # magnitudes that tell roughly where the k-th largest of all lies
 _NOTHING = 1e-7  # a sum of magnitudes below which nothing is rescaled
 
 
-def keep_largest(delta: Tensor, density: float, fast_ties: bool = False) -> Tensor:
+def keep_largest(magnitudes: Tensor, density: float, fast_ties: bool = False, run: Run = map) -> Tensor:
     """The mask of the `density` · n entries of largest magnitude (at least one).
 
     Of equal magnitudes at the limit, which large tensors always have, it keeps those that PyTorch's unstable sort puts first, as mergekit
     does, or with `fast_ties` the first, which is many times faster.
     """
-    count = max(1, int(density * delta.numel()))
-    mask = _largest(delta, count, fast_ties)
-    return _mask_of(_magnitudes(delta).argsort(descending=True)[:count], delta) if mask is None else mask
+    count = max(1, int(density * magnitudes.numel()))
+    mask = _largest(magnitudes, count, fast_ties, run)
+    return _mask_of(magnitudes.float().flatten().argsort(descending=True)[:count], magnitudes) if mask is None else mask
 
 
-def keep_between_outliers(delta: Tensor, density: float, gamma: float, fast_ties: bool = False) -> Tensor:
+def keep_between_outliers(magnitudes: Tensor, density: float, gamma: float, fast_ties: bool = False, run: Run = map) -> Tensor:
     """The mask of `density` · n entries: the largest but for the `gamma` · n very largest. Equal ones: see `keep_largest`."""
-    total, kept, outliers = delta.numel(), int(density * delta.numel()), int(gamma * delta.numel())
+    total, kept, outliers = magnitudes.numel(), int(density * magnitudes.numel()), int(gamma * magnitudes.numel())
     dropped = max(0, total - kept - outliers)
-    large, too_large = (_largest(delta, count, fast_ties) for count in (total - dropped, total - dropped - kept))
+    large, too_large = (_largest(magnitudes, count, fast_ties, run) for count in (total - dropped, total - dropped - kept))
     if large is None or too_large is None:
-        return _mask_of(_magnitudes(delta).argsort()[dropped : dropped + kept], delta)
+        return _mask_of(magnitudes.float().flatten().argsort()[dropped : dropped + kept], magnitudes)
     return large & ~too_large
 
 
-def _magnitudes(delta: Tensor) -> Tensor:
-    return delta.abs().float().flatten()
+def _mask_of(places: Tensor, magnitudes: Tensor) -> Tensor:
+    return torch.zeros(magnitudes.numel(), dtype=torch.bool).index_fill_(0, places, True).view(magnitudes.shape)
 
 
-def _mask_of(places: Tensor, delta: Tensor) -> Tensor:
-    return torch.zeros(delta.numel(), dtype=torch.bool).index_fill_(0, places, True).view(delta.shape)
-
-
-def keep_at_random(delta: Tensor, density: float, generator: torch.Generator) -> Tensor:
+def keep_at_random(magnitudes: Tensor, density: float, seed: str, run: Run = map) -> Tensor:
     """A mask that keeps each entry with probability `density`."""
-    return draw(torch.full_like(delta, density), generator)
+    return _draw_mask(magnitudes, lambda part: torch.full_like(part, density), seed, run)
 
 
-def keep_by_rank(delta: Tensor, density: float, epsilon: float, generator: torch.Generator) -> Tensor:
+def keep_by_rank(magnitudes: Tensor, density: float, epsilon: float, seed: str, run: Run = map) -> Tensor:
     """A mask that keeps an entry with a probability from density − ε, for the smallest of its row, to density + ε, for the largest."""
-    rows = delta.reshape(-1, delta.shape[-1])
-    probability = torch.empty_like(rows)
-    for out, part in zip(probability.split(_ROWS), rows.split(_ROWS), strict=True):
-        order = part.abs().argsort(dim=1)
-        places = torch.arange(1, part.shape[1] + 1).expand_as(order)
-        rank = torch.empty_like(order).scatter_(1, order, places).to(delta.dtype)
+
+    def probability(part: Tensor) -> Tensor:
+        rows = part.reshape(-1, part.shape[-1])
+        order = rows.argsort(dim=1)
+        places = torch.arange(1, rows.shape[1] + 1).expand_as(order)
+        rank = torch.empty_like(order).scatter_(1, order, places).to(rows.dtype)
         lowest, highest = rank.aminmax(dim=1, keepdim=True)
-        torch.add((rank - lowest) / (highest - lowest) * 2 * epsilon, density - epsilon, out=out)
-    return draw(probability, generator).view(delta.shape)
+        return ((rank - lowest) / (highest - lowest) * 2 * epsilon + (density - epsilon)).view(part.shape)
+
+    return _draw_mask(magnitudes, probability, seed, run)
+
+
+def _draw_mask(magnitudes: Tensor, probability: Callable[[Tensor], Tensor], seed: str, run: Run) -> Tensor:
+    mask = torch.empty(magnitudes.shape, dtype=torch.bool)
+
+    def fill(rows: slice) -> None:
+        mask[rows] = draw(probability(magnitudes[rows]), generator(f"{seed} {rows.start}"))
+
+    list(run(fill, blocks(mask.shape)))
+    return mask
+
+
+def generator(seed: str) -> torch.Generator:
+    """Random numbers that depend on nothing but a text."""
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "little"))
 
 
 def draw(probability: Tensor, generator: torch.Generator) -> Tensor:
@@ -66,54 +85,48 @@ def draw(probability: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(probability.shape, generator=generator) < probability
 
 
-def rescale(kept: Tensor, norm: Tensor) -> Tensor:
-    """`kept`, in place, times the factor that gives it the L1 norm `norm`."""
-    own = kept.abs().sum()
-    return kept if norm < _NOTHING or own < _NOTHING else kept.mul_(norm / own)
+def rescaling(magnitudes: Tensor, mask: Tensor) -> Tensor:
+    """The factor that gives what `mask` keeps the L1 norm of all; overwrites `magnitudes`."""
+    norm, kept = magnitudes.sum(), magnitudes.mul_(mask).sum()
+    return torch.ones_like(norm) if norm < _NOTHING or kept < _NOTHING else norm / kept
 
 
-def _largest(delta: Tensor, count: int, first_of_equals: bool) -> Tensor | None:
+def _largest(magnitudes: Tensor, count: int, first_of_equals: bool, run: Run) -> Tensor | None:
     """The mask of the `count` entries of largest magnitude; None if that is a choice among equal ones, and not the first are wanted."""
     if count == 0:
-        return torch.zeros_like(delta, dtype=torch.bool)
-    threshold, surplus = _kth_largest(delta, count)
+        return torch.zeros_like(magnitudes, dtype=torch.bool)
+    # As whole numbers their bits have the same order, and NumPy, which is faster here, has no bf16.
+    bits = magnitudes.flatten().view(torch.int32 if magnitudes.element_size() == 4 else torch.int16).numpy()
+    limit, surplus = kth_largest(bits, count, run)
     if surplus and not first_of_equals:
         return None
-    mask = torch.cat([bits >= threshold for bits in _pieces(delta)])
+    mask, places = np.empty(bits.shape, dtype=bool), pieces(len(bits))
+    list(run(lambda piece: np.greater_equal(bits[piece], limit, out=mask[piece]), places))
     if surplus:
-        equal = [(bits == threshold).nonzero().flatten() + index * _PIECE for index, bits in enumerate(_pieces(delta))]
-        mask[torch.cat(equal)[-surplus:]] = False
-    return mask.view(delta.shape)
+        equal = list(run(lambda piece: np.flatnonzero(bits[piece] == limit) + piece.start, places))
+        mask[np.concatenate(equal)[-surplus:]] = False
+    return torch.from_numpy(mask).view(magnitudes.shape)
 
 
-def _pieces(delta: Tensor) -> Iterator[Tensor]:
-    """The bits of the magnitudes, which are ordered as these are, a few at a time: so there is no second tensor of this size."""
-    wide = delta.element_size() == 4
-    for piece in delta.flatten().split(_PIECE):
-        yield piece.view(torch.int32) & 0x7FFFFFFF if wide else piece.view(torch.int16) & 0x7FFF
+def kth_largest(values: NDArray[Any], k: int, run: Run = map) -> tuple[Any, int]:
+    """The k-th largest of whole numbers that are not negative, and how many beyond k are at least as large.
 
-
-def _kth_largest(delta: Tensor, k: int) -> tuple[int, int]:
-    """The bits of the k-th largest magnitude, and how many beyond k are at least as large.
-
-    Found by counting the upper 16 bits, then, of fp32, the lower 16. One core takes 1.5 ns (bf16) or 5 ns an entry, where `kthvalue`
-    takes 15 and a sort 100.
+    Only those between two values of a sample are sorted out, and all of them if the sample misleads (Floyd and Rivest 1975, "Expected time
+    bounds for selection").
     """
-    if delta.element_size() == 2:
-        return _kth_in_counts(_count(_pieces(delta)), k)
-    high, surplus = _kth_in_counts(_count(bits >> 16 for bits in _pieces(delta)), k)
-    same = torch.cat([bits[bits >> 16 == high] & 0xFFFF for bits in _pieces(delta)])
-    low, surplus = _kth_in_counts(_count([same]), len(same) - surplus)
-    return high << 16 | low, surplus
+    sample = np.sort(values[:: len(values) // _SAMPLE | 1])  # an odd step, as widths are even
+    place, margin = round(len(sample) * (1 - k / len(values))), round(3 * math.sqrt(len(sample)))  # six standard deviations at least
+    narrow = sample[max(0, place - margin)], sample[min(len(sample) - 1, place + margin)]
+    for low, high in (narrow, (0, np.iinfo(values.dtype).max)):
 
+        def look(piece: slice, low: Any = low, high: Any = high) -> tuple[int, NDArray[Any]]:
+            part = values[piece]
+            larger = part > high
+            return int(np.count_nonzero(larger)), part[(part >= low) & ~larger]
 
-def _count(pieces: Iterable[Tensor]) -> Tensor:
-    """How often each value below 2^16 occurs."""
-    return torch.stack([torch.bincount(piece, minlength=1 << 16) for piece in pieces]).sum(dim=0)
-
-
-def _kth_in_counts(counts: Tensor, k: int) -> tuple[int, int]:
-    """The k-th largest of counted values, and how many beyond k are at least as large."""
-    at_least = counts.flip(0).cumsum(0).flip(0)
-    value = int((at_least >= k).nonzero()[-1])
-    return value, int(at_least[value]) - k
+        found = list(run(look, pieces(len(values))))
+        larger, between = sum(count for count, _ in found), np.concatenate([part for _, part in found])
+        if larger < k <= larger + len(between):
+            break
+    limit = np.partition(between, len(between) - (k - larger))[len(between) - (k - larger)]
+    return limit, larger + int(np.count_nonzero(between >= limit)) - k

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .parallel import Rows, Run, blocks, several_cores
 from .sources import Source
 from .sparsify import keep_largest
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
-_PIECE = 1 << 20
 TOTAL = "all"
 
 
@@ -77,12 +77,13 @@ def measure(base: Source, experts: Mapping[str, Source], density: float) -> dict
                     f"{expert.weights.path} has no {name} of the shape that {base.weights.path} has, so there is no task vector"
                 )
     groups: dict[str, Group] = {}
-    for name in tqdm(sorted(base.weights, key=_layer_order), desc="Task vectors", unit="tensor"):
-        match = _LAYER.search(name)
-        key = match[1] if match else name.removesuffix(".weight").removeprefix("model.")
-        part = _measure_tensor(name, base, list(experts.values()), density)
-        for place in (key, TOTAL):
-            groups.setdefault(place, _empty(len(experts))).add(part)
+    with several_cores() as run:
+        for name in tqdm(sorted(base.weights, key=_layer_order), desc="Task vectors", unit="tensor"):
+            match = _LAYER.search(name)
+            key = match[1] if match else name.removesuffix(".weight").removeprefix("model.")
+            part = _measure_tensor(name, base, list(experts.values()), density, run)
+            for place in (key, TOTAL):
+                groups.setdefault(place, _empty(len(experts))).add(part)
     rows = {key: group.row(list(experts)) for key, group in groups.items()}
     return {**{key: row for key, row in rows.items() if key != TOTAL}, TOTAL: rows[TOTAL]}
 
@@ -96,26 +97,42 @@ def _layer_order(name: str) -> tuple[int, str]:
     return (int(match[1]) if match else -1 if "embed" in name else 1 << 30), name
 
 
-def _measure_tensor(name: str, base: Source, experts: Sequence[Source], density: float) -> Group:
-    weight = base.tensor(name, torch.float32)
-    deltas = [expert.task_vector(name, base, weight) for expert in experts]
-    part = _empty(len(experts))
-    part.base_square = sum(float(piece.double().square().sum()) for piece in weight.flatten().split(_PIECE))
-    present = [index for index, delta in enumerate(deltas) if delta is not None]
-    if not present:
-        return part
-    vectors = [delta.flatten() for delta in deltas if delta is not None]
-    kept = [keep_largest(vector, density, fast_ties=True) for vector in vectors]
-    for start in range(0, weight.numel(), _PIECE):
-        piece = slice(start, start + _PIECE)
-        rows_EN = torch.stack([vector[piece] for vector in vectors])
+def _measure_tensor(name: str, base: Source, experts: Sequence[Source], density: float, run: Run) -> Group:
+    shape, weight = torch.Size(base.weights.shape(name)), base.rows(name, torch.float32)
+    found = [(index, expert.task_vector(name, base, name, weight, torch.float32)) for index, expert in enumerate(experts)]
+    vectors = [(index, vector) for index, vector in found if vector is not None]
+    masks = [_keep_largest(vector, shape, density, run) for _, vector in vectors]
+
+    def look(rows: slice) -> Group:
+        part = _empty(len(experts))
+        part.base_square = float(weight(rows).double().square().sum())
+        if not vectors:
+            return part
+        rows_EN = torch.stack([vector(rows).flatten() for _, vector in vectors])
         products = (rows_EN @ rows_EN.T).double()
-        for i, a in enumerate(present):
-            part.products_EE[a, present] += products[i]
-        signs_EN = rows_EN.sign() * torch.stack([mask[piece] for mask in kept])
-        part.contested += int((signs_EN.abs().sum(dim=0) > 1).sum())
-        part.conflicts += int(((signs_EN > 0).any(dim=0) & (signs_EN < 0).any(dim=0)).sum())
-    return part
+        present = [index for index, _ in vectors]
+        for i, index in enumerate(present):
+            part.products_EE[index, present] = products[i]
+        signs_EN = rows_EN.sign() * torch.stack([mask[rows].flatten() for mask in masks])
+        part.contested = int((signs_EN.abs().sum(dim=0) > 1).sum())
+        part.conflicts = int(((signs_EN > 0).any(dim=0) & (signs_EN < 0).any(dim=0)).sum())
+        return part
+
+    whole = _empty(len(experts))
+    for part in run(look, blocks(shape)):
+        whole.add(part)
+    return whole
+
+
+def _keep_largest(vector: Rows, shape: torch.Size, density: float, run: Run) -> Tensor:
+    """The mask of the largest entries of one model's task vector, which is whole in memory only here."""
+    magnitudes = torch.empty(shape)
+
+    def fill(rows: slice) -> None:
+        magnitudes[rows] = vector(rows).abs_()
+
+    list(run(fill, blocks(shape)))
+    return keep_largest(magnitudes, density, fast_ties=True, run=run)
 
 
 def text_table(rows: dict[str, dict[str, Any]]) -> str:

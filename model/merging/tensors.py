@@ -1,19 +1,21 @@
-"""The merged model's tensors, one after the other: nothing but one name's tensors is held at a time."""
+"""The merged model's tensors, one after the other: nothing but one name's tensors is held at a time, and one more while it is written."""
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import reduce
 
 import torch
 from torch import Tensor
 
-from .methods import METHODS, add_task_vectors, linear, slerp, sparsify
+from .methods import METHODS, add_task_vectors, choose, linear, slerp
+from .parallel import Rows, Run, ahead, blocks, several_cores
 from .plan import VOCABULARY, Step, Term
+from .sources import difference
+from .sparsify import rescaling
 from .vocabulary import Alignment
 
 
-@dataclass(frozen=True)
+@dataclass
 class Merger:
     """How the steps of a plan are computed: the method, its precisions (None: the models'), the seed of masks, `keep_largest`'s option."""
 
@@ -23,66 +25,108 @@ class Merger:
     alignment: Alignment | None
     seed: int
     fast_ties: bool
+    run: Run = map
+    _scratch: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
 
     def tensors(self, steps: Sequence[Step]) -> Iterator[tuple[str, Tensor]]:
         """Name and tensor of every step, in their order; each depends on its own step and the seed alone."""
-        for step in steps:
-            yield step.name, self._merge(step)
+        with several_cores() as self.run:
+            yield from ahead((step.name, self._merge(step)) for step in steps)
 
     def _merge(self, step: Step) -> Tensor:
-        merged = self._add_task_vectors(step, step.base) if step.base else self._interpolate(step)
-        return merged.to(self.out_dtype or merged.dtype)
-
-    def _interpolate(self, step: Step) -> Tensor:
-        tensors = [self._read(term, self._dtype(step.terms)) for term in step.terms]
+        dtype = self._dtype([step.base, *step.terms] if step.base else step.terms)
+        if step.base is not None:
+            return self._add_task_vectors(step, step.base, dtype)
         if self.method == "slerp":
-            return slerp(step.values["t"], *tensors)
+            start, end = (self._rows(term, dtype)(slice(None)) for term in step.terms)
+            return slerp(step.values["t"], start, end, torch.empty(start.shape, dtype=self.out_dtype or dtype), self.run)
+        inputs = [self._rows(term, dtype) for term in step.terms]
         if self.method == "passthrough":
             scale = step.terms[0].values["scale"]
-            return tensors[0] if scale == 1 else tensors[0] * scale
-        return linear(tensors, [term.values["weight"] for term in step.terms], bool(step.values["normalize"]))
+            return self._fill(step, dtype, lambda rows: inputs[0](rows) * scale if scale != 1 else inputs[0](rows))
+        weights, normalize = [term.values["weight"] for term in step.terms], bool(step.values["normalize"])
+        return self._fill(step, dtype, lambda rows: linear([read(rows) for read in inputs], weights, normalize))
 
-    def _add_task_vectors(self, step: Step, base_term: Term) -> Tensor:
-        method, values = METHODS[self.method], step.values
-        base = self._read(base_term, self._dtype([base_term, *step.terms]))
-        deltas = []
-        for index, term in enumerate(step.terms):
-            delta = self._task_vector(term, base_term, base)
-            if delta is not None:
-                generator = _generator(self.seed, step.name, index)
-                rescaled = bool(values["rescale"])
-                delta = sparsify(delta, method.sparsify, term.values, rescaled=rescaled, generator=generator, fast_ties=self.fast_ties)
-            deltas.append(delta)
+    def _fill(self, step: Step, dtype: torch.dtype, make: Rows) -> Tensor:
+        """The tensor whose rows `make` makes."""
+        merged = torch.empty(self._shape(step.base or step.terms[0]), dtype=self.out_dtype or dtype)
+        self._write(merged, make)
+        return merged
+
+    def _write(self, out: Tensor, make: Rows) -> None:
+        def write(rows: slice) -> None:
+            out[rows] = make(rows)
+
+        list(self.run(write, blocks(out.shape)))
+
+    def _add_task_vectors(self, step: Step, base_term: Term, dtype: torch.dtype) -> Tensor:
+        base = self._rows(base_term, dtype)
+        thin = [self._thinning(step, index, term, base_term, dtype) for index, term in enumerate(step.terms)]
+        deltas = [self._task_vector(term, base_term, base, dtype) for term in step.terms]
         if all(delta is None for delta in deltas):
-            return base
-        zeros = base.new_zeros(()).expand_as(base)
-        return add_task_vectors(
-            base,
-            [zeros if delta is None else delta for delta in deltas],
-            [term.values["weight"] for term in step.terms],
-            consensus=method.consensus,
-            normalize=bool(values["normalize"]),
-            factor=values["lambda"],
-        )
+            return self._fill(step, dtype, base)
+        weights = [term.values["weight"] for term in step.terms]
+        consensus, normalize, factor = METHODS[self.method].consensus, bool(step.values["normalize"]), step.values["lambda"]
 
-    def _task_vector(self, term: Term, base_term: Term, base: Tensor) -> Tensor | None:
-        if term.name != base_term.name or self._is_aligned(term):
-            return self._read(term, base.dtype) - base
-        return term.source.task_vector(term.name, base_term.source, base)
+        def merge(rows: slice) -> Tensor:
+            parts = [delta and thinned(delta(rows), rows) for delta, thinned in zip(deltas, thin, strict=True)]
+            return add_task_vectors(base(rows), parts, weights, consensus=consensus, normalize=normalize, factor=factor)
 
-    def _read(self, term: Term, dtype: torch.dtype) -> Tensor:
+        return self._fill(step, dtype, merge)
+
+    def _thinning(self, step: Step, index: int, term: Term, base_term: Term, dtype: torch.dtype) -> Callable[[Tensor, slice], Tensor]:
+        """What makes rows of a task vector sparse, in place, as the method asks for."""
+        method, density = METHODS[self.method].sparsify, term.values["density"]
+        if method is None or density == 1:
+            return lambda part, rows: part
+        if density == 0:
+            return lambda part, rows: part.zero_()
+        magnitudes = self._magnitudes(term, base_term, dtype)
+        if magnitudes is None:
+            return lambda part, rows: part
+        seed = f"{self.seed} {step.name} {index}"
+        mask = choose(magnitudes, method, term.values, seed=seed, fast_ties=self.fast_ties, run=self.run)
+        factor = rescaling(magnitudes, mask) if step.values["rescale"] else None
+
+        def thin(part: Tensor, rows: slice) -> Tensor:
+            part.mul_(mask[rows].view(torch.uint8).to(dtype))  # as bytes: a product with truth values takes four times as long
+            return part if factor is None else part.mul_(factor)
+
+        return thin
+
+    def _magnitudes(self, term: Term, base_term: Term, dtype: torch.dtype) -> Tensor | None:
+        """Of a whole task vector, None if it is nothing; the files that it comes from are closed again, as what follows needs room."""
+        delta = self._task_vector(term, base_term, self._rows(base_term, dtype), dtype)
+        if delta is None:
+            return None
+        magnitudes = self._empty(self._shape(base_term), dtype)
+        self._write(magnitudes, lambda rows: delta(rows).abs_())
+        return magnitudes
+
+    def _empty(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Memory for magnitudes, the same each time: pages that are new cost more than the arithmetic on them."""
+        size = shape.numel() * dtype.itemsize
+        if self._scratch.numel() < size:
+            self._scratch = torch.empty(0, dtype=torch.uint8)  # the old one goes first
+            self._scratch = torch.empty(size, dtype=torch.uint8)
+        return self._scratch[:size].view(dtype).view(shape)
+
+    def _task_vector(self, term: Term, base_term: Term, base: Rows, dtype: torch.dtype) -> Rows | None:
+        if self._is_aligned(term):
+            return difference(self._rows(term, dtype), base)
+        return term.source.task_vector(term.name, base_term.source, base_term.name, base, dtype)
+
+    def _rows(self, term: Term, dtype: torch.dtype) -> Rows:
         if self.alignment is not None and self._is_aligned(term):
-            return self.alignment.tensor(term.source, term.name, dtype)
-        return term.source.tensor(term.name, dtype)
+            return self.alignment.tensor(term.source, term.name, dtype).__getitem__
+        return term.source.rows(term.name, dtype)
+
+    def _shape(self, term: Term) -> torch.Size:
+        shape = torch.Size(term.source.weights.shape(term.name))
+        return torch.Size((self.alignment.size, *shape[1:])) if self.alignment is not None and self._is_aligned(term) else shape
 
     def _is_aligned(self, term: Term) -> bool:
         return self.alignment is not None and term.name in VOCABULARY
 
     def _dtype(self, terms: Sequence[Term]) -> torch.dtype:
         return self.dtype or reduce(torch.promote_types, [term.source.weights.tensor(term.name).dtype for term in terms])
-
-
-def _generator(seed: int, name: str, index: int) -> torch.Generator:
-    """Of the random mask of one model's tensor: the same whichever tensors come before it."""
-    digest = hashlib.sha256(f"{seed} {name} {index}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MistralForCausalLM
 from model.checkpoint import Checkpoint
 from model.load import load_model
 from model.merge import main
-from model.merging import sparsify
+from model.merging import parallel, sparsify
 from model.output import check_manifest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -99,6 +99,25 @@ def test_every_tensor_is_mergekits(models, merge, tmp_path, method, dtype):
     for index, extra in enumerate(EXTRAS if method not in ("linear", "slerp") else [{}, {"dtype": "float32", "out_dtype": "float16"}]):
         config = make_config(method, models[dtype], **extra)
         check_equal(merge(config, out=f"ours-{index}"), run_mergekit(config, tmp_path / f"theirs-{index}"))
+
+
+@pytest.mark.parametrize("method", ["linear", "slerp", "ties", "breadcrumbs"])
+def test_tensors_in_many_blocks_are_mergekits(models, merge, tmp_path, monkeypatch, method):
+    """Slerp's pieces are as large as mergekit's, as the order of a sum decides its last bits."""
+    monkeypatch.setattr(parallel, "BLOCK", 1000)
+    config = make_config(method, models["bfloat16"])
+    check_equal(merge(config), run_mergekit(config, tmp_path / "theirs"))
+
+
+@pytest.mark.parametrize("method", ["dare_ties", "della", "ties", "breadcrumbs_ties"])
+def test_densities_of_nothing_and_all(models, merge, method):
+    """Nothing is the base; all is the task vectors as they are."""
+    base, a, *_ = models["float32"]
+    for density in (0, 1):
+        config = {"merge_method": method, "base_model": str(base), "models": [entry(a, weight=1, density=density)]}
+        found, expected = Checkpoint(merge(config, out=f"{density}")), Checkpoint((base, a)[density])
+        for name in expected:
+            torch.testing.assert_close(found.tensor(name), expected.tensor(name), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from model.merging.methods import add_task_vectors, linear, slerp, sparsify
-from model.merging.sparsify import keep_at_random, keep_between_outliers, keep_by_rank, keep_largest, rescale
+from model.merging.methods import add_task_vectors, linear, slerp
+from model.merging.parallel import BLOCK
+from model.merging.sparsify import _SAMPLE, keep_at_random, keep_between_outliers, keep_by_rank, keep_largest, kth_largest, rescaling
 
 PLAIN = {"consensus": False, "normalize": False, "factor": 1.0}
 
@@ -21,14 +23,14 @@ def generator(seed: int = 0) -> torch.Generator:
 def test_the_largest_are_kept(dtype, density, fast_ties):
     """So many as asked for, and none smaller than one that is not kept."""
     delta = torch.randn(173, 91, generator=generator()).to(dtype)
-    mask = keep_largest(delta, density, fast_ties)
+    mask = keep_largest(delta.abs(), density, fast_ties)
     assert mask.sum() == max(1, int(density * delta.numel()))
     assert delta[mask].abs().min() >= delta[~mask].abs().max()
 
 
 def test_of_equal_magnitudes():
     delta = torch.tensor([1.0, -2.0, 2.0, 0.0, 2.0, -3.0])
-    assert keep_largest(delta, 0.5, fast_ties=True).tolist() == [False, True, True, False, False, True]
+    assert keep_largest(delta.abs(), 0.5, fast_ties=True).tolist() == [False, True, True, False, False, True]
     many = torch.ones(1000)
     kept = torch.zeros(1000, dtype=torch.bool)
     kept[many.argsort(descending=True)[:300]] = True
@@ -41,41 +43,46 @@ def test_of_equal_magnitudes():
 def test_outliers_are_dropped(density, gamma, kept):
     order = torch.randperm(10, generator=generator())
     delta = (order + 1.0) * torch.tensor([1, -1] * 5)
-    assert sorted(order[keep_between_outliers(delta, density, gamma)].tolist()) == list(kept)
+    assert sorted(order[keep_between_outliers(delta.abs(), density, gamma)].tolist()) == list(kept)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32])
+@pytest.mark.parametrize("kind", ["spread", "few values", "the sample misleads"])
+def test_the_kth_largest_is_that_of_a_sort(dtype, kind):
+    draw = np.random.default_rng(0)
+    values = draw.integers(0, {"few values": 9}.get(kind, 32_000), 3_000_001).astype(dtype)
+    if kind == "the sample misleads":
+        values[:: len(values) // _SAMPLE | 1] = 0
+    ordered = np.sort(values)[::-1]
+    for k in (1, 2, 65_537, 1_500_000, 2_999_999, 3_000_001):
+        limit, surplus = kth_largest(values, k)
+        assert limit == ordered[k - 1] and surplus == int((values >= limit).sum()) - k
 
 
 def test_random_masks_keep_their_share():
     """Within five standard deviations, and DARE rescaled has the expectation of the whole."""
-    delta = torch.ones(1000, 1000)
-    share = float(keep_at_random(delta, 0.3, generator()).float().mean())
-    assert abs(share - 0.3) < 5 * math.sqrt(0.21 / delta.numel())
-    values = {"density": 0.3}
-    dropped = sparsify(torch.randn(1000, 1000, generator=generator()), "random", values, rescaled=True, generator=generator(1))
-    assert float(dropped.abs().sum()) == pytest.approx(float(torch.randn(1000, 1000, generator=generator()).abs().sum()), rel=1e-5)
+    magnitudes = torch.rand(1000, 1000, generator=generator())
+    mask = keep_at_random(magnitudes, 0.3, "seed")
+    assert abs(float(mask.float().mean()) - 0.3) < 5 * math.sqrt(0.21 / mask.numel())
+    assert float(rescaling(magnitudes.clone(), mask)) == pytest.approx(float(magnitudes.sum() / magnitudes[mask].sum()), rel=1e-5)
+
+
+def test_no_two_blocks_have_the_same_mask():
+    mask = keep_at_random(torch.ones(2 * BLOCK // 64, 64), 0.5, "seed")
+    assert not torch.equal(mask[: len(mask) // 2], mask[len(mask) // 2 :])
 
 
 def test_rank_decides_the_chance_to_be_kept():
     """DELLA: from density − ε for the smallest of a row to density + ε for its largest, linear in between."""
-    row = torch.tensor([0.5, -4.0, 3.0, -1.0, 2.0])
-    delta = row.expand(200_000, 5)
-    kept = keep_by_rank(delta, 0.5, 0.2, generator()).float().mean(dim=0)
+    row = torch.tensor([0.5, 4.0, 3.0, 1.0, 2.0])
+    kept = keep_by_rank(row.expand(200_000, 5), 0.5, 0.2, "seed").float().mean(dim=0)
     torch.testing.assert_close(kept, torch.tensor([0.3, 0.7, 0.6, 0.4, 0.5]), atol=5 * math.sqrt(0.25 / 200_000), rtol=0)
 
 
 def test_rescaling_keeps_the_l1_norm():
-    delta = torch.tensor([1.0, -3.0, 4.0])
-    torch.testing.assert_close(rescale(delta * torch.tensor([0, 1, 1]), delta.abs().sum()), torch.tensor([0.0, -3.0, 4.0]) * 8 / 7)
-    assert torch.equal(rescale(torch.zeros(3), delta.abs().sum()), torch.zeros(3))
-
-
-@pytest.mark.parametrize("method", ["magnitude", "outliers", "random", "rank"])
-def test_densities_of_nothing_and_all(method):
-    delta = torch.randn(8, 8, generator=generator())
-    whole, nothing = (
-        sparsify(delta.clone(), method, {"density": density, "gamma": 0.01, "epsilon": 0.1}, rescaled=True, generator=generator())
-        for density in (1.0, 0.0)
-    )
-    assert torch.equal(whole, delta) and not nothing.any()
+    mask = torch.tensor([False, True, True])
+    assert float(rescaling(torch.tensor([1.0, 3.0, 4.0]), mask)) == pytest.approx(8 / 7)
+    assert float(rescaling(torch.zeros(3), mask)) == 1 and float(rescaling(torch.ones(3), torch.zeros(3).bool())) == 1
 
 
 def test_ties_by_hand():

@@ -1,19 +1,24 @@
-"""Composing that is killed anywhere goes on and ends with the same bytes, and never holds the mixture in memory."""
+"""Composing and merging that are killed anywhere go on and end with the same bytes, and composing never holds the mixture
+in memory."""
 
 import os
+import random
 import re
 import shutil
 import signal
 import sys
 import threading
+import time
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import yaml
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.compose import compose
+from model.merge import merge_models
 from model.output import check_manifest
 from model.resume import resumable_folder, unfinished
 from moe_kernels.nf4 import quantize_nf4_parts
@@ -53,6 +58,7 @@ def kill_before_step(number: int, folder: Path) -> None:
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch):
     monkeypatch.setattr("model.mixture_tensors.SHARD_BYTES", 30_000)
+    monkeypatch.setattr("model.merge.SHARD_BYTES", 100_000)
 
 
 def arguments(recipe, out, **changes) -> Namespace:
@@ -64,38 +70,80 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.name not in ("run.json", "manifest.json")}
 
 
-def test_killed_at_any_step_it_goes_on_to_the_same_bytes(adapters, make_recipe, tmp_path):
-    recipe, unbroken = make_recipe(adapters[:2]), tmp_path / "unbroken"
-    compose(arguments(recipe, unbroken))
-    assert len(list(unbroken.glob("*.safetensors"))) > 4
+@pytest.fixture
+def run_merge(base, adapters, tmp_path):
+    """Merges with random masks."""
+    path = tmp_path / "merge.yml"
+    parameters = {"weight": 1, "density": 0.5}
+    models = [{"model": str(adapter)} for adapter in adapters]
+    path.write_text(yaml.safe_dump({"merge_method": "dare_ties", "base_model": str(base), "models": models, "parameters": parameters}))
+
+    def run(out: Path, **changes) -> None:
+        merge_models(Namespace(**{"config": str(path), "out": str(out), "seed": 0, "fast_ties": False, "inspect": False, **changes}))
+
+    return run
+
+
+@pytest.fixture
+def run_compose_nf4(adapters, make_recipe):
+    recipe = make_recipe(adapters[:2])
+    return lambda out, **changes: compose(arguments(recipe, out, **changes))
+
+
+@pytest.mark.parametrize(("command", "shards", "steps"), [("run_compose_nf4", 5, 31), ("run_merge", 4, 27)])
+def test_killed_at_any_step_it_goes_on_to_the_same_bytes(command, shards, steps, request, tmp_path):
+    run, unbroken = request.getfixturevalue(command), tmp_path / "unbroken"
+    run(unbroken)
+    assert len(list(unbroken.glob("*.safetensors"))) >= shards
     out, number = tmp_path / "out", 1
 
     def killed_run():
         kill_before_step(number, tmp_path)
-        compose(arguments(recipe, out))
+        run(out)
 
     while in_child(killed_run) == KILLED:
         if not out.exists():  # the last steps remove what was needed to go on
-            compose(arguments(recipe, out))
+            run(out)
             assert not unfinished(out).exists()
         check_manifest(out)
         assert contents(out) == contents(unbroken)
         shutil.rmtree(out)
         number += 1
-    assert number > 30
+    assert number >= steps
 
 
-def test_killed_again_and_again_it_gets_through(adapters, make_recipe, tmp_path):
-    recipe, out, number = make_recipe(adapters[:2]), tmp_path / "out", 8
+@pytest.mark.parametrize(("command", "changes", "start"), [("run_compose_nf4", {"layout": "lora"}, 8), ("run_merge", {}, 5)])
+def test_killed_again_and_again_it_gets_through(command, changes, start, request, tmp_path):
+    run, out, number = request.getfixturevalue(command), tmp_path / "out", start
 
     def killed_run():
         kill_before_step(number, tmp_path)
-        compose(arguments(recipe, out, layout="lora"))
+        run(out, **changes)
 
     while in_child(killed_run) == KILLED and not out.exists():
         number += 1
-    compose(arguments(recipe, tmp_path / "unbroken", layout="lora"))
+    run(tmp_path / "unbroken", **changes)
     assert contents(out) == contents(tmp_path / "unbroken")
+
+
+def test_killed_at_any_time_a_merge_goes_on_to_the_same_bytes(run_merge, tmp_path):
+    """Between two steps too: at random times of a run's length."""
+    begin = time.perf_counter()
+    run_merge(tmp_path / "unbroken")
+    length, draw, killed = time.perf_counter() - begin, random.Random(0), 0
+    for _ in range(12):
+        out, moment = tmp_path / "out", draw.uniform(0.1, 0.9) * length
+
+        def killed_run(out=out, moment=moment):
+            signal.setitimer(signal.ITIMER_REAL, moment)
+            run_merge(out)
+
+        killed += in_child(killed_run) == -signal.SIGALRM
+        if not out.exists():
+            run_merge(out)
+        assert contents(out) == contents(tmp_path / "unbroken")
+        shutil.rmtree(out)
+    assert killed
 
 
 class Stopped(Exception):
@@ -138,6 +186,21 @@ def test_another_command_is_refused_and_spoils_nothing(interrupted, tmp_path, ch
     with pytest.raises(ValueError, match=r"\(different: recipe\)"):
         compose(arguments(recipe, out))
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+def test_another_merge_is_refused(run_merge, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr("model.merge.write_config", stop_at_once)
+        run_merge(out)
+    for change in ({"seed": 1}, {"fast_ties": True}):
+        with pytest.raises(ValueError, match=rf"\(different: --{next(iter(change)).replace('_', '-')}\); run that one again"):
+            run_merge(out, **change)
+    run_merge(out)
+
+
+def stop_at_once(*_):
+    raise Stopped
 
 
 def test_two_at_a_time_are_refused(tmp_path):
