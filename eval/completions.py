@@ -12,7 +12,7 @@ from model.prompt import format_prompt
 from .tasks import Task
 
 
-def prompt_of(task: Task, template: bool, tokenizer: Any) -> str:
+def prompt_of(task: Task, template: bool, tokenizer: Any = None) -> str:
     """What the model sees: the task's own text, and before it the project's template where asked for or where there is nothing else."""
     return format_prompt(task.text, task.lang, tokenizer) + task.prompt if template or task.whole else task.prompt
 

@@ -30,8 +30,9 @@ from model.output import output_folder, write_run
 
 from .data import format_table
 from .data.preferences import Preference, digest, divide, encode_preferences, load_preferences
-from .expert import TARGETS, load_base
-from .gate import freeze_all_but
+from .expert import load_base
+from .gate import to_stored_dtype, train_only
+from .lora import TARGETS
 from .preference import LOSSES, PreferenceLoss, PreferenceTrainer, Row, collate_preferences
 from .settings import add_training_flags, check_flags, use_checkpointing
 from .trainer import train_pairs, write_logs
@@ -78,7 +79,7 @@ def load_policy(folder: Path, kind: str, args: argparse.Namespace) -> tuple[Any,
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # PEFT 0.21's own call
     if kind == "a mixture":
         mixture, tokenizer = load_model(folder)
-        freeze_all_but(mixture, TRAINED[args.train])
+        train_only(mixture, TRAINED[args.train])
         return mixture, tokenizer, base_fact(folder)
     if kind == "an adapter":
         adapter = Adapter(folder)
@@ -152,6 +153,8 @@ def align(args: argparse.Namespace) -> None:
     with workspace(out, facts, resume=args.resume) as unfinished:
         with deterministic(model):
             trainer: Any = train_pairs(model, tokenizer, train_rows, eval_rows, args, unfinished, trainer_class, collator)
+            if kind == "a mixture":
+                to_stored_dtype(model)
             after = trainer.score(eval_rows, "after, valid")
         reference = torch.tensor([row["reference"] for row in eval_rows])
         figures = {

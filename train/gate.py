@@ -84,6 +84,13 @@ def train_only(model: nn.Module, parts: tuple[str, ...]) -> None:
             parameter.data = parameter.data.float()
 
 
+def to_stored_dtype(model: MoEForCausalLM) -> None:
+    """Puts what `train_only` made fp32 back into the model's dtype."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(model.dtype)
+
+
 def load_rows(
     args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, names: list[str], split: str, share: float, limit: int | None
 ) -> tuple[dict[str, list[Example]], dict[str, str]]:
@@ -144,8 +151,7 @@ def train_gate(args: argparse.Namespace) -> None:
         trainer_class = partial(GateTrainer, flags=args, routing_rows=eval_rows, names=names)
         collator = partial(collate_labelled, pad_token_id=tokenizer.pad_token_id)
         trainer = train_pairs(model, tokenizer, mixed["train"], mixed["valid"], args, folder, trainer_class, collator)
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(model.dtype) if parameter.requires_grad else parameter.data
+        to_stored_dtype(model)
         after = measure_languages(model, eval_rows, names, args.batch_size)
         print("\n\n".join(table for table in (format_choices(before, after), format_confusion(after, names)) if table))
         with output_folder(out) as temporary:
