@@ -24,6 +24,7 @@ from .compose import RECIPE_COPY
 from .config_file import moe_config, read_config
 from .configuration_moe import ATTENTION, MoEConfig
 from .experts import PROJECTIONS
+from .gate_report import GATE
 from .load import load_model
 from .mixture_tensors import SHARD_BYTES
 from .output import MANIFEST, RUN, check_absent, output_folder, write_run
@@ -105,7 +106,7 @@ def edit_mixture(args: argparse.Namespace) -> None:
         with CheckpointWriter(temporary, SHARD_BYTES) as writer:
             for group in tqdm(edited_tensors(weights, edit), desc="Editing", unit="tensor"):
                 writer.add_group(group)
-        own = {CONFIG, WEIGHTS, INDEX, MANIFEST, RUN, RECIPE_COPY}  # the recipe no longer describes it
+        own = {CONFIG, WEIGHTS, INDEX, MANIFEST, RUN, RECIPE_COPY, GATE}  # the last two no longer describe it
         for file in folder.iterdir():
             if file.is_file() and file.name not in own and file.suffix != ".safetensors":
                 shutil.copy(file, temporary / file.name)

@@ -47,11 +47,13 @@ def format_report(report: dict[str, Any]) -> str:
         pairs = [(cosine, layer) for layer, rows in enumerate(figures["cosines"]) for e, row in enumerate(rows) for cosine in row[:e]]
         worst = max(range(len(figures["condition_numbers"])), key=lambda layer: figures["condition_numbers"][layer] or math.inf)
         number = figures["condition_numbers"][worst]
-        text = f"gate of {block}: condition number up to {'infinity' if number is None else format(number, '.1f')} (layer {worst})"
+        text = f"gate of {block}: condition number up to {'infinity' if number is None else format(number, '.3g')} (layer {worst})"
         if pairs:
             (low, _), (high, where) = min(pairs), max(pairs)
             text += f"; cosine between two experts {low:.2f} to {high:.2f} (layer {where})"
         lines.append(text)
+    if report["gate_mode"] == "hidden" and 0 in degenerate_layers(report):
+        lines.append("layer 0: `hidden` has the embedding of each prompt's last token there, and nothing else; `router_input` has more")
     return "\n".join(lines)
 
 

@@ -65,13 +65,19 @@ def walk_layers(base: Path, texts: Mapping[Key, Texts], blocks: tuple[str, ...])
     calls = {key: [_first_call(model, batch) for batch in group.batches] for key, group in texts.items()}
     model.embed_tokens.to("meta")
     for index, layer in enumerate(tqdm(layers, desc="Gates", unit="layer")):
-        yield {key: _pass(layer, index, weights, group, calls[key], blocks) for key, group in texts.items()}
+        seen: dict[Key, Seen] = {}
+        inside = None
+        for key, group in texts.items():
+            if not seen or group.expert is not inside:
+                _fill(layer, weights, f"model.layers.{index}", group.expert)
+                inside = group.expert
+            seen[key] = _pass(layer, group, calls[key], blocks)
+        yield seen
         layer.to("meta")
 
 
-def _pass(layer: nn.Module, index: int, weights: Checkpoint, texts: Texts, calls: list[_Recorder], blocks: tuple[str, ...]) -> Seen:
+def _pass(layer: nn.Module, texts: Texts, calls: list[_Recorder], blocks: tuple[str, ...]) -> Seen:
     """Takes the texts' hidden states through one layer."""
-    _fill(layer, weights, f"model.layers.{index}", texts.expert)
     last = torch.cat([call.hidden_BSD[:, -1, :] for call in calls])
     inputs: dict[str, list[Tensor]] = {block: [] for block in blocks}
     for batch, call in zip(texts.batches, calls, strict=True):
@@ -99,7 +105,7 @@ def _first_call(model: Any, batch: Mapping[str, Tensor]) -> _Recorder:
 
 
 def _fill(module: nn.Module, weights: Checkpoint, prefix: str, expert: Source | None = None) -> None:
-    """Gives a module on the meta device its weights: the base's, or an expert's where a mixture takes the expert's."""
+    """Gives a module its weights: the base's, or an expert's where a mixture takes the expert's."""
     for name, parameter in list(module.named_parameters()):
         key = f"{prefix}.{name}"
         if key not in weights:

@@ -233,7 +233,10 @@ def test_a_base_of_another_family_is_refused(mixtral, run_compose):
 def test_prompts_that_say_the_same_are_reported(adapters, run_compose, capsys):
     experts = [{"source_model": str(adapter), "positive_prompts": [f"{n} ends with x"]} for n, adapter in enumerate(adapters[:2])]
     run_compose(adapters[:2], experts=experts)
-    assert "hardly tells the experts apart in layers [0" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert (
+        "hardly tells the experts apart in layers [0" in printed and "layer 0: `hidden` has the embedding of each prompt's last" in printed
+    )
 
 
 @pytest.fixture

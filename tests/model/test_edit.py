@@ -70,6 +70,7 @@ def test_an_expert_is_replaced_and_the_others_keep_their_bits(layout, quantize, 
     assert run(monkeypatch, *arguments) == 0
     check_manifest(tmp_path / "after")
     old, new = MoEForCausalLM.from_pretrained(before), MoEForCausalLM.from_pretrained(tmp_path / "after")
+    assert (before / "gate.json").is_file() and not (tmp_path / "after" / "gate.json").exists()  # which no longer describes it
     assert new.config.expert_names == ["expert-0", "expert-3", "expert-2"]
     assert new.config.attention_lora_rank == 6 and new.config.lora_rank == (6 if layout == "lora" else 0)
     for expert in (0, 2):
