@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -52,10 +53,20 @@ def output_folder(target: Path) -> Iterator[Path]:
 def write_manifest(folder: Path) -> None:
     """Syncs all files to the disk and writes `manifest.json`: {"files": {relative path: {"size": bytes, "sha256": hex}}}."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    rows = {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing is as slow as the disk
+        digests = pool.map(_sync_and_hash, files)
+        rows = {
+            str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": digest}
+            for path, digest in zip(files, digests, strict=True)
+        }
     write_json(folder / MANIFEST, {"files": rows})
-    for path in (*files, folder / MANIFEST, folder):
+    for path in (folder / MANIFEST, folder):
         sync(path)
+
+
+def _sync_and_hash(path: Path) -> str:
+    sync(path)
+    return sha256_of(path)
 
 
 def check_manifest(folder: Path) -> None:
