@@ -53,7 +53,7 @@ def kind_of(folder: Path) -> str:
 def settle_flags(args: argparse.Namespace, kind: str) -> None:
     """Gives the flags of this kind of model their defaults; `ValueError` for a flag that says nothing about it, or makes no sense."""
     for name, default in DEFAULTS.items():
-        if getattr(args, name) is None:
+        if not hasattr(args, name):
             setattr(args, name, default if name in USED[kind] else None)
         elif name not in USED[kind]:
             raise ValueError(f"--{name} says nothing about {args.model}, which is {kind}")
@@ -187,12 +187,20 @@ def main() -> int:
     parser.add_argument("--beta", type=float, default=0.1, help="how strongly the policy is held to the reference")
     parser.add_argument("--label-smoothing", type=float, default=0.0, help="share of the pairs thought to be the wrong way round")
     parser.add_argument("--sft-weight", type=float, default=0.0, help="of the chosen completion's mean -log p per token, added to the loss")
-    parser.add_argument("--train", choices=tuple(TRAINED), help="what learns in a mixture (default: lora)")
+    parser.add_argument("--train", choices=tuple(TRAINED), default=argparse.SUPPRESS, help="what learns in a mixture (default: lora)")
     parser.add_argument(
-        "--target", choices=tuple(TARGETS), help="matrices of a whole model's new adapter, as in train.expert (default: ffn)"
+        "--target",
+        choices=tuple(TARGETS),
+        default=argparse.SUPPRESS,
+        help="matrices of a whole model's new adapter, as in train.expert (default: ffn)",
     )
-    parser.add_argument("--rank", type=int, help="of a whole model's new adapter (default: 16)")
-    parser.add_argument("--alpha", type=int, help="LoRA scale numerator of a whole model's new adapter; 0: twice the rank (default: 0)")
+    parser.add_argument("--rank", type=int, default=argparse.SUPPRESS, help="of a whole model's new adapter (default: 16)")
+    parser.add_argument(
+        "--alpha",
+        type=int,
+        default=argparse.SUPPRESS,
+        help="LoRA scale numerator of a whole model's new adapter; 0: twice the rank (default: 0)",
+    )
     add_training_flags(parser, learning_rate=5e-6, batch_size=4, epochs=1, max_length=1024)
     return run_command(align, parser)
 
