@@ -150,6 +150,17 @@ def test_every_router_kind_is_trained_and_saved(mixture, tiny_data, tmp_path, mo
     assert re.search(r"tokens of +first choice +in K\n +java +javascript +java +javascript\njava .*%\njavascript .*%", said)
 
 
+def test_experts_without_names_are_trained_but_have_no_label(mixture, tiny_data, tmp_path, monkeypatch, capsys):
+    nameless = MoEForCausalLM.from_pretrained(mixture, expert_names=None)
+    nameless.save_pretrained(tmp_path / "nameless")
+    AutoTokenizer.from_pretrained(mixture).save_pretrained(tmp_path / "nameless")
+    flags = [*arguments(tmp_path / "nameless", tiny_data, tmp_path / "out"), "--max-steps", 2]
+    assert run(monkeypatch, *flags) == 2
+    assert "--label-loss needs experts that are named after languages" in capsys.readouterr().err
+    assert run(monkeypatch, *flags, "--label-loss", 0) == 0
+    assert "own expert first -, in K -" in capsys.readouterr().out
+
+
 def test_noise_can_be_added_to_a_router_without(mixture, tiny_data, tmp_path, monkeypatch):
     quiet = MoEForCausalLM.from_pretrained(mixture, router_type="topk")
     quiet.save_pretrained(tmp_path / "quiet")
