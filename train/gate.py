@@ -35,6 +35,7 @@ from .trainer import train_pairs, write_logs
 from .workspace import check_free, workspace
 
 TRAINED = {"gate": (GATE,), "gate+lora": (GATE, "lora_")}
+ROUTING_ROWS = 32  # of each language, some 2,500 tokens: their routing is reported at each evaluation, all at the start and the end
 # Each loss's flag: the configuration's field of its weight, and the routers that have it. The load has a gradient through the noise alone.
 LOSSES = {
     "importance": ("importance_coef", ("noisy_topk", "softmax", "sequence")),
@@ -70,8 +71,8 @@ def set_losses(config: MoEConfig, args: argparse.Namespace) -> None:
         raise ValueError(f"--noise {args.noise} is for the router noisy_topk; {kind} has no noise")
 
 
-def train_only(model: nn.Module, parts: tuple[str, ...]) -> None:
-    """Leaves a gradient to the parameters whose name holds one of `parts`, in fp32; `ValueError` naming a part that no parameter has.
+def freeze_all_but(model: nn.Module, parts: tuple[str, ...]) -> nn.Module:
+    """The model, with a gradient for the parameters whose name holds one of `parts`, in fp32; `ValueError` naming a part that none has.
 
     In bf16, which has 8 bits, a step below 1/256 of a weight would be rounded away.
     """
@@ -82,6 +83,7 @@ def train_only(model: nn.Module, parts: tuple[str, ...]) -> None:
         parameter.requires_grad_(any(part in name for part in parts))
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    return model
 
 
 def to_stored_dtype(model: MoEForCausalLM) -> None:
@@ -123,7 +125,7 @@ def load_mixture(args: argparse.Namespace) -> tuple[MoEForCausalLM, PreTrainedTo
     if not isinstance(model, MoEForCausalLM):
         raise ValueError(f"{args.model} is no mixture: compose one with python -m model.compose")
     set_losses(model.config, args)
-    train_only(model, TRAINED[args.train])
+    freeze_all_but(model, TRAINED[args.train])
     return model, tokenizer
 
 
@@ -134,11 +136,11 @@ def train_gate(args: argparse.Namespace) -> None:
     check_free(out, resume=args.resume)
     set_seed(args.seed)
     model, tokenizer = load_mixture(args)
-    names = model.config.routed_names or []
+    names = model.config.routed_names or [f"expert{index}" for index in range(model.config.num_local_experts)]
+    if args.label_loss and not any(own_expert(names, lang) is not None for lang in LANGUAGES):
+        raise ValueError(f"--label-loss needs experts that are named after languages; those of {args.model} are {', '.join(names)}")
     train_rows, hashes = load_rows(args, tokenizer, names, "train", args.share, args.limit)
     eval_rows, _ = load_rows(args, tokenizer, names, "valid", 1.0, args.eval_limit)
-    if args.label_loss and not names:
-        raise ValueError(f"--label-loss needs experts that are named after languages; those of {args.model} have no names")
     settings = {key: value for key, value in vars(args).items() if key not in ("resume", "out")}
     facts = {"model": args.model, "data_sha256": hashes, "settings": settings}
     before = measure_languages(model, eval_rows, names, args.batch_size)
@@ -148,7 +150,8 @@ def train_gate(args: argparse.Namespace) -> None:
             "train": [row for rows in train_rows.values() for row in rows],
             "valid": [row for rows in eval_rows.values() for row in rows],
         }
-        trainer_class = partial(GateTrainer, flags=args, routing_rows=eval_rows, names=names)
+        few = {lang: rows[:ROUTING_ROWS] for lang, rows in eval_rows.items()}
+        trainer_class = partial(GateTrainer, flags=args, routing_rows=few, names=names)
         collator = partial(collate_labelled, pad_token_id=tokenizer.pad_token_id)
         trainer = train_pairs(model, tokenizer, mixed["train"], mixed["valid"], args, folder, trainer_class, collator)
         to_stored_dtype(model)

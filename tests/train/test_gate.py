@@ -150,6 +150,17 @@ def test_every_router_kind_is_trained_and_saved(mixture, tiny_data, tmp_path, mo
     assert re.search(r"tokens of +first choice +in K\n +java +javascript +java +javascript\njava .*%\njavascript .*%", said)
 
 
+def test_experts_without_names_are_trained_but_have_no_label(mixture, tiny_data, tmp_path, monkeypatch, capsys):
+    nameless = MoEForCausalLM.from_pretrained(mixture, expert_names=None)
+    nameless.save_pretrained(tmp_path / "nameless")
+    AutoTokenizer.from_pretrained(mixture).save_pretrained(tmp_path / "nameless")
+    flags = [*arguments(tmp_path / "nameless", tiny_data, tmp_path / "out"), "--max-steps", 2]
+    assert run(monkeypatch, *flags) == 2
+    assert "--label-loss needs experts that are named after languages" in capsys.readouterr().err
+    assert run(monkeypatch, *flags, "--label-loss", 0) == 0
+    assert "own expert first -, in K -" in capsys.readouterr().out
+
+
 def test_noise_can_be_added_to_a_router_without(mixture, tiny_data, tmp_path, monkeypatch):
     quiet = MoEForCausalLM.from_pretrained(mixture, router_type="topk")
     quiet.save_pretrained(tmp_path / "quiet")
@@ -202,3 +213,24 @@ def test_a_choice_that_no_expert_got_is_counted():
     twice = torch.tensor([[0, 1], [2, 2], [3, 3]])
     router.last_routing = Routing(weights_TK, twice, torch.zeros(3, 4), torch.zeros(4), torch.zeros(4))
     assert routing._sums([router], torch.tensor([True, True, False]))["dropped"].tolist() == [1]
+
+
+@pytest.mark.parametrize("trained", ["gate", "gate+lora"])
+def test_a_mixture_in_bf16_learns_in_fp32_and_is_saved_in_bf16(tiny_base, tiny_data, tmp_path, monkeypatch, trained):
+    """A step of 1e-3 is less than bf16 can take from a weight of 1: sixteen of them must move it all the same."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    config = MoEConfig(vocab_size=len(tokenizer), expert_names=list(LANGUAGES), expert_layout="lora", lora_rank=4, **SHAPE)
+    model = MoEForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name or name.endswith(".gate.weight"):
+            torch.nn.init.ones_(parameter)
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "composed")
+    tokenizer.save_pretrained(tmp_path / "composed")
+    flags = [*arguments(tmp_path / "composed", tiny_data, tmp_path / "out"), "--train", trained, "--max-steps", 16, "--accumulation", 1]
+    rates = ["--learning-rate", 1e-3, "--lora-learning-rate", 1e-3]
+    assert run(monkeypatch, *flags, *rates, "--eval-every", 16) == 0
+    before, after = weights(tmp_path / "composed"), weights(tmp_path / "out")
+    assert {tensor.dtype for tensor in after.values()} == {torch.bfloat16}
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert {name for name in after if name.endswith(".gate.weight")} <= changed
+    assert any("lora_" in name for name in changed) == (trained == "gate+lora")
