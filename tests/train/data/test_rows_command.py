@@ -26,6 +26,6 @@ def test_rows_are_prompt_and_program_of_each_language(tmp_path, capsys):
     assert "rows.jsonl exists" in capsys.readouterr().err
 
 
-def test_an_unknown_language_is_named_and_nothing_is_written(tmp_path, capsys):
+def test_a_language_without_rows_is_named_and_nothing_is_written(tmp_path, capsys):
     assert run(tmp_path / "rows.jsonl", "--data", tmp_path, "--langs", "cobol") == 2
-    assert "unknown language 'cobol'" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "no train split of programs in cobol" in capsys.readouterr().err and not list(tmp_path.iterdir())
