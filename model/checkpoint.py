@@ -236,8 +236,10 @@ def _data_bytes(file: Path) -> int:
         return file.stat().st_size - 8 - int.from_bytes(opened.read(8), "little")
 
 
-def parse_dtype(name: str) -> torch.dtype:
-    """`torch.bfloat16` for "bfloat16"; ValueError for anything but the three dtypes a model may have."""
+def parse_dtype(name: str | torch.dtype) -> torch.dtype:
+    """`torch.bfloat16` for "bfloat16" or for itself; ValueError for a name of anything but the three dtypes a model may have."""
+    if isinstance(name, torch.dtype):
+        return name
     if name not in list(DTYPES):  # a list, as a YAML file's value need not be hashable
         raise ValueError(f"dtype is {name!r}; allowed: {', '.join(DTYPES)}")
     return DTYPES[name]

@@ -60,7 +60,8 @@ def compose(args: argparse.Namespace) -> None:
         gates_LED = _make_or_read_gates(scratch / "gates.safetensors", given, args.seed)
         conditions = condition_numbers(gates_LED)
         if degenerate := [layer for layer, condition in enumerate(conditions) if not condition <= DEGENERATE]:
-            print(f"the gate hardly tells the experts apart in layers {degenerate}: their prompts are too similar there, so train the gate")
+            where = some_layers(degenerate, len(conditions))
+            print(f"the gate hardly tells the experts apart in {where}: their prompts are too similar there, so train the gate")
         write_mixture(folder, given.config, list(mixture_tensors(given, gates_LED)))
         tokenizer.save_pretrained(folder)
         if (given.base / _GENERATION).is_file():
@@ -84,6 +85,15 @@ def _facts(recipe_path: Path, given: Ingredients, base_fact: str, args: argparse
         "base": base_fact,
         **{f"expert {index}": source.fingerprint for index, source in enumerate(given.sources)},
     }
+
+
+def some_layers(chosen: list[int], count: int) -> str:
+    """Names some of `count` layers, runs of them as first-last: "layers 0-3, 7"."""
+    if len(chosen) == count:
+        return f"all {count} layers"
+    starts = [layer for layer in chosen if layer - 1 not in chosen]
+    ends = [layer for layer in chosen if layer + 1 not in chosen]
+    return "layers " + ", ".join(f"{start}-{end}" if start < end else str(start) for start, end in zip(starts, ends, strict=True))
 
 
 def _make_or_read_gates(file: Path, given: Ingredients, seed: int) -> Tensor:

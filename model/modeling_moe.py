@@ -6,6 +6,7 @@ experts (`experts.py`), and loading, which is strict and knows NF4 (`loading.py`
 Shapes: B batch, S sequence, T = B·S tokens, E experts, D model width, L layers, V vocabulary.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from .attention import MoEAttention
 from .configuration_moe import ATTENTION, MoEConfig
 from .experts import DenseExperts, LoraExperts
 from .loading import StrictLoading
-from .quantization import MatrixModule, NF4Linear
+from .quantization import MatrixModule, NF4Linear, quantized_matrices
 from .routers import MoERouter, noise_seeds, shazeer_loss, switch_loss
 from .saving import save_model
 
@@ -115,6 +116,11 @@ class MoEPreTrainedModel(StrictLoading):
                 init.zeros_(parameter)
             else:
                 init.normal_(parameter, mean=0.0, std=self.config.initializer_range)
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """As transformers', which knows Parameters alone: a value in NF4 counts as one too, and is never trainable."""
+        quantized = 0 if only_trainable else sum(math.prod(matrix.shape) for matrix in quantized_matrices(self))
+        return super().num_parameters(only_trainable, exclude_embeddings) + quantized
 
     def set_precision(self, precision: str) -> "MoEPreTrainedModel":
         """How products with NF4 are computed on a CPU: one of `moe_kernels.backend.PRECISIONS`, of which only `exact` can be trained in.

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, MistralForCausalLM
 
 from model import MoEForCausalLM
 from model.checkpoint import Checkpoint
-from model.compose import main
+from model.compose import main, some_layers
 from model.mixture_tensors import is_quantized
 from model.output import check_manifest
 from model.routers import MoERouter
@@ -218,7 +218,14 @@ def test_a_base_of_another_family_is_refused(mixtral, run_compose):
 def test_prompts_that_say_the_same_are_reported(adapters, run_compose, capsys):
     experts = [{"source_model": str(adapter), "positive_prompts": [f"{n} ends with x"]} for n, adapter in enumerate(adapters[:2])]
     run_compose(adapters[:2], experts=experts)
-    assert "hardly tells the experts apart in layers [0" in capsys.readouterr().out
+    assert "hardly tells the experts apart in all 2 layers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("chosen", "text"), [([0, 1, 2, 4, 6, 7], "layers 0-2, 4, 6-7"), ([3], "layers 3"), (list(range(8)), "all 8 layers")]
+)
+def test_layers_are_named_in_runs(chosen, text):
+    assert some_layers(chosen, 8) == text
 
 
 @pytest.fixture

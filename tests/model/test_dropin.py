@@ -393,6 +393,9 @@ def test_device_map_of_several_devices(mixtral, ids, ours, tmp_path):
 def test_device_map_that_cannot_be(mixtral, tmp_path):
     with pytest.raises(ValueError, match="NF4 matrices stay on the device"):
         MoEForCausalLM.from_pretrained(mixtral, device_map=SPLIT, offload_folder=tmp_path, quantize="nf4")
+    for absent in ("cuda:99", {"": "cuda:99"}):
+        with pytest.raises(ValueError, match="there is no device 'cuda:99': PyTorch finds the CPU"):
+            MoEForCausalLM.from_pretrained(mixtral, device_map=absent)
     with pytest.raises(ValueError, match="lm_head"):
         MoEForCausalLM.from_pretrained(mixtral, device_map={"model": "cpu"})
 

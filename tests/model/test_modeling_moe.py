@@ -96,6 +96,15 @@ def test_nf4_leaves_gate_norms_embeddings_and_head_alone(mixtral):
     assert whole == {"embed_tokens", "lm_head", "norm", "gate", "input_layernorm", "post_attention_layernorm"}
 
 
+@pytest.mark.parametrize("exclude_embeddings", [False, True])
+def test_a_value_in_nf4_counts_as_a_parameter(mixtral, exclude_embeddings):
+    model = MoEForCausalLM.from_pretrained(mixtral, quantize="nf4")
+    plain = MixtralForCausalLM.from_pretrained(mixtral)
+    assert model.num_parameters(exclude_embeddings=exclude_embeddings) == plain.num_parameters(exclude_embeddings=exclude_embeddings)
+    rest = [parameter for name, parameter in plain.named_parameters() if "_proj" not in name]
+    assert model.num_parameters(only_trainable=True) == sum(map(torch.numel, rest))
+
+
 @torch.no_grad()
 def test_cached_generation_is_uncached(noisy, ids):
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None, "attention_mask": torch.ones_like(ids)}
