@@ -258,6 +258,13 @@ def add_an_old_token(tokenizer):
     tokenizer["added_tokens"].append({**tokenizer["added_tokens"][-1], "id": tokenizer["model"]["vocab"]["x"], "content": "x"})
 
 
+SPLIT = {"type": "Split", "pattern": {"String": ""}, "behavior": "Isolated", "invert": False}
+
+
+def replace(name, value):
+    return lambda tokenizer: tokenizer.update({name: value})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -266,6 +273,10 @@ def add_an_old_token(tokenizer):
         (lambda tokenizer: [tokenizer["model"]["vocab"].pop(letter) for letter in "ABCDEF"], r"'E' 45 -> absent and 1 more$"),
         (add_a_token, r"tokens '<\|im_end\|>' absent -> 64; added tokens only in the expert: '<\|im_end\|>'"),
         (add_an_old_token, r"\): added tokens only in the expert: 'x'"),
+        (replace("normalizer", {"type": "Lowercase"}), r"\): normalizer None -> {'type': 'Lowercase'}$"),
+        (replace("decoder", {"type": "ByteFallback"}), r"\): decoder\.type 'Fuse' -> 'ByteFallback'$"),
+        (replace("pre_tokenizer", {**SPLIT, "invert": True}), r"\): pre_tokenizer\.invert False -> True$"),
+        (lambda tokenizer: tokenizer["added_tokens"][2].update(lstrip=True), r"\): added token '</s>'\.lstrip False -> True$"),
     ],
 )
 def test_an_expert_that_reads_text_otherwise_is_refused(adapters, with_tokenizer, run_compose, change, message, tmp_path):
