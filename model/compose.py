@@ -54,7 +54,7 @@ def compose(args: argparse.Namespace) -> None:
     tokenizer = AutoTokenizer.from_pretrained(given.base, local_files_only=True, trust_remote_code=False)
     for folder in dict.fromkeys(folder for source in given.sources for folder in source.folders if folder != given.base):
         check_same_tokenizer(folder, given.base, tokenizer)
-    names = [source.name for source in given.sources]
+    names = given.config.expert_names or []
     base_fact = base_fingerprint(given.base, given.base_weights)
     with resumable_folder(out, _facts(recipe_path, given, base_fact, args)) as (folder, scratch):
         gates_LED = _make_or_read_gates(scratch / "gates.safetensors", given, args.seed)

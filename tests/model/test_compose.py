@@ -83,7 +83,7 @@ def test_a_shared_expert_adds_its_ffn(base, adapters, run_compose, ids, layout):
     """Where all experts are one, they and the shared one are that expert's FFN 1 + 0.5 times."""
     shared = [{"source_model": str(adapters[0]), "residual_scale": 0.5}]
     mixture = load(run_compose([adapters[0]] * 2, layout=layout, shared_experts=shared))
-    assert mixture.config.expert_names == ["expert-0"] * 3
+    assert mixture.config.expert_names == ["expert-0", "expert-0-2", "expert-0-3"]
     expected = PeftModel.from_pretrained(MistralForCausalLM.from_pretrained(base), str(adapters[0])).merge_and_unload().eval()
     for layer in expected.model.layers:
         layer.mlp.down_proj.weight *= 1.5
@@ -261,7 +261,7 @@ def add_an_old_token(tokenizer):
 SPLIT = {"type": "Split", "pattern": {"String": ""}, "behavior": "Isolated", "invert": False}
 
 
-def replace(name, value):
+def put(name, value):
     return lambda tokenizer: tokenizer.update({name: value})
 
 
@@ -273,9 +273,9 @@ def replace(name, value):
         (lambda tokenizer: [tokenizer["model"]["vocab"].pop(letter) for letter in "ABCDEF"], r"'E' 45 -> absent and 1 more$"),
         (add_a_token, r"tokens '<\|im_end\|>' absent -> 64; added tokens only in the expert: '<\|im_end\|>'"),
         (add_an_old_token, r"\): added tokens only in the expert: 'x'"),
-        (replace("normalizer", {"type": "Lowercase"}), r"\): normalizer None -> {'type': 'Lowercase'}$"),
-        (replace("decoder", {"type": "ByteFallback"}), r"\): decoder\.type 'Fuse' -> 'ByteFallback'$"),
-        (replace("pre_tokenizer", {**SPLIT, "invert": True}), r"\): pre_tokenizer\.invert False -> True$"),
+        (put("normalizer", {"type": "Lowercase"}), r"\): normalizer None -> {'type': 'Lowercase'}$"),
+        (put("decoder", {"type": "ByteFallback"}), r"\): decoder\.type 'Fuse' -> 'ByteFallback'$"),
+        (put("pre_tokenizer", {**SPLIT, "invert": True}), r"\): pre_tokenizer\.invert False -> True$"),
         (lambda tokenizer: tokenizer["added_tokens"][2].update(lstrip=True), r"\): added token '</s>'\.lstrip False -> True$"),
     ],
 )
