@@ -1,9 +1,10 @@
 """`MoEForCausalLM`: transformers' Mixtral with our mixture block in place of theirs.
 
-Attention, norms, rotary embedding, masks, cache and generation are transformers'. Ours are the router and its losses (`routers.py`), the
-experts (`experts.py`), and loading, which is strict and knows NF4 (`loading.py`).
+Attention, norms, rotary embedding, masks, cache and generation are transformers'. Ours are the layer's mixture block
+(`decoder_layer.py`), the router and its losses (`routers.py`), the experts (`experts.py`), and loading, which is strict and knows NF4
+(`loading.py`).
 
-Shapes: B batch, S sequence, T = B·S tokens, E experts, D model width, L layers, V vocabulary.
+Shapes: B batch, S sequence, T = B·S tokens, E experts, D model width, V vocabulary.
 """
 
 import math
@@ -14,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, GenerationMixin, MixtralConfig
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import MoeCausalLMOutputWithPast
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.models.mixtral.modeling_mixtral import (
     MixtralAttention,
     MixtralModel,
@@ -27,61 +27,15 @@ from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder
 
 from moe_kernels.backend import precision_code
-from moe_kernels.routing import Routing
 
 from .attention import MoEAttention
-from .configuration_moe import ATTENTION, MoEConfig
+from .configuration_moe import MoEConfig
+from .decoder_layer import MoEDecoderLayer
 from .experts import DenseExperts, LoraExperts
 from .loading import StrictLoading
 from .quantization import MatrixModule, NF4Linear, quantized_matrices
-from .routers import MoERouter, noise_seeds, shazeer_loss, switch_loss
+from .routers import SWITCH_LOSS, MoERouter, auxiliary_loss, new_tokens, noise_seeds
 from .saving import save_model
-
-SWITCH_LOSS = ("topk", "switch")  # router types whose auxiliary loss is transformers'; the others have Shazeer et al.'s
-
-
-class MoEBlock(nn.Module):
-    """Router and experts of one layer."""
-
-    def __init__(self, config: MoEConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.jitter = config.router_jitter_noise
-        self.gate = MoERouter(config, layer_idx)
-        self.experts = LoraExperts(config) if config.expert_layout == "lora" else DenseExperts(config)
-
-    def forward(self, hidden_BSD: Tensor, token_mask_BS: Tensor | None, noise_seeds: Tensor | None) -> Tensor:
-        if self.training and self.jitter > 0:  # as in Mixtral, what the experts read is jittered too
-            hidden_BSD = hidden_BSD * torch.empty_like(hidden_BSD).uniform_(1 - self.jitter, 1 + self.jitter)
-        x_TD = hidden_BSD.reshape(-1, hidden_BSD.shape[-1])
-        token_mask_T = None if token_mask_BS is None else token_mask_BS.reshape(-1)
-        _, routing = self.gate(x_TD, token_mask_T, noise_seeds)
-        return self.experts(x_TD, routing).view_as(hidden_BSD)
-
-
-class MoEDecoderLayer(GradientCheckpointingLayer):
-    """Mixtral's decoder layer around a `MoEBlock`."""
-
-    def __init__(self, config: MoEConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.hidden_size = config.hidden_size
-        self.self_attn = (MoEAttention if config.attention_experts else MixtralAttention)(config, layer_idx)
-        if config.quantization == "nf4":
-            for name in ATTENTION:
-                linear = getattr(self.self_attn, name)
-                setattr(self.self_attn, name, NF4Linear(linear.in_features, linear.out_features))
-        self.mlp = MoEBlock(config, layer_idx)
-        self.input_layernorm = MixtralRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = MixtralRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-
-    def forward(
-        self, hidden_states: Tensor, token_mask: Tensor | None = None, noise_seeds: Tensor | None = None, **attention_arguments: Any
-    ) -> Tensor:
-        """`noise_seeds`, one for each gate, are an argument, not state, so that a checkpointed recompute draws the same noise."""
-        if isinstance(self.self_attn, MoEAttention):
-            attention_arguments |= {"token_mask": token_mask, "noise_seeds": noise_seeds}
-        attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **attention_arguments)
-        hidden_states = hidden_states + attended
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states), token_mask, noise_seeds)
 
 
 class MoEPreTrainedModel(StrictLoading):
@@ -107,7 +61,7 @@ class MoEPreTrainedModel(StrictLoading):
         if isinstance(module, NF4Linear):
             return  # its weight is absent until it is loaded
         super()._init_weights(module)
-        if isinstance(module, MoEForCausalLM):
+        if isinstance(module, MoEModel):
             init.zeros_(module.router_step)
         if not isinstance(module, MoERouter | DenseExperts | LoraExperts | MoEAttention):
             return
@@ -136,7 +90,10 @@ class MoEPreTrainedModel(StrictLoading):
 
 
 class MoEModel(MoEPreTrainedModel, MixtralModel):
-    """Mixtral's decoder stack of `MoEDecoderLayer`s; `forward` is Mixtral's. Noise and auxiliary losses are `MoEForCausalLM`'s."""
+    """Mixtral's decoder stack of `MoEDecoderLayer`s, noise included. It has no loss, as Mixtral's has none.
+
+    With `output_routings=True` its output has `routings`, of which `routers.auxiliary_loss` makes one.
+    """
 
     def __init__(self, config: MixtralConfig) -> None:
         config = MoEConfig.of(config)
@@ -147,7 +104,46 @@ class MoEModel(MoEPreTrainedModel, MixtralModel):
         self.norm = MixtralRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = MixtralRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
+        self.router_step = nn.Buffer(torch.zeros((), dtype=torch.int64), persistent=False)  # of the next training forward
         self.post_init()
+
+    def set_router_step(self, step: int) -> None:
+        """The step that the next training forward draws its noise from; each forward then takes the next one.
+
+        The noise depends on `config.router_seed`, the layer and this number only, so a resumed run draws what an unbroken run draws.
+        """
+        self.router_step.fill_(step)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> MoeModelOutputWithPast:
+        """As `MixtralModel.forward`; the routings' sums are over the tokens that `attention_mask` [B, S] keeps."""
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            token_mask=new_tokens(attention_mask, inputs_embeds if input_ids is None else input_ids),
+            noise_seeds=self._next_noise_seeds(),
+            **kwargs,
+        )
+
+    def _next_noise_seeds(self) -> Tensor | None:
+        if not self.training or self.config.router_type != "noisy_topk":
+            return None
+        gates = self.config.num_hidden_layers * (2 if self.config.attention_experts else 1)
+        seeds = noise_seeds(self.config.router_seed, gates, self.router_step)
+        self.router_step.add_(1)
+        return seeds
 
 
 class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
@@ -166,15 +162,11 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         self.model = MoEModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.router_step = nn.Buffer(torch.zeros((), dtype=torch.int64), persistent=False)  # of the next training forward
         self.post_init()
 
     def set_router_step(self, step: int) -> None:
-        """The step that the next training forward draws its noise from; each forward then takes the next one.
-
-        The noise depends on `config.router_seed`, the layer and this number only, so a resumed run draws what an unbroken run draws.
-        """
-        self.router_step.fill_(step)
+        """See `MoEModel.set_router_step`."""
+        self.model.set_router_step(step)
 
     def export_mixtral(self, out: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
         """Writes the folder `out` as plain Mixtral; see `export.export_mixtral`."""
@@ -211,7 +203,6 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         wants_logits = self.config.output_router_logits if output_router_logits is None else output_router_logits
         is_switch = self.config.router_type in SWITCH_LOSS
         wants_loss = wants_logits or (self.training and labels is not None and not is_switch)
-        token_mask = _new_tokens(attention_mask, inputs_embeds if input_ids is None else input_ids)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -221,13 +212,14 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             output_router_logits=wants_logits,
             output_routings=wants_loss,
-            token_mask=token_mask,
-            noise_seeds=self._next_noise_seeds(),
             **kwargs,
         )
         logits = self.lm_head(_kept(outputs.last_hidden_state, logits_to_keep))
-        aux_loss = self._aux_loss(outputs.routings, token_mask) if wants_loss else None
-        loss = None
+        aux_loss = loss = None
+        if wants_loss:
+            aux_loss = auxiliary_loss(
+                outputs.routings, self.config, new_tokens(attention_mask, inputs_embeds if input_ids is None else input_ids)
+            )
         if labels is not None:
             loss = self.loss_function(logits, labels, self.vocab_size, **kwargs)
             if aux_loss is not None and is_switch:
@@ -243,31 +235,6 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             router_logits=outputs.router_logits,
         )
-
-    def _next_noise_seeds(self) -> Tensor | None:
-        if not self.training or self.config.router_type != "noisy_topk":
-            return None
-        gates = self.config.num_hidden_layers * (2 if self.config.attention_experts else 1)
-        seeds = noise_seeds(self.config.router_seed, gates, self.router_step)
-        self.router_step.add_(1)
-        return seeds
-
-    def _aux_loss(self, routings: tuple[Routing, ...], token_mask: Tensor | None) -> Tensor:
-        losses = []
-        for routing in routings:
-            if self.config.router_type in SWITCH_LOSS:
-                mask_T = None if token_mask is None else token_mask.reshape(-1).to(routing.load_E.device)
-                losses.append(switch_loss(routing, mask_T))
-            else:
-                losses.append(shazeer_loss(routing, self.config))
-        return torch.stack([loss.to(losses[0].device) for loss in losses]).mean()
-
-
-def _new_tokens(attention_mask: Tensor | None, tokens: Tensor | None) -> Tensor | None:
-    """The columns [B, S] of a padding mask that belong to the tokens of this call; None where there is no such mask."""
-    if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2 or tokens is None:
-        return None
-    return attention_mask[:, -tokens.shape[1] :].bool()
 
 
 def _kept(hidden_BSD: Tensor, logits_to_keep: int | Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The gate of one layer: which experts a token goes to, with what weights, and the losses that keep the experts in use.
 
-Shapes: T tokens, K experts per token, E experts, D model width, L layers.
+Shapes: B batch, S sequence, T = B·S tokens, K experts per token, E experts, D model width, L layers.
 """
 
 from dataclasses import replace
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from moe_kernels.routing import Routing, importance_loss, load_loss, route
 
 from .configuration_moe import MoEConfig
+
+SWITCH_LOSS = ("topk", "switch")  # router types whose auxiliary loss is transformers'; the others have Shazeer et al.'s
 
 
 class MoERouter(nn.Module):
@@ -59,6 +61,18 @@ class MoERouter(nn.Module):
         )
 
 
+def auxiliary_loss(routings: tuple[Routing, ...], config: MoEConfig, token_mask: Tensor | None) -> Tensor:
+    """The mean over layers of each layer's own loss, over the tokens of the mask [B, S]."""
+    losses = []
+    for routing in routings:
+        if config.router_type in SWITCH_LOSS:
+            mask_T = None if token_mask is None else token_mask.reshape(-1).to(routing.load_E.device)
+            losses.append(switch_loss(routing, mask_T))
+        else:
+            losses.append(shazeer_loss(routing, config))  # its sums are over these tokens already
+    return torch.stack([loss.to(losses[0].device) for loss in losses]).mean()
+
+
 def shazeer_loss(routing: Routing, config: MoEConfig) -> Tensor:
     """importance_coef · CV²(importance) + load_coef · CV²(load) of one layer (arXiv:1701.06538, eq. 6-11)."""
     return config.importance_coef * importance_loss(routing.importance_E) + config.load_coef * load_loss(routing.load_E)
@@ -74,6 +88,13 @@ def switch_loss(routing: Routing, token_mask_T: Tensor | None) -> Tensor:
     if token_mask_T is not None:
         probability_TE, tokens = probability_TE.where(token_mask_T[:, None], 0), token_mask_T.sum().clamp(min=1)
     return probability_TE.shape[1] * torch.dot(routing.load_E / tokens, probability_TE.sum(dim=0) / tokens)
+
+
+def new_tokens(attention_mask: Tensor | None, tokens: Tensor | None) -> Tensor | None:
+    """The columns [B, S] of a padding mask that belong to the tokens of this call; None where there is no such mask."""
+    if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2 or tokens is None:
+        return None
+    return attention_mask[:, -tokens.shape[1] :].bool()
 
 
 def noise_seeds(seed: int, gates: int, step: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from torch.nn.functional import softmax, softplus
 from transformers import AutoModelForCausalLM, MixtralForCausalLM
 
 from model import MoEConfig, MoEForCausalLM
+from model.routers import auxiliary_loss
 
 
 @torch.no_grad()
@@ -254,3 +255,17 @@ def test_every_router_type_trains_its_gate_and_generates(mixtral, ids, router_ty
 def test_a_config_that_cannot_be_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         MoEConfig(**change)
+
+
+def test_the_base_model_draws_the_noise_and_routes_as_the_whole_one_does(noisy, padded):
+    """A padded batch in training, as a head of one's own would get it."""
+    noisy.train().set_router_step(4)
+    whole = noisy(**padded, output_router_logits=True, output_hidden_states=True)
+    noisy.set_router_step(4)
+    base = noisy.model(**padded, output_router_logits=True, output_routings=True)
+    assert torch.equal(base.last_hidden_state, whole.hidden_states[-1])
+    assert all(map(torch.equal, base.router_logits, whole.router_logits))
+    assert torch.equal(auxiliary_loss(base.routings, noisy.config, padded["attention_mask"].bool()), whole.aux_loss)
+    assert not torch.equal(noisy.model(**padded).last_hidden_state, base.last_hidden_state)  # the next step's noise
+    noisy.eval()
+    assert torch.equal(noisy.model(**padded).last_hidden_state, noisy.model(**padded).last_hidden_state)
