@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from .adapters import BASE_FACT, base_fingerprint
-from .checkpoint import Checkpoint, save_whole
+from .checkpoint import Checkpoint
+from .checkpoint_writer import save_whole
 from .cli import make_parser, run_command
 from .configuration_moe import EXPERT_LAYOUTS
 from .gates import DEGENERATE, PROMPT_MODES, condition_numbers, embedding_gates, hidden_gates, random_gates

@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .adapters import Adapter, base_fact
-from .checkpoint import CONFIG, INDEX, WEIGHTS, Checkpoint, CheckpointWriter, model_folder
+from .checkpoint import CONFIG, INDEX, WEIGHTS, Checkpoint, model_folder
+from .checkpoint_writer import CheckpointWriter
 from .cli import make_parser, run_command
 from .compose import RECIPE_COPY
 from .config_file import moe_config, read_config

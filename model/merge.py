@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .checkpoint import CONFIG, CheckpointWriter, parse_dtype, read_json
+from .checkpoint import CONFIG, parse_dtype, read_json
+from .checkpoint_writer import CheckpointWriter
 from .cli import make_parser, run_command
 from .merging.config import MergeConfig, read_config, unused_parameters
 from .merging.methods import METHODS

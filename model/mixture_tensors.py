@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from moe_kernels.nf4 import quantize_nf4_parts
 
-from .checkpoint import Checkpoint, CheckpointWriter, parse_dtype
+from .checkpoint import Checkpoint, parse_dtype
+from .checkpoint_writer import CheckpointWriter
 from .configuration_moe import MoEConfig
 from .experts import PROJECTIONS
 from .ingredients import Ingredients

@@ -8,6 +8,7 @@ Shapes: B batch, S sequence, T = B·S tokens, E experts, D model width, V vocabu
 """
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,15 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
     def set_router_step(self, step: int) -> None:
         """See `MoEModel.set_router_step`."""
         self.model.set_router_step(step)
+
+    def train(self, mode: bool = True) -> "MoEForCausalLM":
+        """As `nn.Module.train`, with a warning if NF4 matrices, which cannot learn, are about to be trained around."""
+        if mode and self.config.quantization == "nf4" and self.get_input_embeddings().weight.requires_grad:
+            warnings.warn(
+                "matrices in NF4 do not learn: embeddings, norms, head and gates alone will; an adapter (PEFT) trains the rest",
+                stacklevel=2,
+            )
+        return super().train(mode)
 
     def export_mixtral(self, out: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
         """Writes the folder `out` as plain Mixtral; see `export.export_mixtral`."""

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from model import MoEForCausalLM
-from model.checkpoint import WEIGHTS, CheckpointWriter
+from model.checkpoint import WEIGHTS
+from model.checkpoint_writer import CheckpointWriter
 
 
 def separate(state):

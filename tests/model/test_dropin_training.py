@@ -4,6 +4,7 @@ The oracle is transformers' Mixtral on the same checkpoint, or the same model wi
 """
 
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -171,6 +172,19 @@ def test_a_resumed_trainer_goes_on_with_the_noise_of_an_unbroken_one(noisy, ids,
         run("parts", max_steps=3, callbacks=callbacks)
         assert (run("parts", resume=True, callbacks=callbacks) == whole) == bool(callbacks)
         shutil.rmtree(tmp_path / "parts")
+
+
+def test_training_around_frozen_matrices_is_warned_of(mixtral, ids, tmp_path):
+    model = MoEForCausalLM.from_pretrained(mixtral, quantize="nf4")
+    trainer = Trainer(model, arguments(tmp_path, max_steps=1), train_dataset=Rows(ids))
+    with pytest.warns(UserWarning, match="matrices in NF4 do not learn: embeddings, norms, head and gates alone will"):
+        trainer.train()
+    for name, parameter in model.named_parameters():  # as `train.gate` does; PEFT freezes all that is not the adapter's
+        parameter.requires_grad_(".gate." in name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.train()
+        MoEForCausalLM.from_pretrained(mixtral).train()
 
 
 @pytest.mark.parametrize("quantize", [None, "nf4"])

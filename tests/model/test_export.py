@@ -144,7 +144,7 @@ def test_command(adapters, run_compose, tmp_path, ids, monkeypatch, capsys):
 def test_nothing_is_left_when_the_disk_is_full(mixtral, tmp_path, monkeypatch):
     model = MoEForCausalLM.from_pretrained(mixtral)
     real = shutil.copyfile
-    monkeypatch.setattr("model.checkpoint.save_file", lambda tensors, path, **_: real("/dev/zero", "/dev/full"))
+    monkeypatch.setattr("model.checkpoint_writer.save_file", lambda tensors, path, **_: real("/dev/zero", "/dev/full"))
     with pytest.raises(OSError, match="No space left"):
         model.export_mixtral(tmp_path / "plain")
     assert not any(tmp_path.iterdir())
