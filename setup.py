@@ -17,6 +17,7 @@ INSTALL_REQUIRES = [
     "peft>=0.21",
     "accelerate>=1.10",
     "safetensors>=0.6",
+    "filelock>=3.10",
     "datasets>=4.0",
     "codebleu==0.7.0",
     # The grammars that codebleu 0.7.0 can load; others install and then fail when they are used.

@@ -27,7 +27,8 @@ from tqdm import tqdm
 from benchmarks.cpu.layer import hardware
 from benchmarks.full_scale.ingredients import EXPERTS, base_config, write_adapters, write_base
 from benchmarks.full_scale.watch import run_watched
-from model.checkpoint import Checkpoint, CheckpointWriter
+from model.checkpoint import Checkpoint
+from model.checkpoint_writer import CheckpointWriter
 from model.cli import make_parser, run_command
 from model.merging.methods import METHODS
 from model.output import sync

@@ -1,11 +1,9 @@
-"""Safetensors checkpoints, read and written tensor by tensor.
+"""Safetensors checkpoints, read tensor by tensor from memory-mapped files. (`checkpoint_writer.py` writes them.)
 
-Memory-mapped reading and sharded writing: nothing here ever holds more than one shard's tensors. What is read is not trusted: a folder
-may come from anywhere.
+What is read is not trusted: a folder may come from anywhere.
 """
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +13,6 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .saving import finish_save
@@ -164,80 +161,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-class CheckpointWriter:
-    """Writes tensors into shards of at most `shard_bytes` (a larger tensor has its own), and the index; use as a context manager.
-
-    A shard appears whole. With `resume` it goes on after the shards of a writer that was killed: the names in `finished` are not to be
-    added again, and the files come out as if nothing had happened.
-    """
-
-    def __init__(self, folder: Path, shard_bytes: int = 2 << 30, resume: bool = False) -> None:
-        self.folder, self.shard_bytes = folder, shard_bytes
-        self._pending: dict[str, Tensor] = {}
-        self._pending_bytes = 0
-        # In the order of their numbers: a kill within `_finish` leaves the first of them under their final names.
-        files = sorted(folder.glob("*.safetensors"), key=lambda file: file.name.split("-")[1:]) if resume else []
-        self._shards = [(file, list(Checkpoint(file))) for file in files]
-        self.finished = {name for _, names in self._shards for name in names}
-
-    def __enter__(self) -> "CheckpointWriter":
-        return self
-
-    def __exit__(self, error: type | None, *_: object) -> None:
-        if error is None:
-            self._finish()
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        self.add_group({name: tensor})
-
-    def add_group(self, tensors: dict[str, Tensor]) -> None:
-        """Tensors that are one thing, such as the parts of an NF4 weight: they come to lie in one shard."""
-        size = sum(tensor.nbytes for tensor in tensors.values())
-        if self._pending and self._pending_bytes + size > self.shard_bytes:
-            self._write_shard()
-        self._pending |= {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-        self._pending_bytes += size
-        if self._pending_bytes >= self.shard_bytes:
-            self._write_shard()
-
-    def _write_shard(self) -> None:
-        file = self.folder / f"shard-{len(self._shards) + 1:05d}.safetensors"
-        save_whole(file, self._pending)
-        self._shards.append((file, list(self._pending)))
-        self._pending, self._pending_bytes = {}, 0
-
-    def _finish(self) -> None:
-        if self._pending or not self._shards:
-            self._write_shard()
-        count = len(self._shards)
-        if count == 1:
-            os.replace(self._shards[0][0], self.folder / WEIGHTS)
-            return
-        weight_map, size = {}, 0
-        for number, (file, names) in enumerate(self._shards, start=1):
-            final = self.folder / f"model-{number:05d}-of-{count:05d}.safetensors"
-            os.replace(file, final)
-            weight_map.update(dict.fromkeys(names, final.name))
-            size += _data_bytes(final)
-        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        (self.folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def save_whole(file: Path, tensors: dict[str, Tensor]) -> None:
-    """Writes a safetensors file that appears whole or not at all."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    os.replace(temporary, file)
-
-
-def _data_bytes(file: Path) -> int:
-    """Bytes of a safetensors file's tensors: all after its header, whose length is the first 8 bytes."""
-    with file.open("rb") as opened:
-        return file.stat().st_size - 8 - int.from_bytes(opened.read(8), "little")
-
-
-def parse_dtype(name: str) -> torch.dtype:
-    """`torch.bfloat16` for "bfloat16"; ValueError for anything but the three dtypes a model may have."""
+def parse_dtype(name: str | torch.dtype) -> torch.dtype:
+    """`torch.bfloat16` for "bfloat16" or for itself; ValueError for a name of anything but the three dtypes a model may have."""
+    if isinstance(name, torch.dtype):
+        return name
     if name not in list(DTYPES):  # a list, as a YAML file's value need not be hashable
         raise ValueError(f"dtype is {name!r}; allowed: {', '.join(DTYPES)}")
     return DTYPES[name]

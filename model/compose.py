@@ -16,12 +16,13 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from .adapters import BASE_FACT, base_fingerprint
-from .checkpoint import Checkpoint, save_whole
+from .checkpoint import Checkpoint
+from .checkpoint_writer import save_whole
 from .cli import make_parser, run_command
 from .configuration_moe import EXPERT_LAYOUTS
 from .gate_data import find_gate_data
 from .gate_making import Gates, make_gates
-from .gate_report import degenerate_layers, describe, format_report, write_report
+from .gate_report import degenerate_layers, describe, format_report, some_layers, write_report
 from .ingredients import Ingredients, open_recipe
 from .mixture_tensors import mixture_tensors, write_mixture
 from .output import check_absent, sha256_of, write_run
@@ -42,14 +43,15 @@ def compose(args: argparse.Namespace) -> None:
     for folder in dict.fromkeys(folder for source in given.sources for folder in source.folders if folder != given.base):
         check_same_tokenizer(folder, given.base, tokenizer)
     take_chat_template(tokenizer, [source.adapter.folder for source in given.sources if source.adapter])
-    names = [source.name for source in given.sources]
+    names = given.config.expert_names or []
     base_fact = base_fingerprint(given.base, given.base_weights)
     with resumable_folder(out, _facts(recipe_path, given, base_fact, args)) as (folder, scratch):
         gates = _make_or_read_gates(scratch / "gates.safetensors", given, args.seed)
         report = describe(gates, given.recipe.gate_mode, names[: given.config.num_local_experts])
         print(format_report(report))
         if degenerate := degenerate_layers(report):
-            print(f"the gate hardly tells the experts apart in layers {degenerate}: their prompts are too similar there, so train the gate")
+            where = some_layers(degenerate, given.config.num_hidden_layers)
+            print(f"the gate hardly tells the experts apart in {where}: train it, or make it from other prompts or rows")
         write_mixture(folder, given.config, list(mixture_tensors(given, gates.blocks)))
         tokenizer.save_pretrained(folder)
         if (given.base / _GENERATION).is_file():

@@ -19,7 +19,7 @@ from moe_kernels.nf4 import NF4Weight, dequantize_nf4, quantize_nf4_parts
 from moe_kernels.nf4_format import FACTS_KEY
 
 from .checkpoint import Checkpoint, some
-from .quantization import MatrixModule
+from .quantization import quantized_matrices
 
 _EXPERT = re.compile(r"(.+\.mlp\.experts)\.(\d+)\.(w1|w2|w3|gate_proj|up_proj|down_proj)\.weight")
 _NF4 = re.compile(rf"(.+)\.(absmax|quant_map|nested_absmax|nested_quant_map|{re.escape(FACTS_KEY)})")
@@ -84,14 +84,9 @@ def load_weights(
     """
     tied = set(model.all_tied_weights_keys)
     parameters = {name: parameter for name, parameter in model.named_parameters() if name not in tied}
-    quantized = {
-        f"{prefix}.{name}": (module, name, shape)
-        for prefix, module in model.named_modules()
-        if isinstance(module, MatrixModule)
-        for name, shape in module.quantized_matrices().items()
-    }
+    quantized = {matrix.full_name: matrix for matrix in quantized_matrices(model)}
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    shapes |= {name: shape for name, (_, _, shape) in quantized.items()}
+    shapes |= {name: matrix.shape for name, matrix in quantized.items()}
     sources = _find_sources(checkpoint, shapes, optional, ignored=tied if model.can_generate() else {"lm_head.weight"})
     for name, shape in tqdm(shapes.items(), desc="Loading", unit="tensor", leave=False):
         parts = sources[name]
@@ -102,9 +97,8 @@ def load_weights(
                     f"{checkpoint.path} does not fit the model: misshaped {name} {list(stored.shape)} instead of {list(shape)}"
                 )
         if name in quantized:
-            module, short, _ = quantized[name]
             weight = stored.to(device_of(name)) if NF4_FACTS in parts else _quantize(checkpoint, parts, shape, device_of(name), model.dtype)
-            module.set_nf4(short, weight)
+            quantized[name].module.set_nf4(quantized[name].name, weight)
         else:
             old = parameters[name]
             value = dequantize_nf4(stored) if NF4_FACTS in parts else _assemble(checkpoint, parts, shape, old.dtype)
@@ -143,7 +137,7 @@ def _find_sources(
 
 def _check_parts(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], parts: dict[Part, str], mistakes: _Mistakes) -> None:
     expected = {WHOLE: shape} if WHOLE in parts else _part_shapes(name, shape)
-    mistakes.missing += [f"{name} of expert {part.expert}" for part in expected if part not in parts]
+    mistakes.missing += dict.fromkeys(f"{name} of expert {part.expert}" for part in expected if part not in parts)
     for part, key in parts.items():
         if part not in expected:
             mistakes.unexpected.append(key)

@@ -10,7 +10,7 @@ from accelerate.utils.modeling import check_device_map
 from transformers import PreTrainedModel
 from transformers.integrations.accelerate import check_and_set_device_map
 
-from .quantization import MatrixModule
+from .quantization import quantized_matrices
 
 Device = str | int | torch.device
 DeviceMap = dict[str, Device]  # from a module's name, "" for the whole model, to its device or "disk"
@@ -20,17 +20,30 @@ def resolve_device_map(model: PreTrainedModel, wanted: Device | DeviceMap | None
     """The device of every part of `model`, whose parameters may be on the meta device.
 
     `wanted`: a device, a map, or "auto", "balanced", "balanced_low_0" or "sequential", which fill the accelerators, then RAM, then the
-    disk, with at most `max_memory` on each. Without an accelerator "auto" is the CPU. ValueError for a map that leaves out a part, or one
-    that puts NF4 matrices elsewhere than where they are computed.
+    disk, with at most `max_memory` on each. Without an accelerator "auto" is the CPU. ValueError for a map that leaves out a part, names a
+    device that this machine lacks, or puts NF4 matrices elsewhere than where they are computed.
     """
     device_map = check_and_set_device_map(wanted) or {"": torch.device("cpu")}
     if isinstance(device_map, str):
         device_map = _infer(model, device_map, max_memory) if torch.accelerator.is_available() or max_memory else {"": torch.device("cpu")}
     check_device_map(model, device_map)
-    places = {place if place == "disk" else torch.device(place).type for place in device_map.values()}
+    places = {place if place == "disk" else present_device(place).type for place in device_map.values()}
     if model.config.quantization == "nf4" and ("disk" in places or ("cpu" in places and len(places) > 1)):
         raise ValueError(f"device_map {device_map} offloads a part of the model; NF4 matrices stay on the device that computes with them")
     return device_map
+
+
+def present_device(name: Device) -> torch.device:
+    """The device called `name`, the CPU or an accelerator; ValueError if this machine lacks it."""
+    accelerator, count = torch.accelerator.current_accelerator(), torch.accelerator.device_count()
+    try:
+        device = torch.device(name)
+    except RuntimeError:  # no device at all, or a number without an accelerator
+        device = torch.device("meta")
+    if device.type != "cpu" and (accelerator is None or device.type != accelerator.type or (device.index or 0) >= count):
+        found = f"the CPU and {count} {accelerator.type} devices" if accelerator else "the CPU alone"
+        raise ValueError(f"there is no device {str(name)!r}: PyTorch finds {found} here")
+    return device
 
 
 def _infer(model: PreTrainedModel, strategy: str, max_memory: dict | None) -> DeviceMap:
@@ -39,12 +52,7 @@ def _infer(model: PreTrainedModel, strategy: str, max_memory: dict | None) -> De
     with init_empty_weights():
         twin = type(model)._from_config(config, dtype=model.dtype)
     twin.tie_weights()
-    sizes: dict[str, Any] = {
-        f"{prefix}.{name}": CustomDtype.INT4
-        for prefix, module in model.named_modules()
-        if isinstance(module, MatrixModule)
-        for name in module.quantized_matrices()
-    }
+    sizes: dict[str, Any] = {matrix.full_name: CustomDtype.INT4 for matrix in quantized_matrices(model)}
     blocks = model._no_split_modules
     if strategy != "sequential":
         low_zero = strategy == "balanced_low_0"

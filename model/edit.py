@@ -1,4 +1,4 @@
-"""`python -m model.edit MIXTURE OUT`: adds, replaces or removes one expert of a finished mixture.
+"""`python -m model.edit MIXTURE OUT`: adds, replaces or removes one expert of a finished mixture, a shared one too.
 
 Every other expert keeps its bits, and the gates keep their other rows, trained as they are. A new expert's row comes from prompts (what the
 router sees at their last token, scaled to the other rows' length) or is a copy of another expert's.
@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
-from .adapters import BASE_FACT, Adapter, base_fact, base_fingerprint, is_adapter
-from .checkpoint import CONFIG, INDEX, WEIGHTS, Checkpoint, CheckpointWriter, model_folder
+from .adapters import Adapter, base_fact
+from .checkpoint import CONFIG, INDEX, WEIGHTS, Checkpoint, model_folder
+from .checkpoint_writer import CheckpointWriter
 from .cli import make_parser, run_command
 from .compose import RECIPE_COPY
 from .config_file import moe_config, read_config
@@ -27,31 +27,65 @@ from .experts import PROJECTIONS
 from .gate_report import GATE
 from .load import load_model
 from .mixture_tensors import SHARD_BYTES
+from .new_expert import open_new_expert
 from .output import MANIFEST, RUN, check_absent, output_folder, write_run
 from .restack import NEW, Edit, edited_tensors
 from .routers import MoERouter
-from .same_tokenizer import check_same_tokenizer, take_chat_template
-from .sources import Source, open_source
+from .sources import Source, unique_names
 
 
-def edited_config(
-    config: MoEConfig, names: list[str], order: list[int | None], name: str | None, source: Source | Adapter | None
-) -> MoEConfig:
+def edited_config(config: MoEConfig, experts: list[str], routed: int, attention: list[str], adapter: Adapter | None) -> MoEConfig:
     """The configuration after an edit; ValueError if it means nothing, as with fewer experts than a token takes."""
-    adapter = source if isinstance(source, Adapter) else source.adapter if source else None
     ranks = (adapter.rank(PROJECTIONS), adapter.rank(ATTENTION)) if adapter else (0, 0)
-    if adapter and (more := adapter.attention - set(config.attention_experts or ())):
-        have = ", ".join(config.attention_experts or ()) or "none"
-        raise ValueError(f"{adapter.folder} changes {', '.join(sorted(more))}; of attention the experts of this mixture change {have}")
     return MoEConfig.from_dict(
         {
             **config.to_dict(),
-            "num_local_experts": len(order) - config.num_shared_experts,
-            "expert_names": [str(name) if index is NEW else names[index] for index in order],
+            "num_local_experts": routed,
+            "num_shared_experts": len(experts) - routed,
+            "expert_names": experts,
             "lora_rank": max(config.lora_rank, ranks[0]) if config.expert_layout == "lora" else 0,
-            "attention_lora_rank": max(config.attention_lora_rank, ranks[1]),
+            "attention_experts": attention or None,
+            "attention_lora_rank": max(config.attention_lora_rank, ranks[1]) if attention else 0,
         }
     )
+
+
+def changed_attention(config: MoEConfig, weights: Checkpoint, order: list[int | None], adapter: Adapter | None) -> list[str]:
+    """The projections of attention in which an expert of the edited mixture differs; ValueError if it is a new one's alone."""
+    had = config.attention_experts or []
+    if adapter and (more := adapter.attention - set(had)):
+        changes = f"{adapter.folder} changes {', '.join(sorted(more))}"
+        raise ValueError(f"{changes}; of attention the experts of this mixture change {', '.join(had) or 'none'}")
+    kept = [index for index in order if index is not NEW]
+
+    def is_kept(projection: str) -> bool:
+        return any(weights.tensor(name)[kept].any() for name in weights if name.endswith(f".self_attn.{projection}_lora_B"))
+
+    return [projection for projection in had if (adapter and projection in adapter.attention) or is_kept(projection)]
+
+
+def reorder(args: argparse.Namespace, names: list[str], routed: int) -> tuple[list[int | None], int]:
+    """The old index of each expert that there will be, or NEW, and how many of them the gate chooses among (it did among `routed`)."""
+    order: list[int | None] = list(range(len(names)))
+    if args.remove:
+        place = _find(names, args.remove)
+        del order[place]
+        return order, routed - (place < routed)
+    if args.replace:
+        order[_find(names, args.replace[0])] = NEW
+        return order, routed
+    order.insert(len(names) if args.shared else routed, NEW)
+    return order, routed + (not args.shared)
+
+
+def gate_rows(args: argparse.Namespace, names: list[str], routed: int, weights: Checkpoint, folder: Path) -> dict[str, Tensor]:
+    """The new expert's row [D] of each gate, by the gate's name; empty if the gate does not choose it."""
+    if args.prompts:
+        return prompt_rows(folder, args.prompts)
+    if args.like:
+        return _copied_rows(weights, _find(names[:routed], args.like))
+    place = _find(names, args.replace[0]) if args.replace else routed
+    return _copied_rows(weights, place) if place < routed else {}
 
 
 def prompt_rows(folder: Path, prompts: list[str]) -> dict[str, Tensor]:
@@ -77,6 +111,7 @@ def prompt_rows(folder: Path, prompts: list[str]) -> dict[str, Tensor]:
 
 def edit_mixture(args: argparse.Namespace) -> None:
     """The command: works out the edit and writes the edited mixture to `args.out`."""
+    _check_flags(args)
     folder, out = model_folder(args.model), Path(args.out)
     check_absent(out)
     settings = read_config(folder)
@@ -84,23 +119,14 @@ def edit_mixture(args: argparse.Namespace) -> None:
         raise ValueError(f"{folder} is a {settings.get('model_type')!r} model; composed mixtures are edited ({MoEConfig.model_type!r})")
     config, weights = moe_config(settings, folder), Checkpoint(folder)
     names = config.expert_names or [f"expert-{index}" for index in range(config.num_stored_experts)]
-    order: list[int | None] = list(range(config.num_stored_experts))
-    text, rows = args.add, {}
-    if args.remove:
-        order.remove(_find(names, args.remove, config))
-    elif args.replace:
-        old, text = args.replace
-        place = _find(names, old, config)
-        order[place] = NEW
-        rows = _copied_rows(weights, place)
-    else:
-        if bool(args.prompts) == bool(args.like):
-            raise ValueError("--add needs either --prompts, which are like what the expert is for, or --like, an expert to take turns with")
-        order.insert(config.num_local_experts, NEW)
-        rows = prompt_rows(folder, args.prompts) if args.prompts else _copied_rows(weights, _find(names, args.like, config))
-    source = _open(text, config, folder, args.base) if text else None
-    name = args.name or (source.name if source else None)
-    edit = Edit(edited_config(config, names, order, name, source), order, source, rows)
+    order, routed = reorder(args, names, config.num_local_experts)
+    rows = gate_rows(args, names, config.num_local_experts, weights, folder)
+    text = args.replace[1] if args.replace else args.add
+    source = open_new_expert(text, config, folder, args.base) if text else None
+    adapter = source.adapter if isinstance(source, Source) else source
+    attention = changed_attention(config, weights, order, adapter)
+    experts = _edited_names(names, order, args.name, source.name if source else "")
+    edit = Edit(edited_config(config, experts, routed, attention, adapter), order, source, rows)
     with output_folder(out) as temporary:
         edit.config.save_pretrained(temporary)
         with CheckpointWriter(temporary, SHARD_BYTES) as writer:
@@ -115,62 +141,35 @@ def edit_mixture(args: argparse.Namespace) -> None:
     print(f"{out}: {edit.config.num_local_experts} experts ({', '.join(edit.config.expert_names or [])})")
 
 
-def _find(names: list[str], name: str, config: MoEConfig) -> int:
-    if name not in names[: config.num_local_experts]:
-        raise ValueError(f"there is no expert {name!r}; the gate chooses among {', '.join(names[: config.num_local_experts])}")
-    if names[: config.num_local_experts].count(name) > 1:
+def _check_flags(args: argparse.Namespace) -> None:
+    if not args.add and (args.prompts or args.like or args.shared):
+        raise ValueError("--prompts, --like and --shared are about an expert that is added: they go with --add")
+    if args.add and sum(map(bool, (args.prompts, args.like, args.shared))) != 1:
+        raise ValueError(
+            "--add needs one of --prompts, which are like what the expert is for, --like, an expert to take turns with, and --shared, "
+            "for an expert that every token goes to"
+        )
+
+
+def _edited_names(names: list[str], order: list[int | None], wanted: str | None, default: str) -> list[str]:
+    """The experts' names in their new order; ValueError if another expert has the name that was `wanted` for the new one."""
+    kept = [names[index] for index in order if index is not NEW]
+    if wanted in kept:
+        raise ValueError(f"there is an expert {wanted!r} already; --name another")
+    new = wanted or unique_names([*kept, default])[-1]
+    return [new if index is NEW else names[index] for index in order]
+
+
+def _find(names: list[str], name: str) -> int:
+    if name not in names:
+        raise ValueError(f"there is no expert {name!r}; there are {', '.join(names)}")
+    if names.count(name) > 1:
         raise ValueError(f"several experts are called {name!r}: {', '.join(names)}")
     return names.index(name)
 
 
 def _copied_rows(weights: Checkpoint, expert: int) -> dict[str, Tensor]:
     return {name.removesuffix(".weight"): weights.tensor(name)[expert] for name in weights if name.endswith(".gate.weight")}
-
-
-def _check_shapes(adapter: Adapter, config: MoEConfig) -> None:
-    """ValueError naming the first matrix of the adapter that the mixture has not, or has in another shape."""
-    width, hidden = config.hidden_size, config.intermediate_size
-    head = config.head_dim or width // config.num_attention_heads
-    q, kv = config.num_attention_heads * head, config.num_key_value_heads * head
-    shapes = {"gate_proj": (hidden, width), "up_proj": (hidden, width), "down_proj": (width, hidden)}
-    shapes |= {"q_proj": (q, width), "k_proj": (kv, width), "v_proj": (kv, width), "o_proj": (width, q)}
-    for module in adapter.modules:
-        _, _, layer, _, projection = module.split(".")
-        if int(layer) >= config.num_hidden_layers:
-            raise ValueError(f"{adapter.folder} changes {module}, but the mixture has {config.num_hidden_layers} layers")
-        if adapter.shape(module) != shapes[projection]:
-            found, expected = list(adapter.shape(module)), list(shapes[projection])
-            raise ValueError(f"{adapter.folder} changes {module} as a matrix of {found}, but in the mixture it is {expected}")
-
-
-def _open(text: str, config: MoEConfig, folder: Path, base: str | None) -> Source | Adapter:
-    """The new expert; in the layout `lora` an adapter of the mixture's base, whose weights need not be there."""
-    trained_on = base_fact(folder).get(BASE_FACT)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    place = model_folder(text.rpartition("+")[2])
-    check_same_tokenizer(place, folder, tokenizer)
-    asked = tokenizer.chat_template
-    take_chat_template(tokenizer, [place] if is_adapter(place) else [])
-    if tokenizer.chat_template != asked:
-        raise ValueError(f"{place} was trained on another prompt (chat template) than the experts of {folder}")
-    if config.expert_layout == "lora":
-        place = model_folder(text)
-        if not is_adapter(place):
-            raise ValueError(f"{place} is no adapter; the experts of a mixture of the lora layout are adapters of its base")
-        adapter = Adapter(place)
-        adapter.check_layers_only()
-        adapter.check_factors()
-        _check_shapes(adapter, config)
-        if adapter.run.get(BASE_FACT, trained_on) != trained_on and trained_on is not None:
-            raise ValueError(f"{place} was trained on another base than the mixture's: their fingerprints differ")
-        return adapter
-    if base is None:
-        raise ValueError("a mixture of the dense layout does not hold its base: give it as --base, to check the new expert against it")
-    base_folder = model_folder(base)
-    base_weights = Checkpoint(base_folder)
-    if trained_on is not None and base_fingerprint(base_folder, base_weights) != trained_on:
-        raise ValueError(f"{base_folder} is not the base of {folder}: their fingerprints differ")
-    return open_source(text, base_folder, base_weights, Path())
 
 
 def main() -> int:
@@ -181,9 +180,12 @@ def main() -> int:
     what.add_argument("--add", metavar="SOURCE", help="a new expert: an adapter, a checkpoint, or checkpoint+adapter")
     what.add_argument("--replace", nargs=2, metavar=("NAME", "SOURCE"), help="an expert by another, which keeps its row of the gates")
     what.add_argument("--remove", metavar="NAME", help="an expert")
-    parser.add_argument("--prompts", nargs="+", metavar="TEXT", help="what should lead to the added expert")
-    parser.add_argument("--like", metavar="NAME", help="an expert whose row of the gates the added one copies, to be trained apart")
-    parser.add_argument("--name", help="of the new expert (default: the adapter's language, or the folder's name)")
+    parser.add_argument("--prompts", nargs="+", metavar="TEXT", help="to --add: what should lead to the expert")
+    parser.add_argument("--like", metavar="NAME", help="to --add: an expert whose row of the gates the new one copies, to be trained apart")
+    parser.add_argument("--shared", action="store_true", help="to --add: an expert for every token, beside those that the gate chooses")
+    parser.add_argument(
+        "--name", help="of the new expert (default: the adapter's language, or the folder's name, and a number if that is taken)"
+    )
     parser.add_argument("--base", help="folder of the base, for a mixture of the dense layout")
     return run_command(edit_mixture, parser)
 

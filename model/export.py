@@ -15,19 +15,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from accelerate.utils import align_module_device
+from torch import Tensor
 from tqdm import tqdm
 from transformers import MixtralConfig
 
 from moe_kernels.nf4 import NF4Weight, dequantize_nf4
 from moe_kernels.nf4_format import NF4, dtype_name
 
-from .checkpoint import CONFIG, DTYPES, CheckpointWriter, parse_dtype, read_json
+from .checkpoint import CONFIG, DTYPES, parse_dtype, read_json
+from .checkpoint_writer import CheckpointWriter
 from .cli import make_parser, run_command
 from .configuration_moe import MoEConfig
 from .experts import DenseExperts, LoraExperts
 from .output import check_absent, output_folder, write_json, write_run
-from .quantization import MatrixModule
+from .quantization import MatrixModule, quantized_matrices
 
 if TYPE_CHECKING:
     from .modeling_moe import MoEForCausalLM
@@ -81,7 +83,9 @@ def mixtral_settings(model: "MoEForCausalLM", dtype: torch.dtype) -> dict[str, A
         raise ValueError("router_type is 'sequence'; plain Mixtral chooses for each token by itself")
     if config.num_shared_experts:
         raise ValueError(f"num_shared_experts is {config.num_shared_experts}; plain Mixtral has no experts that are always on")
-    names = [*(name for name, _ in model.named_parameters()), *(f"{prefix}.{name}" for prefix, _, name in _quantized(model))]
+    if config.attention_experts:
+        raise ValueError(f"attention_experts is {', '.join(config.attention_experts)}; plain Mixtral has no attention experts")
+    names = [*(name for name, _ in model.named_parameters()), *(matrix.full_name for matrix in quantized_matrices(model))]
     if others := [name for name in names if not _PLAIN.fullmatch(name)]:
         raise ValueError(f"plain Mixtral has nothing like {', '.join(others[:3])}")
     fields = {field: getattr(config, field) for field in MixtralConfig.__dataclass_fields__ if hasattr(config, field)}
@@ -100,28 +104,22 @@ def mixtral_settings(model: "MoEForCausalLM", dtype: torch.dtype) -> dict[str, A
     }
 
 
-def _quantized(model: nn.Module) -> Iterator[tuple[str, MatrixModule, str]]:
-    for prefix, module in model.named_modules():
-        if isinstance(module, MatrixModule):
-            for name in module.quantized_matrices():
-                yield prefix, module, name
-
-
 def mixtral_tensors(model: "MoEForCausalLM") -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the plain Mixtral by its name in transformers 4, one after the other."""
     tied = model.all_tied_weights_keys
     for prefix, module in model.named_modules():
         plain = prefix.replace(".mlp", ".block_sparse_moe")
-        if isinstance(module, DenseExperts | LoraExperts):
-            for expert in range(model.config.num_local_experts):
-                for short, weight in zip(("w1", "w3", "w2"), expert_matrices(module, expert), strict=True):
-                    yield f"{plain}.{expert}.{short}.weight", weight
-            continue
-        for name in module.quantized_matrices() if isinstance(module, MatrixModule) else ():
-            yield f"{plain}.{name}", values(module.matrix(name))
-        for name, parameter in module.named_parameters(recurse=False):
-            if name != "noise_weight" and f"{prefix}.{name}" not in tied:
-                yield f"{plain}.{name}", parameter.detach()
+        with align_module_device(module):  # reads what accelerate has offloaded
+            if isinstance(module, DenseExperts | LoraExperts):
+                for expert in range(model.config.num_local_experts):
+                    for short, weight in zip(("w1", "w3", "w2"), expert_matrices(module, expert), strict=True):
+                        yield f"{plain}.{expert}.{short}.weight", weight
+                continue
+            for name in module.quantized_matrices() if isinstance(module, MatrixModule) else ():
+                yield f"{plain}.{name}", values(module.matrix(name))
+            for name, parameter in module.named_parameters(recurse=False):
+                if name != "noise_weight" and f"{prefix}.{name}" not in tied:
+                    yield f"{plain}.{name}", parameter.detach()
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from moe_kernels.nf4_format import nf4_bytes
 from .checkpoint import parse_dtype
 from .configuration_moe import MoEConfig
 from .modeling_moe import MoEForCausalLM
-from .quantization import MatrixModule
+from .quantization import quantized_matrices
 
 EXPERTS, SHARED, LORA, ATTENTION = "expert weights", "shared base", "LoRA factors", "attention"
 EMBEDDINGS, REST, CACHE, ACTIVATIONS = "embeddings, head", "norms and gates", "KV cache", "activations"
@@ -40,9 +40,7 @@ def weight_bytes(config: MoEConfig) -> dict[str, int]:
         model = MoEForCausalLM._from_config(config, dtype=_dtype(config))
     model.tie_weights()
     sizes = {name: tensor.nbytes for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-    for prefix, module in model.named_modules():
-        if isinstance(module, MatrixModule):
-            sizes |= {f"{prefix}.{name}": nf4_bytes(torch.Size(shape).numel()) for name, shape in module.quantized_matrices().items()}
+    sizes |= {matrix.full_name: nf4_bytes(torch.Size(matrix.shape).numel()) for matrix in quantized_matrices(model)}
     parts: dict[str, int] = {}
     for name, size in sizes.items():
         part = next((part for pattern, part in _PARTS if re.search(pattern, name)), REST)
@@ -119,4 +117,4 @@ def _chosen(config: MoEConfig) -> int:
 
 
 def _dtype(config: MoEConfig) -> torch.dtype:
-    return config.dtype if isinstance(config.dtype, torch.dtype) else parse_dtype(config.dtype or "float32")
+    return parse_dtype(config.dtype or "float32")

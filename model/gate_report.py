@@ -38,6 +38,15 @@ def degenerate_layers(report: dict[str, Any]) -> list[int]:
     return [layer for layer, values in enumerate(numbers) if any(value is None or value > DEGENERATE for value in values)]
 
 
+def some_layers(chosen: list[int], count: int) -> str:
+    """Names some of `count` layers, runs of them as first-last: "layers 0-3, 7"."""
+    if len(chosen) == count:
+        return f"all {count} layers"
+    starts = [layer for layer in chosen if layer - 1 not in chosen]
+    ends = [layer for layer in chosen if layer + 1 not in chosen]
+    return "layers " + ", ".join(f"{start}-{end}" if start < end else str(start) for start, end in zip(starts, ends, strict=True))
+
+
 def format_report(report: dict[str, Any]) -> str:
     """Where the gate sends each expert's texts, in per cent of their tokens (mean over layers, least own share); its worst figures."""
     lines = []

@@ -8,7 +8,7 @@ from .configuration_moe import ATTENTION, MoEConfig
 from .experts import PROJECTIONS
 from .modeling_moe import MoEForCausalLM
 from .recipe import Recipe, read_recipe
-from .sources import Source, check_matrices, open_source, read_base_config
+from .sources import Source, check_matrices, open_source, read_base_config, unique_names
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def make_config(base: Path, recipe: Recipe, sources: list[Source], layout: str, 
         # In the layout `dense` it is in their matrices.
         "shared_expert_scale": recipe.shared_experts[0].residual_scale if layout == "lora" and recipe.shared_experts else 1.0,
         "quantization": quantization,
-        "expert_names": [source.name for source in sources],
+        "expert_names": unique_names([source.name for source in sources]),
         "dtype": dtype,
     }
     return MoEConfig.from_dict({**settings, **ours})

@@ -10,6 +10,7 @@ from .adapters import Adapter, is_adapter
 from .checkpoint import Checkpoint, model_folder, parse_dtype
 from .config_file import read_config
 from .configuration_moe import MoEConfig
+from .devices import present_device
 from .modeling_moe import MoEForCausalLM
 from .same_tokenizer import take_chat_template
 
@@ -39,8 +40,8 @@ def load_model(
         if adapter is not None:
             raise ValueError(f"{folder} is an adapter, so it cannot carry the adapter {adapter}")
         folder, adapter = base_of(folder), folder
-    device = _find_device(device)
-    chosen = parse_dtype(dtype) if isinstance(dtype, str) else dtype
+    device = present_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = None if dtype is None else parse_dtype(dtype)
     kind = read_config(folder).get("model_type")
     if kind not in (*_DENSE, *_MIXTURES):
         raise ValueError(f"{folder} is a {kind!r} model; known: {', '.join((*_DENSE, *_MIXTURES))}")
@@ -59,20 +60,6 @@ def load_model(
     if adapter is not None:
         model = _add_adapter(model, folder, model_folder(adapter))
     return model.eval(), tokenizer
-
-
-def _find_device(name: str | torch.device | None) -> torch.device:
-    """The device called `name`, by default CUDA if there is one; ValueError if this machine lacks it."""
-    count = torch.cuda.device_count()
-    try:
-        device = torch.device(name or ("cuda" if count else "cpu"))
-    except RuntimeError:
-        raise ValueError(f"there is no device {name!r}; name cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"models run on cpu, cuda or cuda:N, not on {name!r}")
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ValueError(f"device is {str(device)!r}, but PyTorch finds {count} CUDA devices here")
-    return device
 
 
 def base_of(adapter: Path) -> Path:

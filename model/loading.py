@@ -80,9 +80,7 @@ class StrictLoading(MixtralPreTrainedModel):
 
 def _build(cls: Any, config: MoEConfig, dtype: torch.dtype | str, attn_implementation: str | None) -> Any:
     """The model with its parameters on the meta device."""
-    if dtype == "auto":
-        dtype = config.dtype or torch.float32
-    dtype = parse_dtype(dtype) if isinstance(dtype, str) else dtype
+    dtype = parse_dtype((config.dtype or "float32") if dtype == "auto" else dtype)
     with init_empty_weights():
         return cls._from_config(config, dtype=dtype, attn_implementation=attn_implementation)
 

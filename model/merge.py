@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .checkpoint import CONFIG, Checkpoint, CheckpointWriter, parse_dtype, read_json
+from .checkpoint import CONFIG, Checkpoint, parse_dtype, read_json
+from .checkpoint_writer import CheckpointWriter
 from .cli import make_parser, run_command
 from .merging.config import MergeConfig, read_config, unused_parameters
 from .merging.methods import METHODS

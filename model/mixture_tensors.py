@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from moe_kernels.nf4 import quantize_nf4_parts
 
-from .checkpoint import Checkpoint, CheckpointWriter, parse_dtype
+from .checkpoint import Checkpoint, parse_dtype
+from .checkpoint_writer import CheckpointWriter
 from .configuration_moe import MoEConfig
 from .experts import PROJECTIONS
 from .ingredients import Ingredients
@@ -101,7 +102,7 @@ def is_quantized(name: str) -> bool:
 
 def write_mixture(folder: Path, config: MoEConfig, tensors: list[MixtureTensor]) -> None:
     """Writes config and tensors, each cast to the config's dtype and quantised where the config says so; goes on after whole shards."""
-    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else parse_dtype(str(config.dtype))
+    dtype = parse_dtype(config.dtype or "float32")
     config.save_pretrained(folder)
     with CheckpointWriter(folder, SHARD_BYTES, resume=True) as writer:
         for name, shape, pieces in tqdm(tensors, desc="Composing", unit="tensor"):

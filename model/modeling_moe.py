@@ -1,12 +1,15 @@
 """`MoEForCausalLM`: transformers' Mixtral with our mixture block in place of theirs.
 
-Attention, norms, rotary embedding, masks, cache and generation are transformers'. Ours are the router and its losses (`routers.py`), the
-experts (`experts.py`), and loading, which is strict and knows NF4 (`loading.py`).
+Attention, norms, rotary embedding, masks, cache and generation are transformers'. Ours are the layer's mixture block
+(`decoder_layer.py`), the router and its losses (`routers.py`), the experts (`experts.py`), and loading, which is strict and knows NF4
+(`loading.py`).
 
-Shapes: B batch, S sequence, T = B·S tokens, E experts, D model width, L layers, V vocabulary.
+Shapes: B batch, S sequence, T = B·S tokens, E experts, D model width, V vocabulary.
 """
 
-from collections.abc import Callable
+import math
+import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, GenerationMixin, MixtralConfig
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import MoeCausalLMOutputWithPast
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.models.mixtral.modeling_mixtral import (
     MixtralAttention,
     MixtralModel,
@@ -27,62 +29,16 @@ from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder
 
 from moe_kernels.backend import precision_code
-from moe_kernels.routing import Routing, z_loss
+from moe_kernels.routing import z_loss
 
 from .attention import MoEAttention
-from .configuration_moe import ATTENTION, MoEConfig
+from .configuration_moe import MoEConfig
+from .decoder_layer import MoEDecoderLayer
 from .experts import DenseExperts, LoraExperts
 from .loading import StrictLoading
-from .quantization import MatrixModule, NF4Linear
-from .routers import MoERouter, expert_choices, noise_seeds, shazeer_loss, switch_loss
+from .quantization import MatrixModule, NF4Linear, quantized_matrices
+from .routers import SWITCH_LOSS, MoERouter, auxiliary_loss, expert_choices, mean_over_layers, new_tokens, noise_seeds, prompt_tokens
 from .saving import save_model
-
-SWITCH_LOSS = ("topk", "switch")  # router types whose auxiliary loss is transformers'; the others have Shazeer et al.'s
-
-
-class MoEBlock(nn.Module):
-    """Router and experts of one layer."""
-
-    def __init__(self, config: MoEConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.jitter = config.router_jitter_noise
-        self.gate = MoERouter(config, layer_idx)
-        self.experts = LoraExperts(config) if config.expert_layout == "lora" else DenseExperts(config)
-
-    def forward(self, hidden_BSD: Tensor, token_mask_BS: Tensor | None, noise_seeds: Tensor | None, cache: Cache | None = None) -> Tensor:
-        if self.training and self.jitter > 0:  # as in Mixtral, what the experts read is jittered too
-            hidden_BSD = hidden_BSD * torch.empty_like(hidden_BSD).uniform_(1 - self.jitter, 1 + self.jitter)
-        x_TD = hidden_BSD.reshape(-1, hidden_BSD.shape[-1])
-        token_mask_T = None if token_mask_BS is None else token_mask_BS.reshape(-1)
-        _, routing = self.gate(x_TD, token_mask_T, noise_seeds, len(hidden_BSD), cache)
-        return self.experts(x_TD, routing).view_as(hidden_BSD)
-
-
-class MoEDecoderLayer(GradientCheckpointingLayer):
-    """Mixtral's decoder layer around a `MoEBlock`."""
-
-    def __init__(self, config: MoEConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.hidden_size = config.hidden_size
-        self.self_attn = (MoEAttention if config.attention_experts else MixtralAttention)(config, layer_idx)
-        if config.quantization == "nf4":
-            for name in ATTENTION:
-                linear = getattr(self.self_attn, name)
-                setattr(self.self_attn, name, NF4Linear(linear.in_features, linear.out_features))
-        self.mlp = MoEBlock(config, layer_idx)
-        self.input_layernorm = MixtralRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = MixtralRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-
-    def forward(
-        self, hidden_states: Tensor, token_mask: Tensor | None = None, noise_seeds: Tensor | None = None, **attention_arguments: Any
-    ) -> Tensor:
-        """`noise_seeds`, one for each gate, are an argument, not state, so that a checkpointed recompute draws the same noise."""
-        if isinstance(self.self_attn, MoEAttention):
-            attention_arguments |= {"token_mask": token_mask, "noise_seeds": noise_seeds}
-        attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **attention_arguments)
-        hidden_states = hidden_states + attended
-        cache = attention_arguments.get("past_key_values")
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states), token_mask, noise_seeds, cache)
 
 
 class MoEPreTrainedModel(StrictLoading):
@@ -108,7 +64,7 @@ class MoEPreTrainedModel(StrictLoading):
         if isinstance(module, NF4Linear):
             return  # its weight is absent until it is loaded
         super()._init_weights(module)
-        if isinstance(module, MoEForCausalLM):
+        if isinstance(module, MoEModel):
             init.zeros_(module.router_step)
         if not isinstance(module, MoERouter | DenseExperts | LoraExperts | MoEAttention):
             return
@@ -117,6 +73,11 @@ class MoEPreTrainedModel(StrictLoading):
                 init.zeros_(parameter)
             else:
                 init.normal_(parameter, mean=0.0, std=self.config.initializer_range)
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """As transformers', which knows Parameters alone: a value in NF4 counts as one too, and is never trainable."""
+        quantized = 0 if only_trainable else sum(math.prod(matrix.shape) for matrix in quantized_matrices(self))
+        return super().num_parameters(only_trainable, exclude_embeddings) + quantized
 
     def set_precision(self, precision: str) -> "MoEPreTrainedModel":
         """How products with NF4 are computed on a CPU: one of `moe_kernels.backend.PRECISIONS`, of which only `exact` can be trained in.
@@ -132,7 +93,10 @@ class MoEPreTrainedModel(StrictLoading):
 
 
 class MoEModel(MoEPreTrainedModel, MixtralModel):
-    """Mixtral's decoder stack of `MoEDecoderLayer`s; `forward` is Mixtral's. Noise and auxiliary losses are `MoEForCausalLM`'s."""
+    """Mixtral's decoder stack of `MoEDecoderLayer`s, noise included. It has no loss, as Mixtral's has none.
+
+    With `output_routings=True` its output has `routings`, of which `routers.mean_over_layers` and `auxiliary_loss` make one.
+    """
 
     def __init__(self, config: MixtralConfig) -> None:
         config = MoEConfig.of(config)
@@ -143,7 +107,62 @@ class MoEModel(MoEPreTrainedModel, MixtralModel):
         self.norm = MixtralRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = MixtralRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
+        self.router_step = nn.Buffer(torch.zeros((), dtype=torch.int64), persistent=False)  # of the next training forward
+        self.router_noise_is_off = False
         self.post_init()
+
+    def set_router_step(self, step: int) -> None:
+        """The step that the next training forward draws its noise from; each forward then takes the next one.
+
+        The noise depends on `config.router_seed`, the layer and this number only, so a resumed run draws what an unbroken run draws.
+        """
+        self.router_step.fill_(step)
+
+    def set_router_noise(self, scale: float) -> None:
+        """Multiplies the noise of training by `scale`: 1, the default, is the paper's, 0 is none. It is not stored."""
+        self.router_noise_is_off = scale == 0
+        for module in self.modules():
+            if isinstance(module, MoERouter):
+                module.noise_scale = None if scale in (0, 1) else torch.tensor(scale, device=module.weight.device)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        token_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> MoeModelOutputWithPast:
+        """As `MixtralModel.forward`; the routings' sums are over the tokens of `token_mask` [B, S], by default those that `attention_mask` keeps.
+
+        With `sequence`, these tokens choose the experts of their row, where there is no cache or an empty one; the cache keeps the choice.
+        """
+        if token_mask is None:
+            token_mask = new_tokens(attention_mask, inputs_embeds if input_ids is None else input_ids)
+        if self.config.router_type == "sequence" and past_key_values is not None and past_key_values.get_seq_length() == 0:
+            expert_choices(past_key_values).clear()
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            token_mask=token_mask,
+            noise_seeds=self._next_noise_seeds(),
+            **kwargs,
+        )
+
+    def _next_noise_seeds(self) -> Tensor | None:
+        if not self.training or self.router_noise_is_off or self.config.router_type != "noisy_topk":
+            return None
+        gates = self.config.num_hidden_layers * (2 if self.config.attention_experts else 1)
+        seeds = noise_seeds(self.config.router_seed, gates, self.router_step)
+        self.router_step.add_(1)
+        return seeds
 
 
 class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
@@ -162,23 +181,24 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         self.model = MoEModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.router_step = nn.Buffer(torch.zeros((), dtype=torch.int64), persistent=False)  # of the next training forward
-        self.router_noise_is_off = False
         self.post_init()
 
     def set_router_step(self, step: int) -> None:
-        """The step that the next training forward draws its noise from; each forward then takes the next one.
-
-        The noise depends on `config.router_seed`, the layer and this number only, so a resumed run draws what an unbroken run draws.
-        """
-        self.router_step.fill_(step)
+        """See `MoEModel.set_router_step`."""
+        self.model.set_router_step(step)
 
     def set_router_noise(self, scale: float) -> None:
-        """Multiplies the noise of training by `scale`: 1, the default, is the paper's, 0 is none. It is not stored."""
-        self.router_noise_is_off = scale == 0
-        for module in self.modules():
-            if isinstance(module, MoERouter):
-                module.noise_scale = None if scale in (0, 1) else torch.tensor(scale, device=module.weight.device)
+        """See `MoEModel.set_router_noise`."""
+        self.model.set_router_noise(scale)
+
+    def train(self, mode: bool = True) -> "MoEForCausalLM":
+        """As `nn.Module.train`, with a warning if NF4 matrices, which cannot learn, are about to be trained around."""
+        if mode and self.config.quantization == "nf4" and self.get_input_embeddings().weight.requires_grad:
+            warnings.warn(
+                "matrices in NF4 do not learn: embeddings, norms, head and gates alone will; an adapter (PEFT) trains the rest",
+                stacklevel=2,
+            )
+        return super().train(mode)
 
     def export_mixtral(self, out: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
         """Writes the folder `out` as plain Mixtral; see `export.export_mixtral`."""
@@ -223,11 +243,9 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         trains = self.training and labels is not None
         wants_aux = wants_logits or (trains and not is_switch)
         wants_z = trains and self.config.router_z_loss_coef > 0
-        token_mask = _new_tokens(attention_mask, inputs_embeds if input_ids is None else input_ids)
-        if self.config.router_type == "sequence":
-            token_mask = _prompt(token_mask, labels)
-            if past_key_values is not None and past_key_values.get_seq_length() == 0:
-                expert_choices(past_key_values).clear()
+        token_mask = new_tokens(attention_mask, inputs_embeds if input_ids is None else input_ids)
+        if self.config.router_type == "sequence" and labels is not None:
+            token_mask = prompt_tokens(token_mask, labels)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -238,12 +256,12 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
             output_router_logits=wants_logits,
             output_routings=wants_aux or wants_z,
             token_mask=token_mask,
-            noise_seeds=self._next_noise_seeds(),
             **kwargs,
         )
         logits = self.lm_head(_kept(outputs.last_hidden_state, logits_to_keep))
-        aux_loss = self._mean_over_layers(self._aux_loss, outputs.routings, token_mask) if wants_aux else None
-        loss = None
+        aux_loss = loss = None
+        if wants_aux:
+            aux_loss = mean_over_layers(partial(auxiliary_loss, config=self.config), outputs.routings, token_mask)
         if labels is not None:
             loss = self.loss_function(logits, labels, self.vocab_size, **kwargs)
             share = _share(labels, kwargs.get("num_items_in_batch"))
@@ -251,7 +269,7 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
                 weight = self.config.router_aux_loss_coef if is_switch else 1.0
                 loss = loss + weight * share * aux_loss.to(loss.device)
             if wants_z:
-                z = self._mean_over_layers(lambda routing, mask_T: z_loss(routing.logits_TE, mask_T), outputs.routings, token_mask)
+                z = mean_over_layers(lambda routing, mask_T: z_loss(routing.logits_TE, mask_T), outputs.routings, token_mask)
                 loss = loss + self.config.router_z_loss_coef * share * z.to(loss.device)
         return MoeCausalLMOutputWithPast(
             loss=loss,
@@ -262,42 +280,6 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             router_logits=outputs.router_logits,
         )
-
-    def _next_noise_seeds(self) -> Tensor | None:
-        if not self.training or self.router_noise_is_off or self.config.router_type != "noisy_topk":
-            return None
-        gates = self.config.num_hidden_layers * (2 if self.config.attention_experts else 1)
-        seeds = noise_seeds(self.config.router_seed, gates, self.router_step)
-        self.router_step.add_(1)
-        return seeds
-
-    def _aux_loss(self, routing: Routing, mask_T: Tensor | None) -> Tensor:
-        if self.config.router_type in SWITCH_LOSS:
-            return switch_loss(routing, mask_T)
-        return shazeer_loss(routing, self.config)
-
-    @staticmethod
-    def _mean_over_layers(loss: Callable[..., Tensor], routings: tuple[Routing, ...], token_mask: Tensor | None) -> Tensor:
-        """The mean of `loss`(routing, mask [T]) of each layer, on the first layer's device."""
-        masks = [None if token_mask is None else token_mask.reshape(-1).to(routing.load_E.device) for routing in routings]
-        losses = [loss(routing, mask_T) for routing, mask_T in zip(routings, masks, strict=True)]
-        return torch.stack([of_layer.to(losses[0].device) for of_layer in losses]).mean()
-
-
-def _new_tokens(attention_mask: Tensor | None, tokens: Tensor | None) -> Tensor | None:
-    """The columns [B, S] of a padding mask that belong to the tokens of this call; None where there is no such mask."""
-    if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2 or tokens is None:
-        return None
-    return attention_mask[:, -tokens.shape[1] :].bool()
-
-
-def _prompt(token_mask: Tensor | None, labels: Tensor | None) -> Tensor | None:
-    """The tokens [B, S] of the mask that have no label, all of them in a row that has labels everywhere."""
-    if labels is None:
-        return token_mask
-    tokens = torch.ones_like(labels, dtype=torch.bool) if token_mask is None else token_mask
-    prompt = tokens & (labels == -100)
-    return prompt.where(prompt.any(dim=1, keepdim=True), tokens)
 
 
 def _kept(hidden_BSD: Tensor, logits_to_keep: int | Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Output folders that are either whole or absent, and the `run.json` in each.
 
 A command writes into a hidden folder beside its target; `manifest.json` (size and SHA-256 of every file) is written last
-and the folder is then renamed. A crash, a full disk or a loss of power leaves the target as it was.
+and the folder is then renamed. A crash, a full disk or a loss of power leaves the target as it was; what a killed command
+leaves behind is removed by the next that writes the same target.
 """
 
 import hashlib
@@ -10,7 +11,6 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from .prompt import PROMPT_TEMPLATE
 
@@ -34,20 +36,48 @@ def check_absent(target: Path) -> None:
 
 @contextmanager
 def output_folder(target: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `target`; on success it becomes `target`, on any error it is removed."""
+    """Yields a temporary folder beside `target`; on success it becomes `target`, on any error it is removed.
+
+    FileExistsError if `target` exists; ValueError if another process is writing it.
+    """
     check_absent(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    temporary.chmod(0o755)
+    place = target.with_name(f".{target.name}.writing")
+    temporary = place / "output"
+    with locked(place):
+        shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+        temporary.mkdir()
+        try:
+            yield temporary
+            publish(temporary, target)
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes `folder` and holds its lock, which the system releases with the process, however that ends.
+
+    ValueError if another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock", timeout=0)
     try:
-        yield temporary
-        write_manifest(temporary)
-        if target.exists():
-            target.rmdir()
-        temporary.rename(target)
-        sync(target.parent)
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"another process is at work in {folder}") from None
+    try:
+        yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        lock.release()
+
+
+def publish(folder: Path, target: Path) -> None:
+    """Gives a finished folder its manifest and then its name `target`."""
+    write_manifest(folder)
+    if target.exists():
+        target.rmdir()
+    folder.rename(target)
+    sync(target.parent)
 
 
 def write_manifest(folder: Path) -> None:

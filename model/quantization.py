@@ -1,7 +1,7 @@
 """Modules whose matrices are either Parameters or bitsandbytes' NF4 bytes, under the same names and state-dict keys."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,25 @@ class MatrixModule(nn.Module):
             own = {other: state_dict.pop(other) for other in list(state_dict) if other == key or other.startswith(f"{key}.")}
             self.set_nf4(name, NF4Weight.from_state_dict(own, key))
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
+
+
+class QuantizedMatrix(NamedTuple):
+    prefix: str  # of `module` in the model
+    module: MatrixModule
+    name: str  # in `module`
+    shape: tuple[int, ...]
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.prefix}.{self.name}"
+
+
+def quantized_matrices(model: nn.Module) -> Iterator[QuantizedMatrix]:
+    """Every matrix of `model` that is kept in NF4."""
+    for prefix, module in model.named_modules():
+        if isinstance(module, MatrixModule):
+            for name, shape in module.quantized_matrices().items():
+                yield QuantizedMatrix(prefix, module, name, shape)
 
 
 class NF4Linear(MatrixModule, nn.Linear):

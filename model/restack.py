@@ -34,8 +34,8 @@ def edited_tensors(weights: Checkpoint, edit: Edit) -> Iterator[dict[str, Tensor
     """The tensors of the edited mixture, those of an NF4 weight together; what the edit does not touch is read and handed on."""
     parts = {name for name in weights if f"{name.rpartition('.')[0]}.{FACTS_KEY}" in weights}
     for name in weights:
-        if name in parts or name.endswith(f".{FACTS_KEY}"):
-            continue  # they go with their weight
+        if name in parts or name.endswith(f".{FACTS_KEY}") or _is_unused(name, edit.config):
+            continue  # the parts go with their weight
         owner, _, short = name.rpartition(".")
         stacked = owner.endswith(".experts") and edit.config.expert_layout == "dense"
         if f"{name}.{FACTS_KEY}" in weights:
@@ -51,6 +51,13 @@ def edited_tensors(weights: Checkpoint, edit: Edit) -> Iterator[dict[str, Tensor
             yield {name: torch.stack([_new_matrix(edit, name).to(old.dtype) if index is NEW else old[index] for index in edit.order])}
         else:
             yield {name: weights.tensor(name)}
+
+
+def _is_unused(name: str, config: MoEConfig) -> bool:
+    """Whether it belongs to attention experts that the edited mixture no longer has."""
+    attention, (_, _, part) = config.attention_experts or [], name.partition(".self_attn.")
+    projection, _, factor = part.partition("_lora_")
+    return projection not in attention if factor else part.startswith("gate.") and not attention
 
 
 def _routed(edit: Edit) -> list[int | None]:

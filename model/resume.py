@@ -3,7 +3,6 @@
 Until the output is whole its folder lies in `.NAME.unfinished` beside it, with `facts.json`: what must be the same for the work to go on.
 """
 
-import fcntl
 import shutil
 import sys
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .checkpoint import read_json
-from .output import check_absent, write_json, write_manifest
+from .output import check_absent, locked, publish, write_json
 
 FACTS = "facts.json"
 
@@ -32,8 +31,7 @@ def resumable_folder(target: Path, facts: dict[str, str]) -> Iterator[Unfinished
     check_absent(target)
     place = unfinished(target)
     folders = Unfinished(place / "output", place)
-    place.mkdir(parents=True, exist_ok=True)
-    with _alone(place):
+    with locked(place):
         if _has_tensors(folders.output) or _has_tensors(place):
             _check_same(place, facts)
             for torn in folders.output.glob(".*.tmp"):  # of files that appear by a rename
@@ -51,10 +49,7 @@ def resumable_folder(target: Path, facts: dict[str, str]) -> Iterator[Unfinished
             else:
                 shutil.rmtree(place)
             raise
-        write_manifest(folders.output)
-        if target.exists():
-            target.rmdir()
-        folders.output.rename(target)
+        publish(folders.output, target)
         shutil.rmtree(place)
 
 
@@ -75,14 +70,3 @@ def _check_same(place: Path, facts: dict[str, Any]) -> None:
             f"{place} holds the unfinished work of another command (different: {', '.join(sorted(changed))}); "
             f"run that one again to finish it, or remove the folder"
         )
-
-
-@contextmanager
-def _alone(place: Path) -> Iterator[None]:
-    """Holds a lock that the system releases with the process, however that ends."""
-    with (place / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is at work in {place}") from None
-        yield

@@ -1,8 +1,9 @@
 """The gate of one layer: which experts a token goes to, with what weights, and the losses that keep the experts in use.
 
-Shapes: B batch, T tokens, K experts per token, E experts, D model width, L layers.
+Shapes: B batch, S sequence, T = B·S tokens, K experts per token, E experts, D model width, L layers.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -12,6 +13,8 @@ from transformers import Cache
 from moe_kernels.routing import Routing, importance_loss, load_loss, route
 
 from .configuration_moe import MoEConfig
+
+SWITCH_LOSS = ("topk", "switch")  # router types whose auxiliary loss is transformers'; the others have Shazeer et al.'s
 
 
 class MoERouter(nn.Module):
@@ -106,6 +109,20 @@ def expert_choices(cache: Cache) -> dict[int, Tensor]:
     return vars(cache).setdefault("expert_choices", {})
 
 
+def auxiliary_loss(routing: Routing, token_mask_T: Tensor | None, config: MoEConfig) -> Tensor:
+    """The balance loss of one layer that its router type has, over the tokens of the mask."""
+    if config.router_type in SWITCH_LOSS:
+        return switch_loss(routing, token_mask_T)
+    return shazeer_loss(routing, config)  # its sums are over these tokens already
+
+
+def mean_over_layers(loss: Callable[[Routing, Tensor | None], Tensor], routings: tuple[Routing, ...], token_mask: Tensor | None) -> Tensor:
+    """The mean of `loss`(routing, mask [T]) of each layer, on the first layer's device."""
+    masks = [None if token_mask is None else token_mask.reshape(-1).to(routing.load_E.device) for routing in routings]
+    losses = [loss(routing, mask_T) for routing, mask_T in zip(routings, masks, strict=True)]
+    return torch.stack([of_layer.to(losses[0].device) for of_layer in losses]).mean()
+
+
 def shazeer_loss(routing: Routing, config: MoEConfig) -> Tensor:
     """importance_coef · CV²(importance) + load_coef · CV²(load) of one layer (arXiv:1701.06538, eq. 6-11)."""
     return config.importance_coef * importance_loss(routing.importance_E) + config.load_coef * load_loss(routing.load_E)
@@ -121,6 +138,20 @@ def switch_loss(routing: Routing, token_mask_T: Tensor | None) -> Tensor:
     if token_mask_T is not None:
         probability_TE, tokens = probability_TE.where(token_mask_T[:, None], 0), token_mask_T.sum().clamp(min=1)
     return probability_TE.shape[1] * torch.dot(routing.load_E / tokens, probability_TE.sum(dim=0) / tokens)
+
+
+def new_tokens(attention_mask: Tensor | None, tokens: Tensor | None) -> Tensor | None:
+    """The columns [B, S] of a padding mask that belong to the tokens of this call; None where there is no such mask."""
+    if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2 or tokens is None:
+        return None
+    return attention_mask[:, -tokens.shape[1] :].bool()
+
+
+def prompt_tokens(token_mask: Tensor | None, labels: Tensor) -> Tensor:
+    """The tokens [B, S] of the mask that have no label, all of them in a row that has labels everywhere."""
+    tokens = torch.ones_like(labels, dtype=torch.bool) if token_mask is None else token_mask
+    prompt = tokens & (labels == -100)
+    return prompt.where(prompt.any(dim=1, keepdim=True), tokens)
 
 
 def noise_seeds(seed: int, gates: int, step: Tensor) -> Tensor:

@@ -1,6 +1,11 @@
 """Whether an expert reads text as the base does: a mixture has one tokenizer, the base's, with the prompt of its experts."""
 
+import json
+import reprlib
+from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -8,6 +13,8 @@ from .checkpoint import some
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _SPECIAL = ("bos", "eos", "unk", "pad")
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token: where in a text it is found
+_ABSENT = object()
 
 
 def check_same_tokenizer(folder: Path, base: Path, base_tokenizer: PreTrainedTokenizerBase) -> None:
@@ -41,7 +48,7 @@ def take_chat_template(tokenizer: PreTrainedTokenizerBase, adapters: list[Path])
 
 
 def differences(base: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> list[str]:
-    """What differs in vocabulary, special and added tokens.
+    """What differs in vocabulary, special and added tokens, and in the rules that turn text into tokens and back.
 
     A pad token that only one has is no difference: fine-tuning needs one where many bases have none, and nobody attends to it.
     """
@@ -55,11 +62,50 @@ def differences(base: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -
         mine, its = (_special(tokenizer, name) for tokenizer in (base, other))
         if mine != its and not (name == "pad" and "none" in (mine, its)):
             found.append(f"{name} {mine} -> {its}")
-    added, its_added = ({str(token) for token in tokenizer.added_tokens_decoder.values()} for tokenizer in (base, other))
-    for title, tokens in (("the base", added - its_added), ("the expert", its_added - added)):
+    added, its_added = _added(base), _added(other)
+    for title, tokens in (("the base", added.keys() - its_added.keys()), ("the expert", its_added.keys() - added.keys())):
         if tokens:
             found.append(f"added tokens only in {title}: {some([repr(token) for token in sorted(tokens)])}")
+    for token in sorted(added.keys() & its_added.keys()):
+        found += _changes(added[token], its_added[token], f"added token {token!r}")
+    rules, its_rules = _rules(base), _rules(other)
+    for name in dict.fromkeys([*rules, *its_rules]):
+        if changes := list(_changes(rules.get(name, _ABSENT), its_rules.get(name, _ABSENT), name)):
+            found.append(some(changes))
     return found
+
+
+def _added(tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, bool]]:
+    tokens = tokenizer.added_tokens_decoder.values()
+    return {str(token): {flag: getattr(token, flag) for flag in _FLAGS} for token in tokens}
+
+
+def _rules(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Normalizer, pre-tokenizer, post-processor, decoder and model with its merges; of a tokenizer written in Python none."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return {}
+    content = json.loads(backend.to_str())
+    rules = {name: content[name] for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder", "model")}
+    if isinstance(rules["model"].get("vocab"), dict):  # compared by token; a Unigram's list has scores too
+        del rules["model"]["vocab"]
+    return rules
+
+
+def _changes(one: Any, other: Any, where: str) -> Iterator[str]:
+    """Where two JSON values differ, and how."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in dict.fromkeys([*one, *other]):
+            yield from _changes(one.get(key, _ABSENT), other.get(key, _ABSENT), f"{where}.{key}")
+    elif isinstance(one, list) and isinstance(other, list) and any(isinstance(item, dict | list) for item in one + other):
+        for index, (mine, its) in enumerate(zip_longest(one, other, fillvalue=_ABSENT)):
+            yield from _changes(mine, its, f"{where}.{index}")
+    elif one != other:
+        yield f"{where} {_shown(one)} -> {_shown(other)}"
+
+
+def _shown(value: Any) -> str:
+    return "absent" if value is _ABSENT else reprlib.repr(value)
 
 
 def _special(tokenizer: PreTrainedTokenizerBase, name: str) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,15 @@ def open_source(text: str, base: Path, base_weights: Checkpoint, beside: Path) -
                 f"{adapter_folder} changes {', '.join(sorted(adapter.attention))} of {folder}, but the mixture has the attention of {base}"
             )
     return Source(adapter.name if adapter else folder.name, weights, adapter, is_base)
+
+
+def unique_names(names: list[str]) -> list[str]:
+    """The names with -2, -3, ... behind those that have come before: two experts may have one source."""
+    unique: list[str] = []
+    for name in names:
+        numbered = (f"{name}-{number}" for number in count(2))
+        unique.append(next(candidate for candidate in chain([name], numbered) if candidate not in unique))
+    return unique
 
 
 def split_source(text: str, beside: Path) -> tuple[Path, Path | None]:

@@ -9,7 +9,9 @@ import yaml
 
 
 def read_yaml(path: Path) -> Any:
-    """The value in a YAML file; FileNotFoundError or ValueError naming the file otherwise."""
+    """The value in a YAML file; FileNotFoundError, IsADirectoryError or ValueError naming it otherwise."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; a YAML file is wanted")
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     try:

@@ -31,7 +31,7 @@ from model.output import output_folder, write_run
 from .data import format_table
 from .data.preferences import Preference, digest, divide, encode_preferences, load_preferences
 from .expert import load_base
-from .gate import to_stored_dtype, train_only
+from .gate import freeze_all_but, to_stored_dtype
 from .lora import TARGETS
 from .preference import LOSSES, PreferenceLoss, PreferenceTrainer, Row, collate_preferences
 from .settings import add_training_flags, check_flags, use_checkpointing
@@ -79,7 +79,7 @@ def load_policy(folder: Path, kind: str, args: argparse.Namespace) -> tuple[Any,
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # PEFT 0.21's own call
     if kind == "a mixture":
         mixture, tokenizer = load_model(folder)
-        train_only(mixture, TRAINED[args.train])
+        freeze_all_but(mixture, TRAINED[args.train])
         return mixture, tokenizer, base_fact(folder)
     if kind == "an adapter":
         adapter = Adapter(folder)

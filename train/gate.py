@@ -87,7 +87,7 @@ def freeze_all_but(model: nn.Module, parts: tuple[str, ...]) -> nn.Module:
 
 
 def to_stored_dtype(model: MoEForCausalLM) -> None:
-    """Puts what `train_only` made fp32 back into the model's dtype."""
+    """Puts what `freeze_all_but` made fp32 back into the model's dtype."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(model.dtype)

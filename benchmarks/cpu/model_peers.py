@@ -21,9 +21,9 @@ from torch.nn.functional import silu
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from benchmarks.cpu.contender import Missing
-from model.configuration_moe import MoEConfig
+from model.configuration_moe import ATTENTION, MoEConfig
 from model.experts import PROJECTIONS
-from model.modeling_moe import ATTENTION, MoEForCausalLM
+from model.modeling_moe import MoEForCausalLM
 from model.quantization import MatrixModule
 from moe_kernels.nf4 import NF4Weight, dequantize_nf4
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from model.adapters import ADAPTER_WEIGHTS
-from model.checkpoint import CheckpointWriter, save_whole
+from model.checkpoint_writer import CheckpointWriter, save_whole
 from model.experts import PROJECTIONS
 
 EXPERTS, RANK = 4, 16

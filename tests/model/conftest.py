@@ -29,6 +29,7 @@ SHAPE = {
     "pad_token_id": 0,
     "tie_word_embeddings": False,
 }
+GENERATION = {"max_new_tokens": 8, "pad_token_id": 0, "eos_token_id": None}
 LETTERS = " abcdefghijklmnopqrstuvwxyz0123456789ABCDEF.,:;#+-*/=<>(){}\n"
 
 
@@ -132,6 +133,24 @@ def run_compose(tmp_path, make_recipe) -> Callable[..., Path]:
 @pytest.fixture
 def ids() -> torch.Tensor:
     return torch.randint(3, 64, (3, 17), generator=torch.Generator().manual_seed(7))
+
+
+@pytest.fixture
+def padded(ids) -> dict[str, torch.Tensor]:
+    """Three prompts of different lengths, padded on the left."""
+    mask = torch.ones_like(ids)
+    mask[0, :6] = mask[1, :1] = 0
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+@pytest.fixture
+def ours(mixtral) -> MoEForCausalLM:
+    return MoEForCausalLM.from_pretrained(mixtral)
+
+
+@pytest.fixture
+def theirs(mixtral) -> MixtralForCausalLM:
+    return MixtralForCausalLM.from_pretrained(mixtral)
 
 
 @pytest.fixture

@@ -138,7 +138,7 @@ def test_configurations_that_mean_nothing_are_refused(changes, message):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [(ATTENTION, "plain Mixtral has nothing like .*q_proj_lora_A"), ({"num_shared_experts": 1}, "num_shared_experts is 1; plain Mixtral")],
+    [(ATTENTION, "plain Mixtral has no attention experts"), ({"num_shared_experts": 1}, "num_shared_experts is 1; plain Mixtral")],
 )
 def test_what_mixtral_lacks_is_not_exported(layout, changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):

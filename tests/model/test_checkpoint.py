@@ -3,7 +3,8 @@ import json
 import pytest
 import torch
 
-from model.checkpoint import INDEX, WEIGHTS, Checkpoint, CheckpointWriter, read_json
+from model.checkpoint import INDEX, WEIGHTS, Checkpoint, read_json
+from model.checkpoint_writer import CheckpointWriter
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, MistralForCausalLM
 from model import MoEForCausalLM
 from model.checkpoint import Checkpoint
 from model.compose import main
+from model.gate_report import some_layers
 from model.mixture_tensors import is_quantized
 from model.output import check_manifest
 from model.routers import MoERouter
@@ -98,7 +99,7 @@ def test_a_shared_expert_adds_its_ffn(base, adapters, run_compose, ids, layout):
     """Where all experts are one, they and the shared one are that expert's FFN 1 + 0.5 times."""
     shared = [{"source_model": str(adapters[0]), "residual_scale": 0.5}]
     mixture = load(run_compose([adapters[0]] * 2, layout=layout, shared_experts=shared))
-    assert mixture.config.expert_names == ["expert-0"] * 3
+    assert mixture.config.expert_names == ["expert-0", "expert-0-2", "expert-0-3"]
     expected = PeftModel.from_pretrained(MistralForCausalLM.from_pretrained(base), str(adapters[0])).merge_and_unload().eval()
     for layer in expected.model.layers:
         layer.mlp.down_proj.weight *= 1.5
@@ -235,8 +236,16 @@ def test_prompts_that_say_the_same_are_reported(adapters, run_compose, capsys):
     run_compose(adapters[:2], experts=experts)
     printed = capsys.readouterr().out
     assert (
-        "hardly tells the experts apart in layers [0" in printed and "layer 0: `hidden` has the embedding of each prompt's last" in printed
+        "hardly tells the experts apart in all 2 layers" in printed
+        and "layer 0: `hidden` has the embedding of each prompt's last" in printed
     )
+
+
+@pytest.mark.parametrize(
+    ("chosen", "text"), [([0, 1, 2, 4, 6, 7], "layers 0-2, 4, 6-7"), ([3], "layers 3"), (list(range(8)), "all 8 layers")]
+)
+def test_layers_are_named_in_runs(chosen, text):
+    assert some_layers(chosen, 8) == text
 
 
 @pytest.fixture
@@ -269,6 +278,13 @@ def add_an_old_token(tokenizer):
     tokenizer["added_tokens"].append({**tokenizer["added_tokens"][-1], "id": tokenizer["model"]["vocab"]["x"], "content": "x"})
 
 
+SPLIT = {"type": "Split", "pattern": {"String": ""}, "behavior": "Isolated", "invert": False}
+
+
+def put(name, value):
+    return lambda tokenizer: tokenizer.update({name: value})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -277,6 +293,10 @@ def add_an_old_token(tokenizer):
         (lambda tokenizer: [tokenizer["model"]["vocab"].pop(letter) for letter in "ABCDEF"], r"'E' 45 -> absent and 1 more$"),
         (add_a_token, r"tokens '<\|im_end\|>' absent -> 64; added tokens only in the expert: '<\|im_end\|>'"),
         (add_an_old_token, r"\): added tokens only in the expert: 'x'"),
+        (put("normalizer", {"type": "Lowercase"}), r"\): normalizer None -> {'type': 'Lowercase'}$"),
+        (put("decoder", {"type": "ByteFallback"}), r"\): decoder\.type 'Fuse' -> 'ByteFallback'$"),
+        (put("pre_tokenizer", {**SPLIT, "invert": True}), r"\): pre_tokenizer\.invert False -> True$"),
+        (lambda tokenizer: tokenizer["added_tokens"][2].update(lstrip=True), r"\): added token '</s>'\.lstrip False -> True$"),
     ],
 )
 def test_an_expert_that_reads_text_otherwise_is_refused(adapters, with_tokenizer, run_compose, change, message, tmp_path):

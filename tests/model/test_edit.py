@@ -110,19 +110,71 @@ def test_prompts_lead_to_the_added_expert(adapters, run_compose, tmp_path, monke
     before = run_compose(adapters[:2], shared_experts=[{"source_model": str(adapters[2])}])
     assert run(monkeypatch, before, tmp_path / "after", "--add", adapters[2], "--prompts", "sort a list") == 0
     model = MoEForCausalLM.from_pretrained(tmp_path / "after")
-    assert model.config.expert_names == ["expert-0", "expert-1", "expert-2", "expert-2"] and model.config.num_local_experts == 3
+    assert model.config.expert_names == ["expert-0", "expert-1", "expert-2-2", "expert-2"] and model.config.num_local_experts == 3
     gate = model.model.layers[0].mlp.gate
     torch.testing.assert_close(gate.weight[2].norm(), gate.weight[:2].norm(dim=1).mean())
     model(make_tokenizer()("sort a list", return_tensors="pt").input_ids)
     assert gate.last_routing.experts_TK[-1, 0] == 2
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("layout", ["lora", "dense"])
+def test_shared_experts_are_edited_too(layout, wide, of_wide, run_compose, ids, tmp_path, monkeypatch):
+    """Against the mixture that is composed with them; the gates, from the same prompts, are the same."""
+
+    def composed(*shared: int):
+        sources = [{"source_model": str(of_wide[index]), "residual_scale": 0.5} for index in shared]
+        return run_compose(of_wide[:2], base=wide, layout=layout, shared_experts=sources, out="-".join(["composed", *map(str, shared)]))
+
+    def edited(before, *arguments):
+        out = tmp_path / f"after-{arguments[0]}"
+        assert run(monkeypatch, before, out, *arguments, *(["--base", wide] if layout == "dense" else [])) == 0
+        return out
+
+    two, three, both, none = composed(2), composed(3), composed(2, 3), composed()
+    added = edited(two, "--add", of_wide[3], "--shared")
+    for found, expected in (
+        (added, both),
+        (edited(added, "--remove", "expert-2"), three),
+        (edited(two, "--replace", "expert-2", of_wide[3]), three),
+        (edited(two, "--remove=expert-2"), none),
+    ):
+        model, fresh = (MoEForCausalLM.from_pretrained(folder) for folder in (found, expected))
+        assert model.config.expert_names == fresh.config.expert_names
+        assert model.config.num_shared_experts == fresh.config.num_shared_experts and model.config.num_local_experts == 2
+        torch.testing.assert_close(model(ids).logits, fresh(ids).logits, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", ["lora", "dense"])
+def test_attentions_experts_go_with_the_last_of_them(layout, adapters, make_adapter, run_compose, ids, tmp_path, monkeypatch):
+    def attending(name, *targets):
+        return make_adapter(tmp_path / name, target_modules=["down_proj", *targets], seed=9)
+
+    before = run_compose([*adapters[:2], attending("q", "q_proj"), attending("qo", "q_proj", "o_proj")], layout=layout)
+    less, none = tmp_path / "less", tmp_path / "none"
+    assert run(monkeypatch, before, less, "--remove", "qo") == 0 and run(monkeypatch, less, none, "--remove", "q") == 0
+    assert MoEForCausalLM.from_pretrained(less).config.attention_experts == ["q_proj"]
+    assert not [name for name in Checkpoint(less) if "o_proj_lora" in name]
+    model, never = (
+        MoEForCausalLM.from_pretrained(none),
+        MoEForCausalLM.from_pretrained(run_compose(adapters[:2], layout=layout, out="never")),
+    )
+    assert model.config.attention_experts is None and model.config.attention_lora_rank == 0
+    assert set(model.state_dict()) == set(never.state_dict())
+    torch.testing.assert_close(model(ids).logits, never(ids).logits, atol=1e-5, rtol=0)
+    model.export_mixtral(tmp_path / "plain")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--remove", "java"], "there is no expert 'java'; the gate chooses among expert-0, expert-1"),
+        (["--remove", "java"], "there is no expert 'java'; there are expert-0, expert-1"),
         (["--remove", "expert-0"], "num_experts_per_tok is 2; it must lie in 1..1 (experts)"),
-        (["--add", "ADAPTER"], "--add needs either --prompts"),
+        (["--add", "ADAPTER"], "--add needs one of --prompts"),
+        (["--add", "ADAPTER", "--shared", "--like", "expert-0"], "--add needs one of --prompts"),
+        (["--remove", "expert-0", "--shared"], "--shared are about an expert that is added"),
+        (["--add", "ADAPTER", "--shared", "--name", "expert-1"], "there is an expert 'expert-1' already; --name another"),
         (["--replace", "expert-0", "BASE"], "is no adapter; the experts of a mixture of the lora layout are adapters of its base"),
         (["--replace", "expert-0", "WITH_Q"], "changes q_proj; of attention the experts of this mixture change none"),
     ],

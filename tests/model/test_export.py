@@ -104,6 +104,20 @@ def test_what_mixtral_cannot_say_is_refused(mixtral, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("layout", ["dense", "lora"])
+def test_what_is_offloaded_to_the_disk_is_exported_too(adapters, run_compose, ids, tmp_path, layout):
+    folder = run_compose(adapters, layout=layout)
+    devices = dict.fromkeys(("model.embed_tokens", "model.layers.0", "model.rotary_emb"), "cpu")
+    devices |= dict.fromkeys(("model.layers.1", "model.norm", "lm_head"), "disk")
+    model = MoEForCausalLM.from_pretrained(folder, device_map=devices, offload_folder=tmp_path / "offloaded")
+    assert model.lm_head.weight.device.type == "meta"
+    model.export_mixtral(tmp_path / "plain", torch.float32)
+    expected = MoEForCausalLM.from_pretrained(folder)(ids).logits
+    torch.testing.assert_close(strictly(tmp_path / "plain")(ids).logits, expected, atol=1e-5, rtol=0)
+    assert model.lm_head.weight.device.type == "meta"  # still
+
+
 def run_main(monkeypatch, *arguments) -> int:
     monkeypatch.setattr("sys.argv", ["export", *map(str, arguments)])
     return main()
@@ -130,7 +144,7 @@ def test_command(adapters, run_compose, tmp_path, ids, monkeypatch, capsys):
 def test_nothing_is_left_when_the_disk_is_full(mixtral, tmp_path, monkeypatch):
     model = MoEForCausalLM.from_pretrained(mixtral)
     real = shutil.copyfile
-    monkeypatch.setattr("model.checkpoint.save_file", lambda tensors, path, **_: real("/dev/zero", "/dev/full"))
+    monkeypatch.setattr("model.checkpoint_writer.save_file", lambda tensors, path, **_: real("/dev/zero", "/dev/full"))
     with pytest.raises(OSError, match="No space left"):
         model.export_mixtral(tmp_path / "plain")
     assert not any(tmp_path.iterdir())

@@ -4,6 +4,7 @@ from torch.nn.functional import softmax, softplus
 from transformers import AutoModelForCausalLM, MixtralForCausalLM
 
 from model import MoEConfig, MoEForCausalLM
+from model.routers import auxiliary_loss, mean_over_layers
 
 
 @torch.no_grad()
@@ -94,6 +95,15 @@ def test_nf4_leaves_gate_norms_embeddings_and_head_alone(mixtral):
     model = MoEForCausalLM.from_pretrained(mixtral, quantize="nf4")
     whole = {name.split(".")[-2] for name, parameter in model.named_parameters()}
     assert whole == {"embed_tokens", "lm_head", "norm", "gate", "input_layernorm", "post_attention_layernorm"}
+
+
+@pytest.mark.parametrize("exclude_embeddings", [False, True])
+def test_a_value_in_nf4_counts_as_a_parameter(mixtral, exclude_embeddings):
+    model = MoEForCausalLM.from_pretrained(mixtral, quantize="nf4")
+    plain = MixtralForCausalLM.from_pretrained(mixtral)
+    assert model.num_parameters(exclude_embeddings=exclude_embeddings) == plain.num_parameters(exclude_embeddings=exclude_embeddings)
+    rest = [parameter for name, parameter in plain.named_parameters() if "_proj" not in name]
+    assert model.num_parameters(only_trainable=True) == sum(map(torch.numel, rest))
 
 
 @torch.no_grad()
@@ -245,3 +255,19 @@ def test_every_router_type_trains_its_gate_and_generates(mixtral, ids, router_ty
 def test_a_config_that_cannot_be_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         MoEConfig(**change)
+
+
+def test_the_base_model_draws_the_noise_and_routes_as_the_whole_one_does(noisy, padded):
+    """A padded batch in training, as a head of one's own would get it."""
+    noisy.train().set_router_step(4)
+    whole = noisy(**padded, output_router_logits=True, output_hidden_states=True)
+    noisy.set_router_step(4)
+    base = noisy.model(**padded, output_router_logits=True, output_routings=True)
+    assert torch.equal(base.last_hidden_state, whole.hidden_states[-1])
+    assert all(map(torch.equal, base.router_logits, whole.router_logits))
+    assert torch.equal(
+        mean_over_layers(partial(auxiliary_loss, config=noisy.config), base.routings, padded["attention_mask"].bool()), whole.aux_loss
+    )
+    assert not torch.equal(noisy.model(**padded).last_hidden_state, base.last_hidden_state)  # the next step's noise
+    noisy.eval()
+    assert torch.equal(noisy.model(**padded).last_hidden_state, noisy.model(**padded).last_hidden_state)

@@ -104,3 +104,5 @@ def test_the_examples_prompts_start_as_training_prompts_do():
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.yml is missing"):
         read_recipe(tmp_path / "none.yml")
+    with pytest.raises(IsADirectoryError, match="is a folder; a YAML file is wanted"):
+        read_recipe(tmp_path)

@@ -138,6 +138,8 @@ def test_killed_where_nothing_was(mixtral, tmp_path):
             shutil.rmtree(target)
 
     assert kill_everywhere(lambda: model.save_pretrained(target), check, points=10) > 15
+    model.save_pretrained(target)
+    assert [path.name for path in target.parent.iterdir()] == ["target"]  # what was killed has left nothing
 
 
 def test_composing_that_is_killed(adapters, make_recipe, tmp_path, monkeypatch):

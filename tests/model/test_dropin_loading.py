@@ -1,0 +1,148 @@
+"""`MoEForCausalLM` where users put `MixtralForCausalLM`: loading, devices, pipelines, serving.
+
+The oracle is transformers' Mixtral on the same checkpoint, or the same model without the feature.
+"""
+
+import pytest
+import torch
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    MixtralConfig,
+    pipeline,
+)
+from transformers.cli.serving.model_manager import ModelManager
+
+from model import MoEConfig, MoEForCausalLM, MoEModel, NF4ExpertsConfig
+from model import serve as model_serve
+
+from .conftest import GENERATION, make_tokenizer
+
+
+def test_quantize_is_the_spelling_of_from_pretrained(mixtral, ids, tmp_path):
+    model = MoEForCausalLM.from_pretrained(mixtral, quantize="nf4")
+    assert model.config.quantization == "nf4"
+    model.save_pretrained(tmp_path)
+    assert MoEForCausalLM.from_pretrained(tmp_path).config.quantization == "nf4"
+    assert AutoModelForCausalLM.from_pretrained(tmp_path, quantize="none").config.quantization is None
+    with pytest.raises(ValueError, match="quantize is 'int3'; allowed: nf4, none"):
+        MoEForCausalLM.from_pretrained(mixtral, quantize="int3")
+    with pytest.raises(TypeError, match="unknown arguments: load_in_4bit"):
+        MoEForCausalLM.from_pretrained(mixtral, load_in_4bit=True)
+
+
+@torch.no_grad()
+def test_auto_classes_know_the_model(ours, ids, tmp_path):
+    ours.save_pretrained(tmp_path)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), MoEConfig)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, torch_dtype=torch.float32)
+    assert isinstance(model, MoEForCausalLM) and torch.equal(model(ids).logits, ours(ids).logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+def test_the_base_model_loads_what_the_whole_model_loads(mixtral, ids, tmp_path, quantize):
+    whole = MoEForCausalLM.from_pretrained(mixtral, quantize=quantize)
+    whole.save_pretrained(tmp_path)
+    for folder in (mixtral, tmp_path):
+        base = MoEModel.from_pretrained(folder, quantize=quantize)
+        assert torch.equal(base(ids).last_hidden_state, whole.model(ids).last_hidden_state)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+@pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}, torch.device("cpu")])
+def test_device_map_of_one_device(mixtral, ids, ours, device_map, quantize):
+    model = MoEForCausalLM.from_pretrained(mixtral, device_map=device_map, max_memory={"cpu": "1GiB"}, quantize=quantize)
+    expected = MoEForCausalLM.from_pretrained(mixtral, quantize=quantize)
+    assert torch.equal(model(ids).logits, expected(ids).logits)
+
+
+SPLIT = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu", "lm_head": "cpu"}
+SPLIT["model.rotary_emb"] = "cpu"
+
+
+def test_device_map_of_several_devices(mixtral, ids, ours, tmp_path):
+    model = MoEForCausalLM.from_pretrained(mixtral, device_map=SPLIT, offload_folder=tmp_path)
+    assert model.model.layers[1].mlp.experts.gate_up_proj.device.type == "meta" and list(tmp_path.iterdir())
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, ours(ids).logits, atol=1e-6, rtol=0)
+    assert torch.equal(model.generate(ids, **GENERATION), ours.generate(ids, **GENERATION))
+
+
+def test_device_map_that_cannot_be(mixtral, tmp_path):
+    with pytest.raises(ValueError, match="NF4 matrices stay on the device"):
+        MoEForCausalLM.from_pretrained(mixtral, device_map=SPLIT, offload_folder=tmp_path, quantize="nf4")
+    for absent in ("cuda:99", {"": "cuda:99"}):
+        with pytest.raises(ValueError, match="there is no device 'cuda:99': PyTorch finds the CPU"):
+            MoEForCausalLM.from_pretrained(mixtral, device_map=absent)
+    with pytest.raises(ValueError, match="lm_head"):
+        MoEForCausalLM.from_pretrained(mixtral, device_map={"model": "cpu"})
+
+
+def test_auto_device_map_counts_nf4_as_four_bits(mixtral):
+    """A limit that holds the NF4 model, but not half of the fp32 model, leaves all of it in RAM."""
+    from model.devices import resolve_device_map
+
+    model = MoEForCausalLM.from_pretrained(mixtral, quantize="nf4")
+    assert set(resolve_device_map(model, "auto", {"cpu": "200KB"}).values()) == {"cpu"}
+    dense = MoEForCausalLM.from_pretrained(mixtral)
+    assert "disk" in resolve_device_map(dense, "auto", {"cpu": "200KB"}).values()
+
+
+def test_pipeline_generates_what_generate_does(ours, tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    ours.save_pretrained(tmp_path)
+    prompt = tokenizer("abc: def", return_tensors="pt")
+    options = {"max_new_tokens": 8, "do_sample": False, "return_full_text": False}
+    text = pipeline("text-generation", model=str(tmp_path), tokenizer=AutoTokenizer.from_pretrained(tmp_path))("abc: def", **options)
+    tokens = ours.generate(**prompt, max_new_tokens=8)[0, prompt.input_ids.shape[1] :]
+    assert text[0]["generated_text"] == tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def test_the_server_of_transformers_finds_the_class(mixtral, tmp_path, monkeypatch):
+    model = MoEForCausalLM.from_pretrained(mixtral, quantize="nf4")
+    model.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    served = []
+
+    def serve_one_request(arguments):
+        assert arguments == ["serve", "--port", "8001"]
+        served.append(ModelManager(device="cpu").load_model_and_processor(f"{tmp_path}@main")[0])
+
+    monkeypatch.setattr("model.serve.app", serve_one_request)
+    monkeypatch.setattr("sys.argv", ["model.serve", "--port", "8001"])
+    monkeypatch.setattr(transformers, "MoEForCausalLM", None, raising=False)  # taken back afterwards
+    model_serve.main()
+    assert isinstance(served[0], MoEForCausalLM) and served[0].config.quantization == "nf4"
+
+
+def test_an_activation_that_the_kernels_lack_is_refused():
+    with pytest.raises(ValueError, match="hidden_act is 'gelu'; allowed: silu"):
+        MoEConfig(hidden_act="gelu")
+
+
+def test_a_configuration_of_mixtral_makes_a_model(mixtral, ids):
+    config = MixtralConfig.from_pretrained(mixtral)
+    assert MoEForCausalLM(config).config.router_type == "topk"
+
+
+def test_a_device_map_that_leaves_out_nf4_is_refused(mixtral):
+    devices = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head", "model.layers.0"), "cpu")
+    devices |= {f"model.layers.1.{name}": "cpu" for name in ("mlp.gate", "input_layernorm", "post_attention_layernorm")}
+    with pytest.raises(ValueError, match=r"says nothing of model\.layers\.1"):
+        MoEForCausalLM.from_pretrained(mixtral, quantize="nf4", device_map=devices)
+
+
+@torch.no_grad()
+def test_a_mixtral_that_is_quantised_already_stays_so(mixtral, ids, tmp_path):
+    stored = AutoModelForCausalLM.from_pretrained(mixtral, quantization_config=NF4ExpertsConfig(llm_int8_skip_modules=["self_attn"]))
+    stored.save_pretrained(tmp_path)
+    model = MoEForCausalLM.from_pretrained(tmp_path)
+    assert model.config.quantization == "nf4" and not hasattr(model.config, "quantization_config")
+    assert torch.equal(
+        model.model.layers[0].mlp.experts.matrix("down_proj").packed, stored.model.layers[0].mlp.experts.down_proj.weight.packed
+    )
