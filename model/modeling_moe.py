@@ -136,7 +136,7 @@ class MoEModel(MoEPreTrainedModel, MixtralModel):
         token_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> MoeModelOutputWithPast:
-        """As `MixtralModel.forward`; the routings' sums are over the tokens of `token_mask` [B, S], by default those that `attention_mask` keeps.
+        """As `MixtralModel.forward`; the routings' sums are over `token_mask` [B, S], by default the tokens that `attention_mask` keeps.
 
         With `sequence`, these tokens choose the experts of their row, where there is no cache or an empty one; the cache keeps the choice.
         """

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from torch.nn.functional import softmax, softplus
@@ -265,9 +267,8 @@ def test_the_base_model_draws_the_noise_and_routes_as_the_whole_one_does(noisy, 
     base = noisy.model(**padded, output_router_logits=True, output_routings=True)
     assert torch.equal(base.last_hidden_state, whole.hidden_states[-1])
     assert all(map(torch.equal, base.router_logits, whole.router_logits))
-    assert torch.equal(
-        mean_over_layers(partial(auxiliary_loss, config=noisy.config), base.routings, padded["attention_mask"].bool()), whole.aux_loss
-    )
+    of_layer = partial(auxiliary_loss, config=noisy.config)
+    assert torch.equal(mean_over_layers(of_layer, base.routings, padded["attention_mask"].bool()), whole.aux_loss)
     assert not torch.equal(noisy.model(**padded).last_hidden_state, base.last_hidden_state)  # the next step's noise
     noisy.eval()
     assert torch.equal(noisy.model(**padded).last_hidden_state, noisy.model(**padded).last_hidden_state)
