@@ -110,11 +110,11 @@ class _Evidence:
 
 
 def _evidence(reference: str, prediction: str, lang: str) -> _Evidence:
-    reference, prediction = _clean(reference), _clean(prediction)
+    reference, prediction = clean(reference), clean(prediction)
     tokens = code_tokens(reference, lang)
     if not tokens:
         raise ValueError(f"this reference holds no {lang} code: {reference[:60]!r}")
-    bare_reference, bare_prediction = _without_comments(reference, lang), _without_comments(prediction, lang)
+    bare_reference, bare_prediction = bare_program(reference, lang), bare_program(prediction, lang)
     return _Evidence(
         ref_tokens=tokens,
         tokens=code_tokens(prediction, lang),
@@ -152,12 +152,13 @@ def _f1(recall: float, precision: float) -> float:
     return 2 * recall * precision / (recall + precision) if recall and precision else 0.0
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Without lone surrogates (a byte-level model can emit halves of a character), which do not encode."""
     return text.encode("utf-8", "replace").decode("utf-8").strip()
 
 
-def _without_comments(code: str, lang: str) -> str:
+def bare_program(code: str, lang: str) -> str:
+    """`code` without comments and docstrings."""
     try:
         return remove_comments_and_docstrings(code, get_language(lang).codebleu)
     except Exception:  # Python's tokenizer refuses broken programs: like the package, take them as they are
@@ -184,13 +185,13 @@ def _keywords(lang: str) -> frozenset[str]:
 
 def _syntax(reference: str, prediction: str, lang: str) -> _Match:
     """Subtrees that are found on the other side (equation 4 as the package counts it: a subtree may be found by several)."""
-    expected, given = _subtrees(reference, lang), _subtrees(prediction, lang)
+    expected, given = subtrees(reference, lang), subtrees(prediction, lang)
     present, wanted = set(given), set(expected)
     return _Match(sum(subtree in present for subtree in expected), len(expected), sum(subtree in wanted for subtree in given), len(given))
 
 
-def _subtrees(code: str, lang: str) -> list[str]:
-    """S-expressions of the root and of every inner node."""
+def subtrees(code: str, lang: str) -> list[str]:
+    """S-expressions of the root, which comes first, and of every inner node."""
     stack, subtrees = [parser(lang).parse(code.encode()).root_node], []
     while stack:
         node = stack.pop()

@@ -1,5 +1,6 @@
 """Completions of prompts, many at a time."""
 
+import sys
 from typing import Any
 
 import torch
@@ -24,6 +25,11 @@ def pad_left(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], device: 
     return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
 
 
+def context_of(model: Any) -> int:
+    """How many positions the model has; those of ALiBi or a state have no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", sys.maxsize)
+
+
 @torch.inference_mode()
 def complete(
     model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[str], *, max_new_tokens: int, batch_size: int, progress: bool = True
@@ -33,7 +39,7 @@ def complete(
     Prompts of similar length share a batch, so that little of it is padding. ValueError for a prompt that fills the context.
     """
     rows = encode_prompts(tokenizer, prompts)
-    context = model.config.max_position_embeddings
+    context = context_of(model)
     for row, prompt in zip(rows, prompts, strict=True):
         if len(row) >= context:
             raise ValueError(f"a prompt of {len(row)} tokens leaves no room in a context of {context}: {prompt[:60]!r}...")
