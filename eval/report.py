@@ -99,11 +99,11 @@ def texts(systems: Systems, counts: dict[str, dict[str, dict[str, int]]]) -> dic
         "table2": f"{scale}, paired. The points are Table 1's; “of expert” is the share of the experts' mean that the mixture keeps.",
         "generations": "One point a language, picked by rule and not by hand: the one at which the expert has its median score.",
         "score": "All × 100, means over points. CodeBLEU here corrects the package codebleu 0.7.0: a data-flow score of 0 counts as 0, "
-        "not as 1; an empty prediction scores 0; a reference without data flow leaves that part out; n-grams are of lexer tokens; the parts "
-        "are F1, and data flow counts at most as much as syntax, so that neither length nor prose gains anything. "
+        "not as 1; an empty prediction scores 0; a reference without data flow leaves that part out; n-grams are of lexer tokens; "
+        "the parts are F1, and data flow counts at most as much as syntax, so that neither length nor prose gains anything. "
         "“Library” is the package's own formula, for comparison with the literature; “corpus level” sums counts before dividing.",
-        "metrics": f"All × 100 with {LEVEL} % intervals from a bootstrap over problems. All but “Library” compare tokens of the language's lexer, "
-        "without comments. “Parses” is by tree-sitter; “compiles” beside the rate of the references, many of which are fragments.",
+        "metrics": f"All × 100 with {LEVEL} % intervals from a bootstrap over problems. All but “Library” are of tokens of the language's "
+        "lexer, without comments. “Parses” is by tree-sitter; “compiles” stands beside the rate of the references, often fragments.",
     }
 
 

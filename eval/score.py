@@ -172,13 +172,15 @@ def _bleu(references: Sequence[list[str]], predictions: Sequence[list[str]]) -> 
 
 def _weighted_recall(references: Sequence[list[str]], predictions: Sequence[list[str]], lang: str) -> float:
     """Recall of the references' n-grams with single keywords weighted more (the package's reading of the paper's equation 2)."""
-    keywords = _keywords(lang)
-    weighted = [[[tokens, {token: KEYWORD_WEIGHT if token in keywords else OTHER_WEIGHT for token in tokens}]] for tokens in references]
+    weighted = [
+        [[tokens, {token: KEYWORD_WEIGHT if token in keywords(lang) else OTHER_WEIGHT for token in tokens}]] for tokens in references
+    ]
     return float(corpus_weighted_recall(weighted, predictions))
 
 
 @lru_cache
-def _keywords(lang: str) -> frozenset[str]:
+def keywords(lang: str) -> frozenset[str]:
+    """The package's list for `lang`."""
     file = PACKAGE_DIR / "keywords" / f"{get_language(lang).codebleu}.txt"
     return frozenset(line.strip() for line in file.read_text(encoding="utf-8").splitlines())
 

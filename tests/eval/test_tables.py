@@ -25,7 +25,7 @@ def test_cells_are_scaled_signed_and_rounded() -> None:
 
 
 def test_text_and_markdown_print_the_same_cells() -> None:
-    for text in (text_table("Title", {"wording": ROWS}), markdown_table(ROWS)):
+    for text in (text_table("Title", {"wording": ROWS}), markdown_table(*grid(ROWS))):
         assert all(shown in text for shown in ("C++", "25.0 [20.4, 30.0]", "2.40× [2.25, 2.50]"))
     widths = {len(line) for line in text_table("Title", {"wording": ROWS}).splitlines()[2:]}
     assert len(widths) == 1
