@@ -76,10 +76,10 @@ def table(figures: dict[str, dict[str, Any]], name: str) -> str:
             cells = "".join(f"{'-' if value is None else format(100 * value, '.1f'):>10}" for value in values)
             lines.append(f"{get_language(lang).title + ', ' + kind:<24}{row['n']:>5}{row['empty']:>7}{cells}")
     shown = [metric for metric in METRICS if any(metric in row["metrics"] for kinds in figures.values() for row in kinds.values())]
-    lines.append(f"\n{f'[{LEVEL} % interval]':<24}" + "".join(f"{METRICS[metric]:>20}" for metric in shown))
+    lines.append(f"\n{f'[{LEVEL} % interval]':<24}" + "".join(f"{METRICS[metric]:>22}" for metric in shown))
     for lang, kinds in figures.items():
         for kind, row in kinds.items():
-            cells = "".join(f"{with_interval(row['metrics'].get(metric)):>20}" for metric in shown)
+            cells = "".join(f"{with_interval(row['metrics'].get(metric)):>22}" for metric in shown)
             lines.append(f"{get_language(lang).title + ', ' + kind:<24}{cells}")
     return "\n".join(lines)
 

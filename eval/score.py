@@ -18,6 +18,7 @@ as the package does. `codebleu_library` is the package's own formula (spaces sep
 docs/metrics.md has the measurements behind the rules.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -159,6 +160,8 @@ def clean(text: str) -> str:
 
 def bare_program(code: str, lang: str) -> str:
     """`code` without comments and docstrings."""
+    if lang == "python":  # the package counts a tab as one space, which moves lines out of their block
+        code = re.sub(r"^[ \t]+", lambda indent: indent[0].expandtabs(), code, flags=re.MULTILINE)
     try:
         return remove_comments_and_docstrings(code, get_language(lang).codebleu)
     except Exception:  # Python's tokenizer refuses broken programs: like the package, take them as they are
