@@ -10,18 +10,9 @@ from train.data.pairs import Pair
 
 from .bootstrap import LEVEL, bootstrap
 from .score import PARTS, score_set
+from .tables import METRICS
 from .text_metrics import text_score
 
-METRICS = {
-    "codebleu": "CodeBLEU",
-    "codebleu_library": "Library",
-    "exact_match": "Exact match",
-    "edit_similarity": "Edit similarity",
-    "chrf": "chrF",
-    "parses": "Parses",
-    "compiles": "Compiles",
-    "reference_compiles": "Reference compiles",
-}
 Compiler = Callable[[Sequence[str], str], list["bool | None"]]  # programs, language
 
 

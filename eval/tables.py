@@ -5,11 +5,20 @@ from typing import Any
 from model.languages import LANGUAGES
 
 from .bootstrap import LEVEL
-from .measure import METRICS
 from .study import ALL, Table
 
 KINDS = {"wording": "Unseen wordings of seen problem families", "family": "Unseen problem families", "test": "Test split"}
 HEADS = {"base": "Base", "expert": "Expert", "mixture": "Mixture", "difference": "Difference", "ratio": "Times base", "kept": "Of expert"}
+METRICS = {
+    "codebleu": "CodeBLEU",
+    "codebleu_library": "Library",
+    "exact_match": "Exact match",
+    "edit_similarity": "Edit similarity",
+    "chrf": "chrF",
+    "parses": "Parses",
+    "compiles": "Compiles",
+    "reference_compiles": "Reference compiles",
+}
 METRICS_TITLE = "Every measure of the text"
 SCALE = {"ratio": 1.0}  # everything else is shown x 100
 SUFFIX = {"ratio": "×", "kept": " %"}

@@ -207,7 +207,7 @@ def test_a_model_from_outside(kind: str, tokenizer: Any, data_folder: Path, tmp_
     model.save_pretrained(tmp_path / kind)
     tokenizer.save_pretrained(tmp_path / kind)
     letter = ["--stop", "e", "a"]
-    arguments = ["--model", str(tmp_path / kind), "--data", str(data_folder), "--lang", "cpp", "--limit", "3", "--max-new-tokens", "200"]
+    arguments = ["--model", str(tmp_path / kind), "--data", str(data_folder), "--lang", "cpp", "--limit", "1", "--max-new-tokens", "30"]
     assert run(*arguments, "--out", str(tmp_path / "whole")) == 0
     assert run(*arguments, "--out", str(tmp_path / "cut"), *letter) == 0
     whole, cut = (read_run(tmp_path / name).samples["cpp"]["family"] for name in ("whole", "cut"))

@@ -1,4 +1,4 @@
-"""Programs are given to real compilers in the sandbox: right and wrong ones, fragments, hostile ones; what is not installed says nothing."""
+"""Programs are given to real compilers in the sandbox: right ones, wrong ones, fragments; what is not installed says nothing."""
 
 from pathlib import Path
 
@@ -20,8 +20,8 @@ CASES = {
         ['class A { int f() { return ""; } }', "static int f( { }", "class A { Absent a; }"],
     ),
     "cpp": (
-        ["vector<int> f() { return {1}; }", "#include <vector>\nstd::vector<int> f() { return {1}; }", "int main() { cout << 1; }"],
-        ["int f() { return absent; }", "int f() {", '#include "/etc/passwd"\nint a;'],
+        ["vector<int> f() { return {1}; }", "#include <vector>\nstd::vector<int> f() { return {1}; }"],
+        ["int f() { return absent; }", '#include "/etc/passwd"\nint a;'],
     ),
 }
 
