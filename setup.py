@@ -26,6 +26,8 @@ INSTALL_REQUIRES = [
     "tree-sitter-java==0.21.0",
     "tree-sitter-javascript==0.21.4",
     "tree-sitter-cpp==0.22.3",
+    "rapidfuzz>=3.9",
+    "sacrebleu>=2.5",
     "pyyaml>=6",
     "tqdm>=4.66",
     "matplotlib>=3.10",

@@ -1,4 +1,5 @@
-"""`python -m eval.codebleu`: completes the prompts of fixed test points with a model and scores the programs with CodeBLEU.
+"""`python -m eval.codebleu`: completes the prompts of fixed test points with a model and scores the programs with CodeBLEU,
+exact match, edit similarity, chrF and whether they parse or compile (docs/metrics.md). Or scores completions made elsewhere.
 
 RUN holds `samples.jsonl` (one row a point) and `run.json` (figures by language and kind of point, data source, precision). Base, experts
 and mixture see the same points, the same prompt and the same greedy decoding. On the embedded corpus "wording" (unseen wordings of seen
@@ -6,11 +7,11 @@ problem families) and "family" (unseen families) are drawn and reported apart.
 """
 
 import json
+import os
 import sys
 import time
 from argparse import ArgumentParser, Namespace
-from dataclasses import asdict
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +20,41 @@ from model.cli import add_precision, make_parser, run_command
 from model.generation import complete
 from model.languages import LANGUAGES, get_language
 from model.load import load_model, model_folder
-from model.output import check_absent, output_folder, write_run
+from model.output import check_absent, output_folder, sha256_of, write_run
 from model.prompt import format_prompt, prompt_template
 from model.same_tokenizer import take_chat_template
 from train.data import load_pairs
 from train.data.pairs import Pair
 
+from .compiles import compile_all
+from .measure import judge, table
 from .points import pick_points
-from .runs import CODEBLEU, SAMPLES
-from .score import PARTS, score_set
+from .runs import CODEBLEU, SAMPLES, read_lines
+from .sandbox import Sandbox, SandboxError
+from .tasks.task import cut
 
 
 def main(args: Namespace) -> None:
-    check_flags(args, "limit", "batch_size", "max_new_tokens")
+    check_flags(args, "limit", "batch_size", "max_new_tokens", "jobs")
+    sandbox = _open_sandbox(args.unsafe_no_sandbox) if args.compile else None
+    compiler = partial(compile_all, sandbox=sandbox, jobs=args.jobs) if sandbox else None
     points, sources = load_points(args)
-    model, tokenizer = load_model(args.model, adapter=args.adapter, device=args.device, precision=args.precision)
-    if args.prompt_of:
+    given = given_completions(args.samples, points) if args.samples else None
+    model, tokenizer = (None, None) if given else load_model(args.model, adapter=args.adapter, device=args.device, precision=args.precision)
+    if args.prompt_of and tokenizer:
         take_chat_template(tokenizer, [model_folder(args.prompt_of)])
-    role = role_of(model, args)
+    role = role_of(model, args) if model else "base"
     figures: dict[str, dict[str, Any]] = {}
     samples: list[dict[str, Any]] = []
     for lang, kinds in points.items():
-        prompts = [format_prompt(point.text, lang, tokenizer) for points in kinds.values() for point in points]
         print(f"{get_language(lang).title}: " + ", ".join(f"{len(points)} points ({kind})" for kind, points in kinds.items()))
-        started = time.perf_counter()
-        completions = complete(model, tokenizer, prompts, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size)
-        seconds = (time.perf_counter() - started) / len(prompts)
-        figures[lang], rows = judge(lang, kinds, completions)
-        figures[lang] = {kind: {**row, "generation_seconds_per_point": seconds} for kind, row in figures[lang].items()}
+        completions, timing = (given[lang], {}) if given else _complete(model, tokenizer, lang, kinds, args)
+        figures[lang], rows = judge(lang, kinds, completions, args.seed, compiler)
+        figures[lang] = {kind: {**row, **timing} for kind, row in figures[lang].items()}
         samples += rows
-    own = {key: getattr(args, key) for key in ("adapter", "max_new_tokens", "batch_size", "precision")}
+    own = {key: getattr(args, key) for key in ("adapter", "max_new_tokens", "batch_size", "precision", "stop")}
+    own["samples"] = {"path": str(args.samples), "sha256": sha256_of(args.samples)} if args.samples else None
+    own["sandbox"] = sandbox.facts if sandbox else None
     with output_folder(args.out) as folder:
         with (folder / SAMPLES).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
@@ -62,7 +68,25 @@ def main(args: Namespace) -> None:
         }
         write_run(folder, seed=args.seed, figures=figures, **facts)
     print(table(figures, args.name or role))
+    if uncompiled := sum(row.get("uncompiled", 0) for kinds in figures.values() for row in kinds.values()):
+        print(f"{uncompiled} programs could not be given to a compiler and leave the rate: see docs/evaluation.md", file=sys.stderr)
     print(f"written to {args.out}")
+
+
+def _complete(model: Any, tokenizer: Any, lang: str, kinds: dict[str, list[Pair]], args: Namespace) -> tuple[list[str], dict[str, float]]:
+    """The completions of all points, each cut before its first stop sequence, and the time that they took."""
+    prompts = [format_prompt(point.text, lang, tokenizer) for points in kinds.values() for point in points]
+    started = time.perf_counter()
+    completions = complete(model, tokenizer, prompts, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size)
+    seconds = (time.perf_counter() - started) / len(prompts)
+    return [cut(text, args.stop) for text in completions], {"generation_seconds_per_point": seconds}
+
+
+def _open_sandbox(unsafe: bool) -> Sandbox:
+    try:
+        return Sandbox.open(unsafe=unsafe)
+    except SandboxError as error:
+        raise ValueError(f"{error}. --unsafe-no-sandbox compiles programs unprotected") from error
 
 
 def check_flags(args: Namespace, *counts: str) -> None:
@@ -96,45 +120,56 @@ def run_facts(args: Namespace, model: Any, sources: dict[str, Any]) -> dict[str,
     """What `run.json` says of every run over points: model, points, where they came from, the dtype that the model computes in, and
     "nf4" if its matrices are kept in that."""
     facts = {key: getattr(args, key) for key in ("model", "split", "limit")}
+    if model is None:
+        return {**facts, "data": sources}
     precision = {"dtype": str(model.dtype).removeprefix("torch."), "quantization": getattr(model.config, "quantization", None)}
     return {**facts, "data": sources, **precision}
 
 
-def judge(lang: str, kinds: dict[str, list[Pair]], completions: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Figures by kind and the rows of `samples.jsonl`; `completions` in the order of the points of all kinds."""
-    figures: dict[str, Any] = {}
-    samples = []
-    remaining = iter(completions)
-    for kind, points in kinds.items():
-        predictions = list(islice(remaining, len(points)))
-        scores, figures[kind] = score_set([point.code for point in points], predictions, lang)
-        for point, prediction, score in zip(points, predictions, scores, strict=True):
-            row = {"id": point.id, "lang": lang, "kind": kind, "group": point.group, "text": point.text, "reference": point.code}
-            samples.append({**row, "prediction": prediction, **asdict(score)})
-    return figures, samples
+def given_completions(path: Path, points: dict[str, dict[str, list[Pair]]]) -> dict[str, list[str]]:
+    """{lang: completions in the order of the points} from a JSONL file with `id` and `completion`; rows of other points are left out.
 
-
-def table(figures: dict[str, dict[str, Any]], name: str) -> str:
-    """The figures as aligned text, scores x 100."""
-    columns = ("CodeBLEU", "corpus", "library", "n-gram", "keywords", "syntax", "data flow")
-    lines = [f"{name + ' (x 100)':<24}{'n':>5}{'empty':>7}" + "".join(f"{column:>10}" for column in columns)]
-    for lang, kinds in figures.items():
-        for kind, row in kinds.items():
-            values = [row["codebleu"], row["codebleu_corpus"], row["codebleu_library"], *(row["parts"][part] for part in PARTS)]
-            cells = "".join(f"{'-' if value is None else format(100 * value, '.1f'):>10}" for value in values)
-            lines.append(f"{get_language(lang).title + ', ' + kind:<24}{row['n']:>5}{row['empty']:>7}{cells}")
-    return "\n".join(lines)
+    `lang` is needed where points of two languages have one id. ValueError for a row without its columns, two rows of one point, or a point
+    without one.
+    """
+    found: dict[tuple[str | None, str], str] = {}
+    for row in read_lines(path, ("id", "completion")):
+        key = (row.get("lang"), row["id"])
+        if not isinstance(row["completion"], str) or key in found:
+            raise ValueError(f"{path}: point {row['id']!r} has " + ("two completions" if key in found else "a completion that is no text"))
+        found[key] = row["completion"]
+    completions = {}
+    for lang, kinds in points.items():
+        chosen = [point for group in kinds.values() for point in group]
+        rows = [found.get((lang, point.id), found.get((None, point.id))) for point in chosen]
+        if absent := [point.id for point, row in zip(chosen, rows, strict=True) if row is None]:
+            message = f"{path} lacks {len(absent)} of the {len(rows)} {lang} points, such as {absent[0]!r}"
+            raise ValueError(f"{message}; the points depend on --data, --split, --limit and --seed")
+        completions[lang] = [row for row in rows if row is not None]
+    return completions
 
 
 def parse() -> ArgumentParser:
     parser = make_parser(CODEBLEU, __doc__ or "")
-    parser.add_argument("--model", required=True, help="a base model (folder or hub name), an adapter's folder, or a mixture's folder")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", help="a causal language model (folder or hub name), an adapter's folder, or a mixture's folder")
+    source.add_argument("--samples", type=Path, help="JSONL of completions made elsewhere: id (of the point) and completion")
     parser.add_argument("--adapter", help="a PEFT adapter's folder to put on --model")
     parser.add_argument(
         "--prompt-of", metavar="DIR", help="ask in the prompt of this adapter (to compare a base with experts of a chat template)"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=650, help="tokens of a completion")
+    parser.add_argument("--max-new-tokens", type=int, default=650, help="tokens of a completion; with --samples, what they were made with")
+    parser.add_argument(
+        "--stop", nargs="+", default=[], help="a completion ends before the first of these: for a model without an EOS of its own"
+    )
     parser.add_argument("--name", help="label in reports (default: what the model is: base, expert or mixture)")
+    parser.add_argument(
+        "--compile", action="store_true", help="the share of programs that compile, in the sandbox (about 1 s each in Java and C++)"
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="programs compiled at once")
+    parser.add_argument(
+        "--unsafe-no-sandbox", action="store_true", help="compile with this user's rights, unprotected; recorded in run.json"
+    )
     add_point_flags(parser)
     add_precision(parser)
     return parser

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from model.generation import encode_prompts, pad_left
+from model.generation import context_of, encode_prompts, pad_left
 from model.prompt import format_prompt
 
 from .tasks import Task
@@ -21,7 +21,7 @@ def prompt_of(task: Task, template: bool, tokenizer: Any = None) -> str:
 def generate(model: Any, tokenizer: Any, prompts: list[str], stops: list[tuple[str, ...]], args: Namespace) -> list[str]:
     """A completion of each prompt, in batches of one task set's order; a batch ends when all of it has met a stop sequence or EOS."""
     rows = encode_prompts(tokenizer, prompts)
-    room = model.config.max_position_embeddings
+    room = context_of(model)
     sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p} if args.temperature else {"do_sample": False}
     texts = []
     for start in tqdm(range(0, len(rows), args.batch_size), desc="Generating", unit="batch", disable=None):

@@ -8,7 +8,7 @@ from typing import Any
 
 from .bootstrap import LEVEL, RESAMPLES
 from .study import ALL, SCORE, Table
-from .tables import HEADS, Cell, grid, kind_title, lang_title
+from .tables import HEADS, METRICS_TITLE, Cell, grid, kind_title, lang_title, metrics_grid
 
 STYLE = Path(__file__).with_name("style.css")
 
@@ -21,6 +21,7 @@ def render(report: dict[str, Any], figures: Mapping[str, dict[str, Path]], capti
     body.append("<h2>Figures</h2>" + "".join(_figure(name, paths, captions[name]) for name, paths in figures.items()))
     body.append(_generations(report["generations"], report["texts"]["generations"]))
     body.append(_details(report["details"], report["texts"]["score"]))
+    body.append(_metrics(report["details"], report["texts"]["metrics"]))
     body.append(_conditions(report["runs"]))
     title = escape(report["title"])
     meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -113,6 +114,11 @@ def _details(details: dict[str, dict[str, Any]], text: str) -> str:
                 values = [row[SCORE], *row["parts"].values(), row["codebleu_corpus"], row["codebleu_library"]]
                 rows.append([(cell, "") for cell in [*names, *("–" if value is None else f"{100 * value:.1f}" for value in values)]])
     return f"<h2>The score and its parts</h2><p>{escape(text)}</p>{_html_table(head, rows, last=False)}"
+
+
+def _metrics(details: dict[str, dict[str, Any]], text: str) -> str:
+    head, cells = metrics_grid(details)
+    return f"<h2>{METRICS_TITLE}</h2><p>{escape(text)}</p>{_html_table(head, cells, last=False)}" if head else ""
 
 
 def _conditions(runs: list[dict[str, Any]]) -> str:

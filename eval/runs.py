@@ -85,7 +85,7 @@ def read_run(path: Path) -> Run:
     if facts["role"] not in ROLES:
         raise ValueError(f"{path / RUN} has the role {facts['role']!r}; known: {', '.join(ROLES)}")
     samples: dict[str, dict[str, list[Sample]]] = {}
-    for row in _read_lines(path / SAMPLES, COLUMNS):
+    for row in read_lines(path / SAMPLES, COLUMNS):
         samples.setdefault(row["lang"], {}).setdefault(row["kind"], []).append(row)
     if not samples:
         raise ValueError(f"{path / SAMPLES} holds no samples")
@@ -97,7 +97,7 @@ def read_training(path: Path) -> tuple[str, list[dict[str, Any]]]:
     """(label, log entries) of a training command's output folder."""
     if not (path / LOG).is_file():
         raise FileNotFoundError(f"{path} is not a training command's output: it has no {LOG}")
-    entries = [entry for entry in _read_lines(path / LOG, ("step",)) if "loss" in entry or "eval_loss" in entry]
+    entries = [entry for entry in read_lines(path / LOG, ("step",)) if "loss" in entry or "eval_loss" in entry]
     if not entries:
         raise ValueError(f"{path / LOG} holds no entry with a loss")
     return path.resolve().name, entries
@@ -128,7 +128,7 @@ def _only(runs: list[Run], role: str) -> Run | None:
     return runs[0] if runs else None
 
 
-def _read_lines(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+def read_lines(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
     """The JSON objects in `path`, one a line, each of which must have `keys`."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")

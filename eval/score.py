@@ -1,20 +1,24 @@
 """CodeBLEU (Ren et al. 2020, arXiv:2009.10297) on top of the `codebleu` package, with its known faults corrected.
 
-CodeBLEU = mean of four parts, each in [0, 1]: BLEU-4 over code tokens; BLEU with keywords weighted five times; share of the reference's
-syntax subtrees found in the prediction; share of the reference's data-flow edges found in the prediction. The package extracts and counts.
+CodeBLEU = mean of four parts, each in [0, 1]: BLEU-4 over code tokens; n-grams with keywords weighted five times; syntax subtrees;
+data-flow edges. The package extracts and counts.
 
 | fault of codebleu 0.7.0 | here |
 |---|---|
 | a data-flow score of 0 counts as 1, so an empty prediction scores 0.25 | 0 counts as 0; a prediction without any code token scores 0 |
 | a reference without data flow counts as a full match | that part is left out and the other weights are renormalised |
+| prose has data flow (a word used again is a variable used again): a task's text scores 0.15 | data flow counts at most as much as syntax |
+| three parts are recalls: ten other programs in a row score 0.4, as much as a right one | F1 of recall and precision |
 | tokens by `str.split`: the same program with other spacing scores 0.66 | tokens by the language's lexer (`eval.lexer`) |
 | edges list their sources in the order of a `set` of names: the score changes with PYTHONHASHSEED | sources in order of first appearance |
 | one warning a row on the root logger; an exception on text that is not valid Unicode | neither |
 
 `codebleu` is the corrected score; its mean over rows is the headline figure. `codebleu_corpus` sums counts over the rows before dividing,
 as the package does. `codebleu_library` is the package's own formula (spaces separate, 0 counts as 1), for comparison with the literature.
+docs/metrics.md has the measurements behind the rules.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -38,7 +42,7 @@ KEYWORD_WEIGHT, OTHER_WEIGHT = 1.0, 0.2
 
 @dataclass(frozen=True)
 class Score:
-    """Of one row or of a set; all in [0, 1]. `dataflow` is None where no reference has a data flow."""
+    """Of one row or of a set; all in [0, 1]. `codebleu` is the mean of the four parts; `dataflow` is None where no reference has any."""
 
     ngram: float
     weighted_ngram: float
@@ -85,23 +89,33 @@ def mean_of(values: Iterable[float | None]) -> float | None:
 
 
 @dataclass(frozen=True)
+class _Match:
+    """How many of the reference's items the prediction holds and of how many, and the same the other way round."""
+
+    found: int
+    expected: int
+    right: int
+    given: int
+
+
+@dataclass(frozen=True)
 class _Evidence:
-    """What one row adds to any score: tokens for the n-grams, (found, all) of the reference's subtrees and data-flow edges."""
+    """What one row adds to any score: tokens for the n-grams, matches of subtrees and of data-flow edges."""
 
     ref_tokens: list[str]
     tokens: list[str]
     ref_words: list[str]
     words: list[str]
-    syntax: tuple[int, int]
-    dataflow: tuple[int, int]
+    syntax: _Match
+    dataflow: _Match
 
 
 def _evidence(reference: str, prediction: str, lang: str) -> _Evidence:
-    reference, prediction = _clean(reference), _clean(prediction)
+    reference, prediction = clean(reference), clean(prediction)
     tokens = code_tokens(reference, lang)
     if not tokens:
         raise ValueError(f"this reference holds no {lang} code: {reference[:60]!r}")
-    bare_reference, bare_prediction = _without_comments(reference, lang), _without_comments(prediction, lang)
+    bare_reference, bare_prediction = bare_program(reference, lang), bare_program(prediction, lang)
     return _Evidence(
         ref_tokens=tokens,
         tokens=code_tokens(prediction, lang),
@@ -114,50 +128,75 @@ def _evidence(reference: str, prediction: str, lang: str) -> _Evidence:
 
 def _combine(rows: Sequence[_Evidence], lang: str) -> Score:
     """The score of rows taken together: n-gram, subtree and edge counts are summed before dividing."""
-    found, subtrees = (sum(row.syntax[side] for row in rows) for side in (0, 1))
-    matched, edges = (sum(row.dataflow[side] for row in rows) for side in (0, 1))
-    syntax, dataflow = found / subtrees, matched / edges if edges else None
-    library = [*_ngrams([row.ref_words for row in rows], [row.words for row in rows], lang), syntax, dataflow or 1.0]
+    (syntax, syntax_found), (flow, flow_found) = _matched([row.syntax for row in rows]), _matched([row.dataflow for row in rows])
+    references, predictions = [row.ref_words for row in rows], [row.words for row in rows]
+    library = [_bleu(references, predictions), _weighted_recall(references, predictions, lang), syntax_found, flow_found or 1.0]
+    has_flow = any(row.dataflow.expected for row in rows)
     if not any(row.tokens for row in rows):
-        return Score(0.0, 0.0, 0.0, None if dataflow is None else 0.0, 0.0, sum(library) / 4)
-    ngram, weighted = _ngrams([row.ref_tokens for row in rows], [row.tokens for row in rows], lang)
-    corrected = [ngram, weighted, syntax, *([] if dataflow is None else [dataflow])]
-    return Score(ngram, weighted, syntax, dataflow, sum(corrected) / len(corrected), sum(library) / 4)
+        return Score(0.0, 0.0, 0.0, 0.0 if has_flow else None, 0.0, sum(library) / 4)
+    references, predictions = [row.ref_tokens for row in rows], [row.tokens for row in rows]
+    ngram = _bleu(references, predictions)
+    weighted = _f1(_weighted_recall(references, predictions, lang), _weighted_recall(predictions, references, lang))
+    dataflow = min(flow, syntax) if has_flow else None
+    parts = [part for part in (ngram, weighted, syntax, dataflow) if part is not None]
+    return Score(ngram, weighted, syntax, dataflow, sum(parts) / len(parts), sum(library) / 4)
 
 
-def _clean(text: str) -> str:
+def _matched(rows: Sequence[_Match]) -> tuple[float, float]:
+    """F1 and recall; 0 where there is nothing to find."""
+    found, expected, right, given = (sum(getattr(row, name) for row in rows) for name in ("found", "expected", "right", "given"))
+    recall = found / expected if expected else 0.0
+    return _f1(recall, right / given if given else 0.0), recall
+
+
+def _f1(recall: float, precision: float) -> float:
+    return 2 * recall * precision / (recall + precision) if recall and precision else 0.0
+
+
+def clean(text: str) -> str:
     """Without lone surrogates (a byte-level model can emit halves of a character), which do not encode."""
     return text.encode("utf-8", "replace").decode("utf-8").strip()
 
 
-def _without_comments(code: str, lang: str) -> str:
+def bare_program(code: str, lang: str) -> str:
+    """`code` without comments and docstrings."""
+    if lang == "python":  # the package counts a tab as one space, which moves lines out of their block
+        code = re.sub(r"^[ \t]+", lambda indent: indent[0].expandtabs(), code, flags=re.MULTILINE)
     try:
         return remove_comments_and_docstrings(code, get_language(lang).codebleu)
     except Exception:  # Python's tokenizer refuses broken programs: like the package, take them as they are
         return code
 
 
-def _ngrams(references: Sequence[list[str]], predictions: Sequence[list[str]], lang: str) -> tuple[float, float]:
-    """BLEU-4 and keyword-weighted n-gram recall of token lists, smoothed by the package's method 1."""
-    keywords = _keywords(lang)
-    weighted = [[[tokens, {token: KEYWORD_WEIGHT if token in keywords else OTHER_WEIGHT for token in tokens}]] for tokens in references]
-    return float(corpus_bleu([[tokens] for tokens in references], predictions)), float(corpus_weighted_recall(weighted, predictions))
+def _bleu(references: Sequence[list[str]], predictions: Sequence[list[str]]) -> float:
+    """BLEU-4 of token lists, smoothed by the package's method 1."""
+    return float(corpus_bleu([[tokens] for tokens in references], predictions))
+
+
+def _weighted_recall(references: Sequence[list[str]], predictions: Sequence[list[str]], lang: str) -> float:
+    """Recall of the references' n-grams with single keywords weighted more (the package's reading of the paper's equation 2)."""
+    weighted = [
+        [[tokens, {token: KEYWORD_WEIGHT if token in keywords(lang) else OTHER_WEIGHT for token in tokens}]] for tokens in references
+    ]
+    return float(corpus_weighted_recall(weighted, predictions))
 
 
 @lru_cache
-def _keywords(lang: str) -> frozenset[str]:
+def keywords(lang: str) -> frozenset[str]:
+    """The package's list for `lang`."""
     file = PACKAGE_DIR / "keywords" / f"{get_language(lang).codebleu}.txt"
     return frozenset(line.strip() for line in file.read_text(encoding="utf-8").splitlines())
 
 
-def _syntax(reference: str, prediction: str, lang: str) -> tuple[int, int]:
-    """How many of the reference's syntax subtrees the prediction holds, and how many there are (equation 4 as the package counts it)."""
-    expected, present = _subtrees(reference, lang), set(_subtrees(prediction, lang))
-    return sum(subtree in present for subtree in expected), len(expected)
+def _syntax(reference: str, prediction: str, lang: str) -> _Match:
+    """Subtrees that are found on the other side (equation 4 as the package counts it: a subtree may be found by several)."""
+    expected, given = subtrees(reference, lang), subtrees(prediction, lang)
+    present, wanted = set(given), set(expected)
+    return _Match(sum(subtree in present for subtree in expected), len(expected), sum(subtree in wanted for subtree in given), len(given))
 
 
-def _subtrees(code: str, lang: str) -> list[str]:
-    """S-expressions of the root and of every inner node."""
+def subtrees(code: str, lang: str) -> list[str]:
+    """S-expressions of the root, which comes first, and of every inner node."""
     stack, subtrees = [parser(lang).parse(code.encode()).root_node], []
     while stack:
         node = stack.pop()
@@ -166,10 +205,10 @@ def _subtrees(code: str, lang: str) -> list[str]:
     return subtrees
 
 
-def _dataflow(reference: str, prediction: str, lang: str) -> tuple[int, int]:
-    """How many of the reference's data-flow edges the prediction holds, and how many there are."""
-    expected = _edges(reference, lang)
-    return sum((expected & _edges(prediction, lang)).values()) if expected else 0, sum(expected.values())
+def _dataflow(reference: str, prediction: str, lang: str) -> _Match:
+    expected, given = _edges(reference, lang), _edges(prediction, lang)
+    common = (expected & given).total()
+    return _Match(common, expected.total(), common, given.total())
 
 
 def _edges(code: str, lang: str) -> "Counter[tuple[str, str, tuple[str, ...]]]":

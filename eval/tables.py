@@ -9,6 +9,17 @@ from .study import ALL, Table
 
 KINDS = {"wording": "Unseen wordings of seen problem families", "family": "Unseen problem families", "test": "Test split"}
 HEADS = {"base": "Base", "expert": "Expert", "mixture": "Mixture", "difference": "Difference", "ratio": "Times base", "kept": "Of expert"}
+METRICS = {
+    "codebleu": "CodeBLEU",
+    "codebleu_library": "Library",
+    "exact_match": "Exact match",
+    "edit_similarity": "Edit similarity",
+    "chrf": "chrF",
+    "parses": "Parses",
+    "compiles": "Compiles",
+    "reference_compiles": "Reference compiles",
+}
+METRICS_TITLE = "Every measure of the text"
 SCALE = {"ratio": 1.0}  # everything else is shown x 100
 SUFFIX = {"ratio": "×", "kept": " %"}
 
@@ -48,6 +59,19 @@ def cell(name: str, figure: dict[str, Any] | None) -> Cell:
     return shown(figure["value"]) + SUFFIX.get(name, ""), interval
 
 
+def metrics_grid(details: dict[str, dict[str, dict[str, dict[str, Any]]]]) -> Grid:
+    """Every metric with its interval, a row a language, system and kind of `study.details`; ([], []) if no run has them."""
+    rows = [(lang, role, kind, row) for lang, roles in details.items() for role, kinds in roles.items() for kind, row in kinds.items()]
+    columns = [name for name in METRICS if any(name in row.get("metrics", {}) for *_, row in rows)]
+    if not columns:
+        return [], []
+    cells = [
+        [(lang_title(lang), ""), (HEADS[role], ""), (kind, ""), *(cell(name, row.get("metrics", {}).get(name)) for name in columns)]
+        for lang, role, kind, row in rows
+    ]
+    return ["Language", "System", "Points", *(METRICS[name] for name in columns)], cells
+
+
 def text_table(title: str, table: Table) -> str:
     """All kinds of a table as aligned text for a terminal."""
     lines = [f"{title} (x 100; [{LEVEL} % interval])"]
@@ -64,7 +88,6 @@ def text_table(title: str, table: Table) -> str:
     return "\n".join(lines)
 
 
-def markdown_table(rows: dict[str, dict[str, Any]]) -> str:
-    head, cells = grid(rows)
+def markdown_table(head: list[str], cells: list[list[Cell]]) -> str:
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *([f"{figure} {interval}".strip() for figure, interval in row] for row in cells)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,5 +1,6 @@
 """Completions of prompts, many at a time."""
 
+import sys
 from typing import Any
 
 import torch
@@ -61,6 +62,11 @@ class WholeTextStreamer(BaseStreamer):
         print()
 
 
+def context_of(model: Any) -> int:
+    """How many positions the model has; those of ALiBi or a state have no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", sys.maxsize)
+
+
 def complete(
     model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[str], *, max_new_tokens: int, batch_size: int, progress: bool = True
 ) -> list[str]:
@@ -84,7 +90,7 @@ def complete_rows(
     behind: str = "",
 ) -> list[str]:
     """`complete` of prompts that are token ids already; the completions are read as text that stands behind the text `behind`."""
-    context = model.config.max_position_embeddings
+    context = context_of(model)
     for row in rows:
         if len(row) >= context:
             prompt = tokenizer.decode(row[:20])

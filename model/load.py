@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .adapters import Adapter, is_adapter
 from .checkpoint import Checkpoint, model_folder, parse_dtype
@@ -14,7 +15,6 @@ from .devices import present_device
 from .modeling_moe import MoEForCausalLM
 from .same_tokenizer import take_chat_template
 
-_DENSE = ("mistral", "llama")
 _MIXTURES = (MoEConfig.model_type, "mixtral")
 
 
@@ -31,7 +31,7 @@ def load_model(
     `device`: default CUDA if there is one. `dtype`: default as stored. `precision`: see `MoEForCausalLM.set_precision`; a base and its
     adapters have none but `exact`. `router_type`: of a mixture; default as stored.
 
-    `path`: a Mistral or Llama checkpoint, a mixture (Mixtral's or ours), or a PEFT adapter, whose base is then found by name.
+    `path`: any causal language model of transformers, a mixture (Mixtral's or ours), or a PEFT adapter, whose base is then found by name.
     `adapter`: a PEFT adapter on `path`. In fp32 it is merged; otherwise it stays beside the weights, as merging would round it off.
     Only safetensors are read and no code of a checkpoint is run. FileNotFoundError or ValueError says what is wrong.
     """
@@ -43,8 +43,8 @@ def load_model(
     device = present_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     chosen = None if dtype is None else parse_dtype(dtype)
     kind = read_config(folder).get("model_type")
-    if kind not in (*_DENSE, *_MIXTURES):
-        raise ValueError(f"{folder} is a {kind!r} model; known: {', '.join((*_DENSE, *_MIXTURES))}")
+    if kind not in (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *_MIXTURES):
+        raise ValueError(f"{folder} is a {kind!r} model, of which transformers has no causal language model")
     if kind in _MIXTURES and adapter is not None:
         raise ValueError(f"{folder} is a mixture; the adapter {adapter} belongs on its base")
     if kind not in _MIXTURES and precision != "exact":

@@ -2,7 +2,7 @@
 
 task         `Task`, what all of them become
 reading      what adapters share
-humaneval_x, mbxp, multipl_e, transcoder, corpus    `read(row, lang)` of one row of a set
+humaneval_x, mbxp, multipl_e, transcoder, exercism, corpus    `read(row, lang)` of one row of a set
 """
 
 import gzip
@@ -11,23 +11,27 @@ from pathlib import Path
 
 from train.corpus import build
 
-from . import corpus, humaneval_x, mbxp, multipl_e, transcoder
+from . import corpus, exercism, humaneval_x, mbxp, multipl_e, transcoder
 from .task import Task
 
-_ADAPTERS = (humaneval_x, mbxp, multipl_e, transcoder, corpus)
+_ADAPTERS = (humaneval_x, mbxp, multipl_e, transcoder, exercism, corpus)
 CORPUS = "corpus"
 
 
 def load_tasks(source: str, lang: str) -> list[Task]:
     """The tasks of a JSONL file (gzipped or not), or of the embedded corpus for "corpus", in file order.
 
-    The format is told by the rows' columns. ValueError for another format or an empty file.
+    The format is told by the rows' columns. Tasks that no adapter can have judged are left out, which is printed. ValueError for another
+    format or an empty file.
     """
     path = build() / f"{lang}.tasks.jsonl.gz" if source == CORPUS else Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"there is no task file {path}; --tasks takes a JSONL file or {CORPUS!r}")
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        tasks = [_read(line, number, path, lang) for number, line in enumerate(file, start=1) if line.strip()]
+        rows = [_read(line, number, path, lang) for number, line in enumerate(file, start=1) if line.strip()]
+    tasks = [task for task in rows if task is not None]
+    if len(tasks) < len(rows):
+        print(f"{len(tasks)} of the {len(rows)} tasks can be judged (docs/evaluation.md)")
     if not tasks:
         raise ValueError(f"{path} holds no tasks")
     if len({task.task_id for task in tasks}) < len(tasks):
@@ -35,7 +39,7 @@ def load_tasks(source: str, lang: str) -> list[Task]:
     return tasks
 
 
-def _read(line: str, number: int, path: Path, lang: str) -> Task:
+def _read(line: str, number: int, path: Path, lang: str) -> "Task | None":
     try:
         row = json.loads(line)
         adapter = next((module for module in _ADAPTERS if isinstance(row, dict) and set(row) >= module.KEYS), None)

@@ -1,5 +1,6 @@
 """One programming task, whatever set it is from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -30,4 +31,9 @@ class Task:
 
     def cut(self, completion: str) -> str:
         """`completion` up to its first stop sequence."""
-        return completion[: min((place for mark in self.stop if (place := completion.find(mark)) >= 0), default=len(completion))]
+        return cut(completion, self.stop)
+
+
+def cut(completion: str, stop: Sequence[str]) -> str:
+    """`completion` up to the first of the sequences `stop`."""
+    return completion[: min((place for mark in stop if (place := completion.find(mark)) >= 0), default=len(completion))]

@@ -106,7 +106,9 @@ def write_codebleu_run() -> WriteRun:
 def _figures(values: list[float]) -> dict[str, Any]:
     mean = sum(values) / len(values)
     parts = {"ngram": mean, "weighted_ngram": mean, "syntax": mean, "dataflow": None}
-    return {"n": len(values), "empty": 0, "codebleu": mean, "codebleu_corpus": mean, "codebleu_library": mean, "parts": parts}
+    metrics = {"chrf": {"value": mean, "low": min(values), "high": max(values), "n": len(values)}}
+    scores = {"codebleu": mean, "codebleu_corpus": mean, "codebleu_library": mean}
+    return {"n": len(values), "empty": 0, **scores, "parts": parts, "metrics": metrics}
 
 
 def _sample(lang: str, kind: str, index: int, score: float, name: str) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """The command: same points and prompts for every model, figures that follow from the samples, and whole outputs or none."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import eval.codebleu as command
 from eval.runs import read_run, read_runs
@@ -139,3 +141,92 @@ def test_a_real_model(
     assert result.role == role
     assert (result.facts["dtype"], result.facts["quantization"]) == ("float32", quantization)
     assert all(0 <= row["codebleu"] < 0.5 for rows in result.samples["java"].values() for row in rows)
+
+
+def samples_of(data: Path, target: Path, **more: Any) -> Path:
+    """Completions of all C++ rows: the references."""
+    rows = [json.loads(line) for line in (data / "cpp.test.jsonl").read_text().splitlines()]
+    target.write_text("".join(json.dumps({"id": row["id"], "completion": row["code"], **more}) + "\n" for row in rows))
+    return target
+
+
+def given(data: Path, samples: Path, out: Path, *more: str) -> list[str]:
+    return ["--samples", str(samples), "--data", str(data), "--lang", "cpp", "--limit", "5", "--out", str(out), *more]
+
+
+def test_given_completions_are_scored(data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = samples_of(data_folder, tmp_path / "given.jsonl")
+    assert run(*given(data_folder, samples, tmp_path / "run", "--name", "expert-cpp")) == 0
+    result = read_run(tmp_path / "run")
+    assert result.role == "expert"
+    assert result.facts["samples"]["path"] == str(samples)
+    for row in result.facts["figures"]["cpp"].values():
+        names = ("codebleu", "exact_match", "edit_similarity", "chrf", "parses")
+        assert all(row["metrics"][name]["value"] == pytest.approx(1.0) for name in names)
+        assert row["metrics"]["codebleu"]["low"] == 1.0
+        assert "compiles" not in row["metrics"]
+    assert all(sample["exact_match"] == 1.0 for rows in result.samples["cpp"].values() for sample in rows)
+    assert "100.0 [100.0, 100.0]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ('{"id": "cpp-0", "completion": "x"}\n', r"lacks \d of the \d cpp points"),
+        (2 * '{"id": "cpp-0", "completion": "x"}\n', "point 'cpp-0' has two completions"),
+        ('{"id": "cpp-0", "completion": 3}\n', "point 'cpp-0' has a completion that is no text"),
+        ('{"id": "cpp-0"}\n', "line 1, lacks completion"),
+    ],
+)
+def test_mistakes_in_given_completions(
+    lines: str, sentence: str, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "given.jsonl").write_text(lines)
+    assert run(*given(data_folder, tmp_path / "given.jsonl", tmp_path / "run")) == 2
+    assert re.search(sentence, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_compile_rate_leaves_out_what_could_not_be_compiled(
+    data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command.Sandbox, "open", lambda **_: SimpleNamespace(facts={"isolated": True}))
+    monkeypatch.setattr(command, "compile_all", lambda programs, lang, **_: [None, True, False, *[True] * (len(programs) - 3)])
+    samples = samples_of(data_folder, tmp_path / "given.jsonl", lang="cpp")
+    assert run(*given(data_folder, samples, tmp_path / "run", "--compile")) == 0
+    figures = json.loads((tmp_path / "run" / "run.json").read_text())["figures"]["cpp"]["wording"]
+    assert figures["uncompiled"] == 1
+    assert (figures["metrics"]["compiles"]["n"], figures["metrics"]["compiles"]["value"]) == (4, 0.75)
+    assert "2 programs could not be given to a compiler" in capsys.readouterr().err  # one of each kind of point
+
+
+def test_it_does_not_compile_where_the_sandbox_does_not_hold(
+    data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def closed(**_: Any) -> None:
+        raise command.SandboxError("it reads files of the host")
+
+    monkeypatch.setattr(command.Sandbox, "open", closed)
+    assert run(*given(data_folder, samples_of(data_folder, tmp_path / "given.jsonl"), tmp_path / "run", "--compile")) == 2
+    assert "it reads files of the host. --unsafe-no-sandbox" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bloom"])
+def test_a_model_from_outside(kind: str, tokenizer: Any, data_folder: Path, tmp_path: Path) -> None:
+    """Of another architecture, with another name for its context or none."""
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    shape = {"vocab_size": len(tokenizer), "n_layer": 2, "n_head": 2, **ids}
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        model: Any = GPT2LMHeadModel(GPT2Config(n_embd=32, n_positions=96, **shape))
+    else:
+        model = BloomForCausalLM(BloomConfig(hidden_size=32, **shape))
+    model.save_pretrained(tmp_path / kind)
+    tokenizer.save_pretrained(tmp_path / kind)
+    letter = ["--stop", "e", "a"]
+    arguments = ["--model", str(tmp_path / kind), "--data", str(data_folder), "--lang", "cpp", "--limit", "1", "--max-new-tokens", "30"]
+    assert run(*arguments, "--out", str(tmp_path / "whole")) == 0
+    assert run(*arguments, "--out", str(tmp_path / "cut"), *letter) == 0
+    whole, cut = (read_run(tmp_path / name).samples["cpp"]["family"] for name in ("whole", "cut"))
+    assert any(row["prediction"] for row in whole)
+    assert [row["prediction"] for row in cut] == [re.split("[ea]", row["prediction"])[0] for row in whole]

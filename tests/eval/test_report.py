@@ -115,7 +115,15 @@ def test_the_page_is_whole_and_fetches_nothing(made: tuple[Path, str]) -> None:
     assert "://" not in text.split("</style>")[0]
     assert len(page.sources) == 8  # four figures, light and dark
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in page.sources)
-    for shown in ("A < B & C", "<mixture> & 3", "Unseen problem families", "60.0", "96.4 %", "n = 4 a language"):
+    for shown in (
+        "A < B & C",
+        "<mixture> & 3",
+        "Unseen problem families",
+        "60.0",
+        "96.4 %",
+        "n = 4 a language",
+        "Every measure of the text",
+    ):
         assert shown in page.text
     assert "base float32, expert bfloat16, mixture float32 with NF4 matrices" in page.text
     assert "quantizationnf4" in page.text  # in the mixture's conditions
@@ -124,6 +132,7 @@ def test_the_page_is_whole_and_fetches_nothing(made: tuple[Path, str]) -> None:
     assert {path.name for path in out.glob("*.png")} == {f"{name}{ending}.png" for name in names for ending in ("", "-dark")}
     markdown = (out / "report.md").read_text()
     assert "| C++ | 4 | 25.0 [20.0, 30.0] | 60.0 [50.0, 70.0] |" in markdown
+    assert "| C++ | Base | wording | 25.0 [10.0, 40.0] |" in markdown
     assert all(f"({name}.png)" in markdown for name in names)
 
 

@@ -1,6 +1,6 @@
 """The cells that the terminal, Markdown and HTML share."""
 
-from eval.tables import cell, grid, kind_title, lang_title, markdown_table, text_table
+from eval.tables import cell, grid, kind_title, lang_title, markdown_table, metrics_grid, text_table
 
 ROWS = {
     "cpp": {
@@ -25,10 +25,20 @@ def test_cells_are_scaled_signed_and_rounded() -> None:
 
 
 def test_text_and_markdown_print_the_same_cells() -> None:
-    for text in (text_table("Title", {"wording": ROWS}), markdown_table(ROWS)):
+    for text in (text_table("Title", {"wording": ROWS}), markdown_table(*grid(ROWS))):
         assert all(shown in text for shown in ("C++", "25.0 [20.4, 30.0]", "2.40× [2.25, 2.50]"))
     widths = {len(line) for line in text_table("Title", {"wording": ROWS}).splitlines()[2:]}
     assert len(widths) == 1
+
+
+def test_every_metric_that_a_run_has_is_a_column() -> None:
+    estimate = {"value": 0.5, "low": 0.4, "high": 0.625, "n": 9}
+    details = {"cpp": {"base": {"test": {"metrics": {"codebleu": estimate, "compiles": estimate}}}, "expert": {"test": {"n": 1}}}}
+    head, rows = metrics_grid(details)
+    assert head == ["Language", "System", "Points", "CodeBLEU", "Compiles"]
+    assert rows[0] == [("C++", ""), ("Base", ""), ("test", ""), *[("50.0", "[40.0, 62.5]")] * 2]
+    assert rows[1][3:] == [("–", "")] * 2
+    assert metrics_grid({"cpp": {"expert": {"test": {"n": 1}}}}) == ([], [])
 
 
 def test_titles() -> None:

@@ -57,10 +57,10 @@ def test_what_cannot_be_loaded_is_named(base, adapters, run_compose, tmp_path):
 
 
 def test_other_architectures_are_refused(base, tmp_path):
-    shutil.copytree(base, tmp_path / "bert")
-    edit_config(tmp_path / "bert", model_type="bert")
-    with pytest.raises(ValueError, match="bert is a 'bert' model; known: mistral, llama, moe_experts, mixtral"):
-        load_model(tmp_path / "bert")
+    shutil.copytree(base, tmp_path / "t5")
+    edit_config(tmp_path / "t5", model_type="t5")
+    with pytest.raises(ValueError, match="t5 is a 't5' model, of which transformers has no causal language model"):
+        load_model(tmp_path / "t5")
 
 
 def test_a_base_that_lacks_a_tensor_is_refused(base, tmp_path):

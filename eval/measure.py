@@ -1,0 +1,83 @@
+"""Everything that is measured of the completions in one language: rows of `samples.jsonl`, and figures with bootstrap intervals."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
+
+from model.languages import get_language
+from train.data.pairs import Pair
+
+from .bootstrap import LEVEL, bootstrap
+from .score import PARTS, score_set
+from .tables import METRICS
+from .text_metrics import text_score
+
+Compiler = Callable[[Sequence[str], str], list["bool | None"]]  # programs, language
+
+
+def judge(
+    lang: str, kinds: dict[str, list[Pair]], completions: Sequence[str], seed: int, compiler: Compiler | None = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Figures by kind of point and the rows of `samples.jsonl`; `completions` in the order of the points of all kinds.
+
+    `compiler` says which programs compile, None for those that it could not look at: they leave the rate, and "uncompiled" counts them.
+    """
+    figures: dict[str, Any] = {}
+    samples: list[dict[str, Any]] = []
+    remaining = iter(completions)
+    for kind, points in kinds.items():
+        predictions = list(islice(remaining, len(points)))
+        references = [point.code for point in points]
+        scores, figures[kind] = score_set(references, predictions, lang)
+        rows = []
+        for point, prediction, score in zip(points, predictions, scores, strict=True):
+            about = {"id": point.id, "lang": lang, "kind": kind, "group": point.group, "text": point.text, "reference": point.code}
+            measured = {**asdict(score), **asdict(text_score(point.code, prediction, lang))}
+            rows.append({**about, "prediction": prediction, **measured})
+        if compiler:
+            for name, programs in (("compiles", predictions), ("reference_compiles", references)):
+                for row, verdict in zip(rows, compiler(programs, lang), strict=True):
+                    row[name] = verdict
+            figures[kind]["uncompiled"] = sum(row["compiles"] is None for row in rows)
+        figures[kind]["metrics"] = estimates(rows, f"{seed}/{lang}/{kind}")
+        samples += rows
+    return figures, samples
+
+
+def estimates(rows: Sequence[dict[str, Any]], seed: str) -> dict[str, dict[str, Any]]:
+    """{metric or part: {"value", "low", "high", "n"}} over the rows that have it; intervals by a bootstrap over problems (`group`)."""
+    found = {}
+    for name in (*METRICS, *PARTS):
+        present = [row for row in rows if row.get(name) is not None]
+        if present:
+            values = [float(row[name]) for row in present]
+            estimate = bootstrap({name: ([row["group"] for row in present], {name: values})}, f"{seed}/{name}")[name][name]
+            found[name] = {**estimate.as_dict(), "n": len(present)}
+    return found
+
+
+def table(figures: dict[str, dict[str, Any]], name: str) -> str:
+    """The figures as aligned text, x 100: CodeBLEU with its parts, then every metric with its interval."""
+    columns = ("CodeBLEU", "corpus", "library", "n-gram", "keywords", "syntax", "data flow")
+    lines = [f"{name + ' (x 100)':<24}{'n':>5}{'empty':>7}" + "".join(f"{column:>10}" for column in columns)]
+    for lang, kinds in figures.items():
+        for kind, row in kinds.items():
+            values = [row["codebleu"], row["codebleu_corpus"], row["codebleu_library"], *(row["parts"][part] for part in PARTS)]
+            cells = "".join(f"{'-' if value is None else format(100 * value, '.1f'):>10}" for value in values)
+            lines.append(f"{get_language(lang).title + ', ' + kind:<24}{row['n']:>5}{row['empty']:>7}{cells}")
+    shown = [metric for metric in METRICS if any(metric in row["metrics"] for kinds in figures.values() for row in kinds.values())]
+    lines.append(f"\n{f'[{LEVEL} % interval]':<24}" + "".join(f"{METRICS[metric]:>22}" for metric in shown))
+    for lang, kinds in figures.items():
+        for kind, row in kinds.items():
+            cells = "".join(f"{with_interval(row['metrics'].get(metric)):>22}" for metric in shown)
+            lines.append(f"{get_language(lang).title + ', ' + kind:<24}{cells}")
+    return "\n".join(lines)
+
+
+def with_interval(estimate: dict[str, Any] | None) -> str:
+    """Times 100, as "43.6 [40.1, 47.0]"; "-" for none."""
+    if estimate is None:
+        return "-"
+    interval = "" if estimate["low"] is None else f" [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
+    return f"{100 * estimate['value']:.1f}{interval}"

@@ -1,0 +1,71 @@
+"""Programs are given to real compilers in the sandbox: right ones, wrong ones, fragments; what is not installed says nothing."""
+
+from pathlib import Path
+
+import pytest
+
+import eval.compiles as module
+from eval.compiles import compile_all
+from eval.sandbox import Sandbox, SandboxError
+
+CASES = {
+    "python": (["def f(x):\n    return x\n"], ["def f(x):\nreturn x\n", "if"]),
+    "javascript": (["const f = (x) => x;", "export const f = (x) => x;", "import a from 'a';"], ["const f = (x => x;", "a b"]),
+    "java": (
+        [
+            "static List<Integer> f(int n) { return new ArrayList<>(); }",
+            "public class Tree { Map<String, Integer> all; }",
+            "import java.math.BigInteger;\nclass A { BigInteger a; }",
+        ],
+        ['class A { int f() { return ""; } }', "static int f( { }", "class A { Absent a; }"],
+    ),
+    "cpp": (
+        ["vector<int> f() { return {1}; }", "#include <vector>\nstd::vector<int> f() { return {1}; }"],
+        ["int f() { return absent; }", '#include "/etc/passwd"\nint a;'],
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Sandbox:
+    try:
+        return Sandbox.open()
+    except SandboxError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+@pytest.mark.parametrize("lang", CASES)
+def test_right_programs_compile_and_wrong_ones_do_not(lang: str, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    right, wrong = CASES[lang]
+    verdicts = compile_all([*right, *wrong, "", right[0]], lang, sandbox, jobs=2)
+    if None in verdicts:
+        pytest.skip(f"no compiler of {lang}")
+    expected = [True] * len(right) + [False] * len(wrong) + [False, True]
+    assert verdicts == expected
+    monkeypatch.setattr(module, "_compiles", None)  # all of it is in the cache
+    assert compile_all([*right, *wrong, "", right[0]], lang, sandbox, jobs=2) == expected
+
+
+def test_nothing_is_run(sandbox: Sandbox, tmp_path: Path) -> None:
+    endless = "while True:\n    pass\n"
+    assert compile_all([endless, "raise SystemExit(1)"], "python", sandbox, jobs=1) == [True, True]
+
+
+def test_a_compiler_that_is_absent_says_nothing(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "has", lambda tool: False)
+    assert compile_all(["int a;", ""], "cpp", sandbox, jobs=1) == [None, False]
+
+
+def test_a_sandbox_that_fails_says_nothing_and_is_asked_again(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise SandboxError("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sandbox, "run", fail)
+        assert compile_all(["a = 1"], "python", sandbox, jobs=1) == [None]
+    assert compile_all(["a = 1"], "python", sandbox, jobs=1) == [True]
