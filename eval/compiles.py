@@ -22,7 +22,7 @@ from model.languages import get_language
 from train.cache import user_cache
 from train.data.filters import parser
 
-LIMITS = Limits(wall_s=60, memory_mib=2048, tmp_mib=256, file_mib=512)  # a precompiled header has 100 MB
+LIMITS = Limits(wall_s=300, cpu_s=60, memory_mib=2048, tmp_mib=256, file_mib=512)  # a precompiled header has 100 MB
 _PUBLIC = re.compile(
     r"^\s*public\s+(?:(?:abstract|final|sealed|strictfp)\s+)*(?:class|interface|enum|record|@interface)\s+(\w+)", re.MULTILINE
 )

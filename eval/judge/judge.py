@@ -25,7 +25,8 @@ TOOL_MISSING, SANDBOX_ERROR = "tool missing", "sandbox error"
 OUTCOMES = (PASSED, FAILED, COMPILE_ERROR, TIMEOUT, MEMORY, TOOL_MISSING, SANDBOX_ERROR)
 UNJUDGED = (TOOL_MISSING, SANDBOX_ERROR)  # say nothing about the program
 HARNESS = Path(__file__).parent / "harness"
-COMPILING = Limits(wall_s=60, memory_mib=2048, file_mib=512)  # the precompiled header is 100 MB
+# On a busy machine a compiler waits: at a load of 16 the header took more than 60 s of wall time. It has 100 MB.
+COMPILING = Limits(wall_s=300, cpu_s=60, memory_mib=2048, file_mib=512)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ class Limits:
     """Of one job. Memory is that of the whole job where control groups can be had, else of each process."""
 
     wall_s: float = 10.0
+    cpu_s: int | None = None  # of each process; None: as wall_s
     memory_mib: int = 1024
     processes: int = 64  # and threads
     file_mib: int = 64  # one file
@@ -159,7 +160,8 @@ class Sandbox:
         if os.geteuid() == 0 and not self.unsafe:
             folder.chmod(0o777 if writable else 0o755)
         address_mib = limits.memory_mib if limits.address_space else None
-        inner = isolation.limit(address_mib, int(limits.wall_s) + 1, limits.processes, limits.file_mib) + command
+        cpu_s = limits.cpu_s or int(limits.wall_s) + 1
+        inner = isolation.limit(address_mib, cpu_s, limits.processes, limits.file_mib) + command
         read, write, rules = -1, -1, None
         outer: list[str] = []
         # bubblewrap itself is one process, its first child another.
