@@ -9,6 +9,7 @@ Shapes: D model width.
 import argparse
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,10 @@ def edit_mixture(args: argparse.Namespace) -> None:
     rows = gate_rows(args, names, config.num_local_experts, weights, folder)
     text = args.replace[1] if args.replace else args.add
     source = open_new_expert(text, config, folder, args.base) if text else None
+    if isinstance(source, Source):
+        source = replace(source, residual_scale=args.residual_scale)
+    elif args.residual_scale != 1:
+        raise ValueError("--residual-scale is for a new expert of the dense layout; the experts of the lora layout share one FFN")
     adapter = source.adapter if isinstance(source, Source) else source
     attention = changed_attention(config, weights, order, adapter)
     experts = _edited_names(names, order, args.name, source.name if source else "")
@@ -186,6 +191,7 @@ def main() -> int:
     parser.add_argument(
         "--name", help="of the new expert (default: the adapter's language, or the folder's name, and a number if that is taken)"
     )
+    parser.add_argument("--residual-scale", type=float, default=1.0, help="of the new expert's down projection, as in a recipe")
     parser.add_argument("--base", help="folder of the base, for a mixture of the dense layout")
     return run_command(edit_mixture, parser)
 

@@ -132,11 +132,12 @@ def test_shared_experts_are_edited_too(layout, wide, of_wide, run_compose, ids, 
         return out
 
     two, three, both, none = composed(2), composed(3), composed(2, 3), composed()
-    added = edited(two, "--add", of_wide[3], "--shared")
+    scaled = ["--residual-scale", "0.5"] if layout == "dense" else []  # in `lora` all shared experts have the mixture's
+    added = edited(two, "--add", of_wide[3], "--shared", *scaled)
     for found, expected in (
         (added, both),
         (edited(added, "--remove", "expert-2"), three),
-        (edited(two, "--replace", "expert-2", of_wide[3]), three),
+        (edited(two, "--replace", "expert-2", of_wide[3], *scaled), three),
         (edited(two, "--remove=expert-2"), none),
     ):
         model, fresh = (MoEForCausalLM.from_pretrained(folder) for folder in (found, expected))
