@@ -103,7 +103,10 @@ def _sum(values: Iterator[Tensor]) -> Tensor:
 
 
 def choose(magnitudes: Tensor, method: str, values: Mapping[str, float], *, seed: str, fast_ties: bool = False, run: Run = map) -> Tensor:
-    """The mask of a share `density` of a task vector's entries. `values`: this model's, of the method's parameters."""
+    """The mask of a share `density` of a task vector's entries; `magnitudes` may be overwritten.
+
+    `values`: this model's, of the method's parameters.
+    """
     density = values["density"]
     if method == "magnitude":
         return keep_largest(magnitudes, density, fast_ties, run)

@@ -86,7 +86,8 @@ class Merger:
             return lambda part, rows: part
         seed = f"{self.seed} {step.name} {index}"
         mask = choose(magnitudes, method, term.values, seed=seed, fast_ties=self.fast_ties, run=self.run)
-        factor = rescaling(magnitudes, mask) if step.values["rescale"] else None
+        again = self._magnitudes(term, base_term, dtype) if step.values["rescale"] else None  # a sort has overwritten them
+        factor = None if again is None else rescaling(again, mask)
 
         def thin(part: Tensor, rows: slice) -> Tensor:
             part.mul_(mask[rows].view(torch.uint8).to(dtype))  # as bytes: a product with truth values takes four times as long
