@@ -9,6 +9,7 @@ The output is a plain PEFT adapter with `run.json`, `log.jsonl` and TensorBoard'
 
 import argparse
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from .data import load_pairs
 from .data.pairs import Loaded, format_table
 from .data.prompts import encode_pairs
 from .data.sources import find_source
-from .plan import ADVICE, plan_expert
+from .plan import add_plan_flags, plan_training, read_config, show_plan
+from .plan_data import find_tokenizer, plan_rows
 from .settings import add_training_flags, check_flags, has_bf16, use_checkpointing
 from .trainer import train_pairs, write_logs
 from .workspace import check_free, workspace
@@ -102,12 +104,10 @@ def train_expert(args: argparse.Namespace) -> None:
         find_source(args.data, args.lang, args.level)
     base, why = resolve_base(args.base)
     print(f"base: {why}")
-    plan = plan_expert(base, args)
+    config, prepare = read_config(base), partial(add_lora, args=args)
     if args.plan:
-        print(plan)
-        plan.check("this run", ADVICE)
-        return
-    plan.check("this run", ADVICE)
+        return show_plan(plan_training(config, args, prepare, plan_rows(args, [args.lang], find_tokenizer(base))))
+    plan_training(config, args, prepare).check()
     set_seed(args.seed)
     model, tokenizer = load_base(base, checkpointing=use_checkpointing(args, torch.cuda.is_available()))
     expert = add_lora(model, args)
@@ -145,8 +145,7 @@ def main() -> int:
     parser.add_argument("--rank", type=int, default=16, help="of the LoRA factors")
     parser.add_argument("--alpha", type=int, default=0, help="LoRA scale numerator; 0: twice the rank")
     parser.add_argument("--dropout", type=float, default=0.05, help="of the LoRA factors' input")
-    parser.add_argument("--plan", action="store_true", help="print the memory by part, and train nothing")
-    parser.add_argument("--gpu", default="auto", help="card to plan for (t4, a10g, l4, 4090, h100, h200, cpu); auto: this machine")
+    add_plan_flags(parser)
     add_training_flags(parser, learning_rate=2e-4, batch_size=8, epochs=1, max_length=1024)
     return run_command(train_expert, parser)
 

@@ -8,6 +8,7 @@ The output is the mixture with its new gate, and how often the gate picks each l
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,12 @@ from model.cli import make_parser, run_command
 from model.languages import LANGUAGES
 from model.load import load_model
 from model.output import output_folder, write_run
+from model.plan import config_of
 
 from .data import format_table, load_pairs
 from .data.prompts import Example, encode_pairs
+from .plan import add_plan_flags, plan_training, show_plan
+from .plan_data import find_tokenizer, plan_rows
 from .routing import format_choices, measure_routing, own_expert
 from .settings import add_training_flags, check_flags
 from .trainer import PairTrainer, train_pairs, write_logs
@@ -46,13 +50,14 @@ class GateTrainer(PairTrainer):
         return super().training_step(*args, **kwargs)
 
 
-def freeze_all_but(model: nn.Module, parts: tuple[str, ...]) -> None:
-    """Leaves a gradient to the parameters whose name holds one of `parts`; `ValueError` naming a part that no parameter has."""
+def freeze_all_but(model: nn.Module, parts: tuple[str, ...]) -> nn.Module:
+    """The model, with a gradient for the parameters whose name holds one of `parts`; `ValueError` naming a part that no parameter has."""
     for part in parts:
         if not any(part in name for name, _ in model.named_parameters()):
             raise ValueError(f"the mixture has no parameters named *{part}* to train: is it of the lora layout?")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(part in name for part in parts))
+    return model
 
 
 def load_rows(args: argparse.Namespace, tokenizer: Any, split: str, limit: int | None) -> tuple[dict[str, list[Example]], dict[str, str]]:
@@ -80,6 +85,10 @@ def train_gate(args: argparse.Namespace) -> None:
     """The command: loads the mixture, trains its gate in a workspace, writes the whole model to `--out`."""
     check_flags(args)
     out = Path(args.out)
+    prepare = partial(freeze_all_but, parts=TRAINED[args.train])
+    if args.plan:
+        rows = plan_rows(args, LANGUAGES, find_tokenizer(args.model))
+        return show_plan(plan_training(config_of(args.model, None, None, rank=16), args, prepare, rows))
     check_free(out, resume=args.resume)
     set_seed(args.seed)
     model, tokenizer = load_model(args.model)
@@ -87,10 +96,11 @@ def train_gate(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.model} is no mixture: compose one with python -m model.compose")
     if model.config.router_type != "noisy_topk":
         print(f"router: {model.config.router_type}, which has no noise to train against")
-    freeze_all_but(model, TRAINED[args.train])
+    plan_training(model.config, args, prepare).check()
+    prepare(model)
     train_rows, hashes = load_rows(args, tokenizer, "train", args.limit)
     eval_rows, _ = load_rows(args, tokenizer, "valid", args.eval_limit)
-    settings = {key: value for key, value in vars(args).items() if key not in ("resume", "out")}
+    settings = {key: value for key, value in vars(args).items() if key not in ("resume", "plan", "out")}
     facts = {"model": args.model, "data_sha256": hashes, "settings": settings}
     before = measure(model, eval_rows, args.batch_size)
     with workspace(out, facts, resume=args.resume) as folder:
@@ -117,6 +127,7 @@ def main() -> int:
     parser.add_argument("--level", choices=("program", "snippet"), default="program", help="whole programs, or fragments")
     parser.add_argument("--out", required=True, help="output folder")
     parser.add_argument("--train", choices=tuple(TRAINED), default="gate", help="what learns")
+    add_plan_flags(parser)
     add_training_flags(parser, learning_rate=1e-3, batch_size=8, epochs=1, max_length=1024)
     return run_command(train_gate, parser)
 
