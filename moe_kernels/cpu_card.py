@@ -11,20 +11,24 @@ from .linear import linear_nf4
 from .nf4 import NF4Weight, dequantize_nf4
 from .nf4_format import NF4
 
-_SIDE = 2048  # of the matrices that are multiplied
-_READ = 1 << 28  # bytes: more than caches hold
+_SIDE = 1024  # of the matrices that are multiplied
+_READ = 1 << 27  # bytes: more than caches hold
 _CALL = 10e-6  # s that eager PyTorch needs for an operation with its backward; assumed
 
 
-def measure_cpu(nf4: bool = True) -> Card:
-    """The card. `nf4`: `dram_share` is what products of one token with NF4 weights reach of the speed at which memory is read."""
+def measure_cpu(*, decoding: bool) -> Card:
+    """The card. `decoding`: `dram_share` is what products of one token with NF4 weights reach of the speed at which memory is read; else
+    it is 1, and how fast NF4 is dequantised is measured.
+    """
     ones = torch.ones(_READ // 4)
     dram = _READ / _best(lambda: ones.sum())
     bf16, fp32 = (2 * _SIDE**3 / _best(lambda a=torch.ones(_SIDE, _SIDE, dtype=dtype): a @ a) for dtype in (torch.bfloat16, torch.float32))
-    weight = _weight(8 * _SIDE, _SIDE)
-    x = torch.ones(1, _SIDE)
-    share = weight.nbytes / _best(lambda: linear_nf4(x, weight)) / dram if nf4 else 1.0
-    values = 8 * _SIDE**2 / _best(lambda: dequantize_nf4(weight, torch.float32))
+    weight, x = _weight(32 * _SIDE if decoding else 4 * _SIDE, _SIDE), torch.ones(1, _SIDE)
+    share, values = 1.0, float("inf")
+    if decoding:
+        share = min(1.0, weight.nbytes / _best(lambda: linear_nf4(x, weight)) / dram)
+    else:
+        values = 4 * _SIDE**2 / _best(lambda: dequantize_nf4(weight, torch.float32))
     memory = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return Card("cpu", 0, memory, dram, bf16, gemm_fp32=fp32, dram_share=share, launch=_CALL, host_launch=0.0, dequantise=values)
 

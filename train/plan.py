@@ -13,6 +13,7 @@ L layers; deep models are traced at two depths, and the rest follows, since all 
 import argparse
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,7 @@ from moe_kernels.cpu_card import measure_cpu
 
 from .plan_data import Rows
 from .settings import EVALUATIONS, has_bf16, total_steps, use_checkpointing
-from .trace import GRADIENTS, KEPT, LOGITS, WORKSPACE, FakeLinear4bit, fake, give_nf4, trace_step
+from .trace import ACTIVATIONS, GRADIENTS, LOGITS, WORKSPACE, FakeLinear4bit, Operation, fake, give_nf4, trace_step
 
 ADVICE = "try a smaller --batch-size with more --accumulation, a smaller --max-length, or --checkpointing on"
 NF4_WEIGHTS, WEIGHTS, TRAINED, OPTIMIZER = "quantised weights", "other weights", "trained parameters", "optimizer"
@@ -47,6 +48,7 @@ class TrainingPlan:
     budget: Budget
     batch: tuple[int, int]  # rows, and tokens of each, that the memory is for
     checkpointing: bool
+    otherwise: float = 0.0  # bytes in all if checkpointing were the other way
     rows: Rows | None = None
     step_seconds: float = 0.0  # of an optimizer step
     run_seconds: float = 0.0
@@ -58,14 +60,18 @@ class TrainingPlan:
         lines = [head, str(self.budget)]
         if self.rows is None:
             return "\n".join(lines)
-        lines.append(f"{'data':<18} {self.rows.count:8,} rows of {self.rows.mean:.0f} tokens, at most {self.rows.longest}: {self.rows.note}")
+        lines.append(f"{'total otherwise':<18} {self.otherwise / 1e9:8.3f} GB: checkpointing {'off' if self.checkpointing else 'on'}")
+        lines.append(
+            f"{'data':<18} {self.rows.count:8,} rows of {self.rows.mean:.0f} tokens, at most {self.rows.longest}: {self.rows.note}"
+        )
         if self.card is None:
             return "\n".join([*lines, f"{'time':<18} unknown: {self.budget.room.where} is not one of {', '.join(CARDS)}"])
         kind = "data sheet" if self.card.name != "cpu" else "measured now"
-        speeds = f"{self.card.dram / 1e9:.0f} GB/s and {self.card.gemm / 1e12:.3g} TFLOP/s in 16 bits, {self.card.gemm_fp32 / 1e12:.2g} in fp32"
+        speeds = (
+            f"{self.card.dram / 1e9:.0f} GB/s and {self.card.gemm / 1e12:.3g} TFLOP/s in 16 bits, {self.card.gemm_fp32 / 1e12:.2g} in fp32"
+        )
         lines.append(f"{'a step (modelled)':<18} {self.step_seconds:8.3f} s: {self.card.name}, {speeds} ({kind})")
         return "\n".join([*lines, f"{'the run':<18} {self.run_seconds / 3600:8.2f} h: {self.steps:,} steps, and evaluations"])
-
 
     def check(self) -> None:
         """`ValueError` with advice if it does not fit."""
@@ -99,62 +105,72 @@ def plan_training(
     checkpointing = use_checkpointing(args, room.is_cuda)
     batch = args.batch_size, min(args.max_length, rows.longest if rows else args.max_length)
     card = None if rows is None else _card(args.gpu)
-    bf16 = room.is_cuda and (CARDS[args.gpu].has_bf16 if args.gpu in CARDS else has_bf16())
-
-    def traced(length: int) -> dict[str, float]:
-        def at(layers: int) -> dict[str, float]:
-            return _trace(_with_layers(config, layers), args, prepare, step, (args.batch_size, length), room, bf16, checkpointing, card)
-
-        layers = config.num_hidden_layers
-        if layers <= _DEPTHS[1]:
-            return at(layers)
-        low, high = map(at, _DEPTHS)
-        return {name: low[name] + (high[name] - low[name]) * (layers - _DEPTHS[0]) / (_DEPTHS[1] - _DEPTHS[0]) for name in low}
-
-    found = traced(batch[1])
-    parts = {name: found[name] for name in (NF4_WEIGHTS, WEIGHTS, TRAINED, GRADIENTS, OPTIMIZER, KEPT, LOGITS, WORKSPACE)}
-    budget = Budget({**parts, "runtime": RUNTIME["cuda" if room.is_cuda else "cpu"]}, room)
-    if rows is None or card is None:
-        return TrainingPlan(budget, batch, checkpointing, rows)
-    mean = traced(max(2, round(min(rows.mean, batch[1]))))
-    updates = 7 * (parts[OPTIMIZER] / 2) / (card.dram * card.dram_share)  # AdamW reads four values of a parameter and writes three
-    seconds = mean["step"] + updates
-    steps = total_steps(args, rows.count)
+    run = _Run(config, args, prepare, step, room, card)
+    budget = _budget(run.traced(batch, checkpointing), room)
+    if rows is None:
+        return TrainingPlan(budget, batch, checkpointing)
+    otherwise = _budget(run.traced(batch, not checkpointing), room).total
+    if card is None:
+        return TrainingPlan(budget, batch, checkpointing, otherwise, rows)
+    mean = run.traced((args.batch_size, max(2, round(min(rows.mean, batch[1])))), checkpointing)
+    updates = 7 * (budget.parts[OPTIMIZER] / 2) / (card.dram * card.dram_share)  # AdamW reads four values of a parameter and writes three
+    seconds, steps = mean["step"] + updates, total_steps(args, rows.count)
     evaluations = math.ceil(steps / args.eval_every) if args.eval_every else EVALUATIONS
     evaluating = evaluations * math.ceil(args.eval_limit / args.batch_size) * mean["forward"]
-    return TrainingPlan(budget, batch, checkpointing, rows, seconds, steps * seconds + evaluating, steps, card)
+    return TrainingPlan(budget, batch, checkpointing, otherwise, rows, seconds, steps * seconds + evaluating, steps, card)
 
 
-def _trace(
-    config: Any,
-    args: argparse.Namespace,
-    prepare: Prepare,
-    step: Step,
-    batch: tuple[int, int],
-    room: Room,
-    bf16: bool,
-    checkpointing: bool,
-    card: Card | None,
-) -> dict[str, float]:
-    """Bytes by part, and seconds of an optimizer step (`step`) and of a forward (`forward`)."""
-    make = _mixture if isinstance(config, MoEConfig) else _base_in_nf4
-    with torch.device("meta"):
-        model = prepare(make(config, bf16, checkpointing))
-    model.train()
-    with fake(model), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        trace = trace_step(model, step, batch, micro_steps=min(args.accumulation, 2))
-    found: dict[str, float] = {**dict.fromkeys((NF4_WEIGHTS, WEIGHTS, TRAINED, OPTIMIZER), 0), **trace.peak(), "step": 0.0, "forward": 0.0}
-    for tensor in {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}.values():
-        is_nf4 = tensor.dtype == torch.uint8
-        found[TRAINED if tensor.requires_grad else NF4_WEIGHTS if is_nf4 else WEIGHTS] += tensor.nbytes
-        if tensor.requires_grad:  # paged_adamw_32bit keeps fp32, adamw_torch the parameter's dtype
-            found[OPTIMIZER] += 2 * tensor.numel() * (4 if room.is_cuda else tensor.itemsize)
-    if card is not None:
-        times = [operation.seconds(card) for operation in trace.operations]
-        host = card.host_launch * len(times)
-        found["step"] = max(sum(times), host) * args.accumulation / min(args.accumulation, 2)
-        found["forward"] = max(sum(times[: trace.forward]), card.host_launch * trace.forward)
-    return found
+def _budget(found: dict[str, float], room: Room) -> Budget:
+    parts = (NF4_WEIGHTS, WEIGHTS, TRAINED, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOGITS, WORKSPACE)
+    return Budget({**{part: found[part] for part in parts}, "runtime": RUNTIME["cuda" if room.is_cuda else "cpu"]}, room)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What every trace of a plan has in common."""
+
+    config: Any
+    args: argparse.Namespace
+    prepare: Prepare
+    step: Step
+    room: Room
+    card: Card | None
+
+    def traced(self, batch: tuple[int, int], checkpointing: bool) -> dict[str, float]:
+        """Bytes by part, and seconds of an optimizer step (`step`) and of a forward (`forward`), of all layers."""
+        layers = self.config.num_hidden_layers
+        if layers <= _DEPTHS[1]:
+            return self._trace(layers, batch, checkpointing)
+        low, high = (self._trace(depth, batch, checkpointing) for depth in _DEPTHS)
+        share = (layers - _DEPTHS[0]) / (_DEPTHS[1] - _DEPTHS[0])
+        return {name: low[name] + (high[name] - low[name]) * share for name in low}
+
+    def _trace(self, layers: int, batch: tuple[int, int], checkpointing: bool) -> dict[str, float]:
+        cuda, named = self.room.is_cuda, CARDS.get(self.args.gpu)
+        bf16 = cuda and (named.has_bf16 if named else has_bf16())
+        config, make = _with_layers(self.config, layers), _mixture if isinstance(self.config, MoEConfig) else _base_in_nf4
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)  # PEFT's own call
+            model = self.prepare(make(config, bf16, checkpointing))
+        model.train()
+        traced = min(self.args.accumulation, 2)  # the second finds the gradients of the first
+        with fake(model), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            trace = trace_step(model, self.step, batch, micro_steps=traced)
+        found: dict[str, float] = {**dict.fromkeys((NF4_WEIGHTS, WEIGHTS, TRAINED, OPTIMIZER, "step", "forward"), 0.0), **trace.peak()}
+        for tensor in {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}.values():
+            is_nf4 = tensor.dtype == torch.uint8
+            found[TRAINED if tensor.requires_grad else NF4_WEIGHTS if is_nf4 else WEIGHTS] += tensor.nbytes
+            if tensor.requires_grad:  # paged_adamw_32bit keeps fp32, adamw_torch the parameter's dtype
+                found[OPTIMIZER] += 2 * tensor.numel() * (4 if cuda else tensor.itemsize)
+        if self.card is not None:
+            found["step"] = _seconds(trace.operations, self.card) * self.args.accumulation / traced
+            found["forward"] = _seconds(trace.operations[: trace.forward], self.card)
+        return found
+
+
+def _seconds(operations: list[Operation], card: Card) -> float:
+    """One after the other on the card, or as fast as the host issues them."""
+    return max(sum(operation.seconds(card) for operation in operations), card.host_launch * len(operations))
 
 
 def _base_in_nf4(config: PreTrainedConfig, bf16: bool, checkpointing: bool) -> nn.Module:
@@ -194,7 +210,7 @@ def _card(gpu: str) -> Card | None:
     if gpu in CARDS:
         return CARDS[gpu]
     if gpu == "cpu" or not torch.cuda.is_available():
-        return measure_cpu()
+        return measure_cpu(decoding=False)
     name = torch.cuda.get_device_name().lower()
     return next((card for key, card in CARDS.items() if key in name.split()), None)
 

@@ -1,7 +1,7 @@
 """A training step run on tensors without memory: what it would hold at its peak, and what it would compute.
 
 The step is the real one, module by module: PyTorch's fake tensors have shapes and dtypes alone, so what autograd keeps, what a loss copies
-and what gradient checkpointing computes again are counted, not derived. Workspace inside a kernel is not seen.
+and what gradient checkpointing computes again are counted, not derived. What a kernel takes and gives back within is not seen.
 bitsandbytes' `Linear4bit` cannot hold a fake tensor; `FakeLinear4bit` does what its forward and backward do.
 
 T tokens of a batch, V vocabulary.
@@ -26,7 +26,9 @@ from moe_kernels.nf4 import NF4Weight
 from moe_kernels.nf4_format import NF4, nf4_bytes
 from moe_kernels.op_costs import cost, tensors_in
 
-KEPT, LOGITS, GRADIENTS, WORKSPACE = "activations", "logits and loss", "gradients", "workspace"
+ACTIVATIONS, LOGITS, GRADIENTS, WORKSPACE = "activations", "logits and loss", "gradients", "dequantised"
+
+_DEQUANTISE = "dequantize_4bit"
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Trace(TorchDispatchMode):
         for storage in self._own:
             self._alive[storage] = len(self._sizes)
             self._sizes.append(0)
-            self._parts.append(WORKSPACE)
+            self._parts.append(ACTIVATIONS)
         self._events: list[int] = []  # n: storage n comes; -n - 1: it goes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -71,34 +73,32 @@ class Trace(TorchDispatchMode):
         if found is not None:
             wide = bool(results) and results[0].dtype == torch.float32
             name = func.overloadpacket.__name__
-            self.operations.append(Operation(name, *found, wide, results[0].numel() if name == "dequantize_4bit" else 0.0))
+            self.operations.append(Operation(name, *found, wide, results[0].numel() if name == _DEQUANTISE else 0.0))
         for tensor in results:
             storage = tensor.untyped_storage()
             if storage not in self._alive:
                 number = len(self._sizes)
                 self._alive[storage] = number
                 self._sizes.append(storage.nbytes())
-                self._parts.append(LOGITS if tensor.dim() > 1 and tensor.shape[-1] == self._vocabulary else WORKSPACE)
+                self._parts.append(self._part(tensor, func))
                 self._events.append(number)
                 weakref.finalize(storage, self._events.append, -number - 1)
         return out
 
-    def mark_kept(self) -> None:
-        """What is alive now waits for the backward."""
-        self._mark(KEPT, self._alive.values())
+    def _part(self, tensor: Tensor, func: Any) -> str:
+        if func.overloadpacket.__name__ == _DEQUANTISE:
+            return WORKSPACE
+        return LOGITS if tensor.dim() > 1 and tensor.shape[-1] == self._vocabulary else ACTIVATIONS
 
     def mark_gradients(self, model: nn.Module) -> None:
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        self._mark(GRADIENTS, [self._alive[gradient.untyped_storage()] for gradient in gradients])
-
-    def _mark(self, part: str, numbers: Any) -> None:
-        for number in list(numbers):
-            if self._parts[number] != LOGITS:
-                self._parts[number] = part
+        """What the parameters of `model` have as their gradients now was no activation."""
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                self._parts[self._alive[parameter.grad.untyped_storage()]] = GRADIENTS
 
     def peak(self) -> dict[str, int]:
         """Bytes by part at the moment when they are most."""
-        now = dict.fromkeys((KEPT, LOGITS, GRADIENTS, WORKSPACE), 0)
+        now = dict.fromkeys((ACTIVATIONS, LOGITS, GRADIENTS, WORKSPACE), 0)
         total, most, best = 0, 0, dict(now)
         for event in self._events:
             number, sign = (event, 1) if event >= 0 else (-event - 1, -1)
@@ -109,7 +109,9 @@ class Trace(TorchDispatchMode):
         return best
 
 
-def trace_step(model: nn.Module, step: Callable[[nn.Module, dict[str, Tensor]], Tensor], batch: tuple[int, int], *, micro_steps: int) -> Trace:
+def trace_step(
+    model: nn.Module, step: Callable[[nn.Module, dict[str, Tensor]], Tensor], batch: tuple[int, int], *, micro_steps: int
+) -> Trace:
     """Traces `micro_steps` losses and backwards of `model` (of fake tensors, within their mode) on `batch` = (rows, tokens of a row)."""
     inputs = {name: torch.zeros(batch, dtype=torch.int64) for name in ("input_ids", "labels")}
     inputs["attention_mask"] = torch.ones(batch, dtype=torch.int64)
@@ -117,7 +119,6 @@ def trace_step(model: nn.Module, step: Callable[[nn.Module, dict[str, Tensor]], 
         for _ in range(micro_steps):
             loss = step(model, inputs)
             trace.forward = trace.forward or len(trace.operations)
-            trace.mark_kept()
             loss.backward()
             del loss
             trace.mark_gradients(model)
