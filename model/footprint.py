@@ -6,6 +6,8 @@ Weights are those of the model's own modules, made without memory, so they are e
     activations   of one layer while the prompt is read, T = B x S:
                   dense  T (3 D + K (F + D)) a                       x, its norm, the sum; h and y of every pair
                   lora   T (3 D + (K + 3) F) a                       and gate, up and sum of h of every token
+                  in C++ the experts' part is in fp32, with a packed copy of what a product reads (`csrc/experts_forward.cpp`):
+                  dense  T K (2 F + D) 4                     lora   T (2 + K + max(K, 2)) F 4
                   and B x V x (a + 4) of logits; on a card, for many tokens, the layer's largest NF4 matrix in 16 bits
 
 Shared experts are parts of their own: every token meets them. So are attention's factors: all experts' are read for every token.
@@ -75,11 +77,15 @@ def activation_bytes(config: MoEConfig, context: int, batch: int, card: Card | N
     """The estimate above for prompts of `context` tokens; `card` None is the CPU, whose kernels never dequantise a whole matrix."""
     tokens, size, width, hidden = batch * context, _dtype(config).itemsize, config.hidden_size, config.intermediate_size
     chosen, experts = _chosen(config), config.num_stored_experts
-    values = 3 * width + (chosen * (hidden + width) if config.expert_layout == "dense" else (chosen + 3) * hidden)
-    largest = width * hidden * (2 * experts if config.expert_layout == "dense" else 1)
+    is_dense = config.expert_layout == "dense"
+    if card is None:
+        products = 4 * (chosen * (2 * hidden + width) if is_dense else (2 + chosen + max(chosen, 2)) * hidden)
+    else:
+        products = size * (chosen * (hidden + width) if is_dense else (chosen + 3) * hidden)
+    largest = width * hidden * (2 * experts if is_dense else 1)
     dequantised = card is not None and config.quantization == "nf4" and tokens > fused_tokens(card.arch)
     workspace = largest * size if dequantised else 0
-    return tokens * values * size + workspace + batch * config.vocab_size * (size + 4)
+    return tokens * (3 * width * size + products) + workspace + batch * config.vocab_size * (size + 4)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def measure_cpu(*, decoding: bool) -> Card:
     """
     ones = torch.ones(_READ // 4)
     dram = _READ / _best(lambda: ones.sum())
-    bf16, fp32 = (2 * _SIDE**3 / _best(lambda a=torch.ones(_SIDE, _SIDE, dtype=dtype): a @ a) for dtype in (torch.bfloat16, torch.float32))
+    bf16, fp32 = _product_rate(torch.bfloat16), _product_rate(torch.float32)
     weight, x = _weight(32 * _SIDE if decoding else 4 * _SIDE, _SIDE), torch.ones(1, _SIDE)
     share, values = 1.0, float("inf")
     if decoding:
@@ -31,6 +31,12 @@ def measure_cpu(*, decoding: bool) -> Card:
         values = 4 * _SIDE**2 / _best(lambda: dequantize_nf4(weight, torch.float32))
     memory = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return Card("cpu", 0, memory, dram, bf16, gemm_fp32=fp32, dram_share=share, launch=_CALL, host_launch=0.0, dequantise=values)
+
+
+def _product_rate(dtype: torch.dtype) -> float:
+    """FLOP/s."""
+    ones = torch.ones(_SIDE, _SIDE, dtype=dtype)
+    return 2 * _SIDE**3 / _best(lambda: ones @ ones)
 
 
 def _weight(rows: int, columns: int) -> NF4Weight:

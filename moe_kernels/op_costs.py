@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
 from .grouping import active_experts
-from .weights import restore
+from .weights import Weight, restore
 
 FREE = {"zeros", "empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "detach", "_reshape_alias", "_unsafe_view", "t"}
 _FLOPS: dict[str, Callable[..., float]] = {str(operator).removeprefix("aten."): count for operator, count in flop_registry.items()}
@@ -26,12 +26,12 @@ def tensors_in(tree: Any) -> list[Tensor]:
 
 
 def cost(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> tuple[float, float] | None:
-    """(bytes, FLOPs) of a call that a `TorchDispatchMode` sees; None for views and allocations, which cost nothing.
+    """(bytes, FLOPs) of a call that a `TorchDispatchMode` sees; None for views, allocations and questions, which cost nothing.
 
     Bytes are those of every tensor once, of a table of embeddings those of its rows.
     """
     name = func.overloadpacket.__name__
-    if func.namespace == "aten" and (name in FREE or func.is_view):
+    if func.namespace == "prim" or (func.namespace == "aten" and (name in FREE or func.is_view)):
         return None
     if func.namespace == "moe_kernels" and name in _OURS:
         return _OURS[name](args, out)
@@ -54,25 +54,26 @@ def _linear(args: tuple[Any, ...], out: Tensor) -> tuple[float, float]:
 
 def _experts(args: tuple[Any, ...], out: Any) -> tuple[float, float]:
     """Every matrix meets every token in the `lora` layout, else every pair; factors meet every pair."""
-    return _products(args[0], args[2], *args[3:7], tensors_in(out), passes=1, factor_passes=1)
+    x, _, experts, tensors, offsets, ints, factors = args[:7]
+    return _products(x, experts, restore(tensors, offsets, ints), factors, tensors_in(out), passes=1, factor_passes=1)
 
 
 def _experts_backward(args: tuple[Any, ...], out: Any) -> tuple[float, float]:
     """dX, and the gradients of the factors and, where they are asked for, of the matrices."""
-    others = [args[0], *args[9], *tensors_in(out)]
-    return _products(args[1], args[3], *args[4:8], others, passes=2 if args[10] else 1, factor_passes=2)
+    dy, x, _, experts, tensors, offsets, ints, factors, _, saved, base_grads = args
+    others = [dy, *saved, *tensors_in(out)]
+    return _products(x, experts, restore(tensors, offsets, ints), factors, others, passes=2 if base_grads else 1, factor_passes=2)
 
 
 def _products(
-    x: Tensor, experts: Tensor, tensors: Any, offsets: Any, ints: Any, factors: Any, others: Any, *, passes: int, factor_passes: int
+    x: Tensor, experts: Tensor, base: list[Weight], factors: list[Tensor], others: list[Tensor], *, passes: int, factor_passes: int
 ) -> tuple[float, float]:
-    base = restore(tensors, offsets, ints)
     pairs, stored = experts.numel(), base[0].shape[0] if len(base) == 2 else 1
     rows = pairs if len(base) == 2 else len(x)
     matrices = sum(math.prod(weight.shape) for weight in base) / stored
     low_rank = sum(factor.numel() / factor.shape[0] for factor in factors)
     read = active_experts(len(x), min(experts.shape[1], stored), stored) / stored
-    moved = passes * read * sum(tensor.nbytes for tensor in tensors) + sum(tensor.nbytes for tensor in [x, *factors, *others])
+    moved = passes * read * sum(weight.nbytes for weight in base) + sum(tensor.nbytes for tensor in [x, *factors, *others])
     return float(moved), 2.0 * (passes * rows * matrices + factor_passes * pairs * low_rank)
 
 

@@ -33,14 +33,13 @@ from moe_kernels.cpu_card import measure_cpu
 
 from .plan_data import Rows
 from .settings import EVALUATIONS, has_bf16, total_steps, use_checkpointing
-from .trace import ACTIVATIONS, GRADIENTS, LOGITS, WORKSPACE, FakeLinear4bit, Operation, fake, give_nf4, trace_step
+from .trace import ACTIVATIONS, GRADIENTS, LOGITS, WORKSPACE, FakeLinear4bit, Operation, Step, fake, give_nf4, trace_step
 
 ADVICE = "try a smaller --batch-size with more --accumulation, a smaller --max-length, or --checkpointing on"
 NF4_WEIGHTS, WEIGHTS, TRAINED, OPTIMIZER = "quantised weights", "other weights", "trained parameters", "optimizer"
 _DEPTHS = (2, 4)  # layers that are traced of a deeper model
 
 Prepare = Callable[[nn.Module], nn.Module]
-Step = Callable[[nn.Module, dict[str, Tensor]], Tensor]
 
 
 @dataclass(frozen=True)

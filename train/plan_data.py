@@ -18,7 +18,7 @@ XLCOST_ROWS = {
     "program": {"cpp": 9797, "java": 9623, "python": 9263, "javascript": 8590},
     "snippet": {"cpp": 93847, "java": 91089, "python": 81207, "javascript": 70649},
 }
-# Mistral's tokens of a row, prompt included; estimated: 11.5 MB of Python programs are 1,240 bytes a row at 3 a token, and a program has 9 snippets.
+# Mistral's tokens of a row, prompt included; estimated: a Python program's row has 1,240 bytes, 3 a token, and a program 9 snippets.
 XLCOST_TOKENS = {"program": 410, "snippet": 60}
 BYTES_PER_TOKEN = 3  # of code, where there is no tokenizer to ask; assumed
 

@@ -109,9 +109,10 @@ class Trace(TorchDispatchMode):
         return best
 
 
-def trace_step(
-    model: nn.Module, step: Callable[[nn.Module, dict[str, Tensor]], Tensor], batch: tuple[int, int], *, micro_steps: int
-) -> Trace:
+Step = Callable[[nn.Module, dict[str, Tensor]], Tensor]  # the loss of a batch
+
+
+def trace_step(model: nn.Module, step: Step, batch: tuple[int, int], *, micro_steps: int) -> Trace:
     """Traces `micro_steps` losses and backwards of `model` (of fake tensors, within their mode) on `batch` = (rows, tokens of a row)."""
     inputs = {name: torch.zeros(batch, dtype=torch.int64) for name in ("input_ids", "labels")}
     inputs["attention_mask"] = torch.ones(batch, dtype=torch.int64)
@@ -130,7 +131,7 @@ def fake(model: nn.Module) -> Iterator[nn.Module]:
     """`model`, made on the meta device, with its tensors replaced by fake ones on the CPU, which dispatch as real ones do."""
     seen: dict[int, Any] = {}
 
-    def faked(tensor: Tensor | None) -> Tensor | None:
+    def faked(tensor: Tensor | None) -> Any:
         if tensor is None:
             return None
         if id(tensor) not in seen:
@@ -141,7 +142,8 @@ def fake(model: nn.Module) -> Iterator[nn.Module]:
     with FakeTensorMode():
         for module in model.modules():
             for tensors in (module._parameters, module._buffers):
-                tensors.update({name: faked(tensor) for name, tensor in tensors.items()})  # type: ignore[attr-defined]
+                for name, tensor in tensors.items():
+                    tensors[name] = faked(tensor)
         yield model
 
 
@@ -150,7 +152,8 @@ class FakeLinear4bit(Linear4bit):
 
     def __init__(self, of: nn.Linear, dtype: torch.dtype) -> None:
         nn.Module.__init__(self)
-        self.in_features, self.out_features, self.bias, self.compute_dtype = of.in_features, of.out_features, None, dtype
+        self.in_features, self.out_features, self.compute_dtype = of.in_features, of.out_features, dtype
+        self.register_parameter("bias", None)
         packed: Any = torch.empty(nf4_bytes(of.weight.numel()), dtype=torch.uint8, device="meta")
         self.weight = nn.Parameter(packed, requires_grad=False)
         for name, value in (("compress_statistics", True), ("quant_type", NF4.quant_type), ("quant_state", None)):
@@ -184,7 +187,7 @@ def give_nf4(model: nn.Module, dtype: torch.dtype) -> None:
         if isinstance(module, MatrixModule):
             for name, shape in module.quantized_matrices().items():
                 blocks = -(-torch.Size(shape).numel() // NF4.block)
-                sizes = {"packed": (blocks * NF4.block // 2, 1), "absmax": (blocks,), "nested": (-(-blocks // NF4.nested_block),)}
-                dtypes = (torch.uint8, torch.uint8, torch.float32)
-                tensors = [torch.empty(size, dtype=kind, device="meta") for size, kind in zip(sizes.values(), dtypes, strict=True)]
-                module.set_nf4(name, NF4Weight(*tensors, 0.0, tuple(shape), dtype))
+                packed = torch.empty(blocks * NF4.block // 2, 1, dtype=torch.uint8, device="meta")
+                absmax = torch.empty(blocks, dtype=torch.uint8, device="meta")
+                nested = torch.empty(-(-blocks // NF4.nested_block), dtype=torch.float32, device="meta")
+                module.set_nf4(name, NF4Weight(packed, absmax, nested, 0.0, tuple(shape), dtype))

@@ -73,11 +73,12 @@ def test_checkpointing_accumulation_and_length_change_what_they_should():
 
 
 def test_time_grows_with_the_rows_and_falls_with_the_card():
-    times = [plan_expert(MISTRAL_7B, flags(gpu=gpu), Rows(1000, 400, 1024, "")).step_seconds for gpu in ("t4", "a10g", "h100")]
-    assert times[0] > times[1] > times[2]
+    rows = Rows(1000, 400, 1024, "")
+    t4, h100 = (plan_expert(MISTRAL_7B, flags(gpu=gpu), rows).step_seconds for gpu in ("t4", "h100"))
+    plan = plan_expert(MISTRAL_7B, flags(gpu="a10g"), rows)
+    assert t4 > plan.step_seconds > h100
     flops = 3 * 2 * 4 * 400 * 7e9  # forward, recomputed forward and dX; the factors' gradients are small
-    assert flops / CARDS["a10g"].gemm < times[1] < 3 * flops / CARDS["a10g"].gemm
-    plan = plan_expert(MISTRAL_7B, flags(gpu="a10g"), Rows(1000, 400, 1024, ""))
+    assert flops / CARDS["a10g"].gemm < plan.step_seconds < 3 * flops / CARDS["a10g"].gemm
     assert plan.steps == 250 and plan.run_seconds > 250 * plan.step_seconds
 
 
@@ -90,8 +91,8 @@ def test_rows_are_counted_or_known(tiny_data):
     assert plan_rows(flags("--limit", 7, gpu="a10g", data="auto", level="snippet"), LANGUAGES, None).count == 28
 
 
-def test_the_command_plans_a_gate_for_every_card(monkeypatch, capsys, tiny_data, tmp_path):
-    for card in CARDS:
+def test_the_command_plans_a_gate(monkeypatch, capsys, tiny_data, tmp_path):
+    for card in ("a10g", "cpu"):
         argv = ["--model", "tinyllama-1.1b-x4", "--data", str(tiny_data), "--out", str(tmp_path / "out"), "--plan", "--gpu", card]
         monkeypatch.setattr(sys, "argv", ["train.gate", *argv, "--train", "gate+lora", "--batch-size", "1"])
         assert gate.main() == 0
