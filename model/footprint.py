@@ -73,17 +73,17 @@ def cache_bytes(config: MoEConfig, context: int, batch: int) -> int:
     return config.num_hidden_layers * batch * kept * 2 * config.num_key_value_heads * head * _dtype(config).itemsize
 
 
-def activation_bytes(config: MoEConfig, context: int, batch: int, card: Card | None) -> int:
-    """The estimate above for prompts of `context` tokens; `card` None is the CPU, whose kernels never dequantise a whole matrix."""
+def activation_bytes(config: MoEConfig, context: int, batch: int, card: Card | None, is_cuda: bool) -> int:
+    """The estimate above for prompts of `context` tokens; of an unknown `card` (None) as if it dequantised whole matrices."""
     tokens, size, width, hidden = batch * context, _dtype(config).itemsize, config.hidden_size, config.intermediate_size
     chosen, experts = _chosen(config), config.num_stored_experts
     is_dense = config.expert_layout == "dense"
-    if card is None:
+    if not is_cuda:  # whose kernels never dequantise a whole matrix
         products = 4 * (chosen * (2 * hidden + width) if is_dense else (2 + chosen + max(chosen, 2)) * hidden)
     else:
         products = size * (chosen * (hidden + width) if is_dense else (chosen + 3) * hidden)
     largest = width * hidden * (2 * experts if is_dense else 1)
-    dequantised = card is not None and config.quantization == "nf4" and tokens > fused_tokens(card.arch)
+    dequantised = is_cuda and config.quantization == "nf4" and (card is None or tokens > fused_tokens(card.arch))
     workspace = largest * size if dequantised else 0
     return tokens * (3 * width * size + products) + workspace + batch * config.vocab_size * (size + 4)
 

@@ -8,12 +8,10 @@ import argparse
 import re
 from pathlib import Path
 
-import torch
-
-from moe_kernels.cards import CARDS, Card
+from moe_kernels.cards import CARDS
 from moe_kernels.cpu_card import measure_cpu
 
-from .budget import RUNTIME, Budget, room_of
+from .budget import RUNTIME, Budget, card_of, room_of
 from .checkpoint import model_folder
 from .cli import make_parser, run_command
 from .configuration_moe import EXPERT_LAYOUTS, QUANTIZATIONS, MoEConfig
@@ -34,7 +32,7 @@ def plan_mixture(config: MoEConfig, gpu: str, context: int, batch: int) -> Budge
     """Bytes by part of `batch` sequences of `context` tokens on a card (or `cpu`, `auto`); ValueError for an unknown card."""
     room = room_of(gpu)
     parts: dict[str, float] = {**weight_bytes(config), CACHE: cache_bytes(config, context, batch)}
-    parts[ACTIVATIONS] = activation_bytes(config, context, batch, CARDS.get(gpu))
+    parts[ACTIVATIONS] = activation_bytes(config, context, batch, card_of(gpu), room.is_cuda)
     parts["runtime"] = RUNTIME["cuda" if room.is_cuda else "cpu"]
     return Budget(parts, room)
 
@@ -90,7 +88,7 @@ def plan(args: argparse.Namespace) -> None:
     shared = f" and {config.num_shared_experts} shared" if config.num_shared_experts else ""
     kind = f"{config.num_local_experts} experts{shared}, {config.expert_layout} layout, {config.quantization or config.dtype}"
     print(f"{kind}; {args.batch_size} x {args.context} tokens\n{budget}")
-    if card := _card(args.gpu):
+    if card := card_of(args.gpu) if budget.room.is_cuda else measure_cpu(decoding=True):
         time = token_time(config, card, args.context, args.batch_size)
         rate = args.batch_size / time.seconds
         print(f"{'a token (modelled)':<18} {time.seconds * 1e3:8.2f} ms: {rate:.1f} tokens/s; it reads {time.bytes / 1e9:.2f} GB")
@@ -108,13 +106,6 @@ def advice(config: MoEConfig) -> str:
     changes = ["--layout lora"] if config.expert_layout == "dense" else []
     changes += ["--quantize nf4"] if config.quantization is None else []
     return f"try {', '.join([*changes, 'a smaller --context or --batch-size'])}"
-
-
-def _card(gpu: str) -> Card | None:
-    """The card to plan for; None for a CUDA card of this machine that is in no table."""
-    if gpu in CARDS:
-        return CARDS[gpu]
-    return measure_cpu(decoding=True) if gpu == "cpu" or not torch.cuda.is_available() else None
 
 
 def main() -> int:

@@ -24,7 +24,7 @@ from peft import prepare_model_for_kbit_training
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from model.budget import RUNTIME, Budget, Room, room_of
+from model.budget import RUNTIME, Budget, Room, card_of, room_of
 from model.checkpoint import parse_dtype
 from model.configuration_moe import MoEConfig
 from model.modeling_moe import MoEForCausalLM
@@ -103,7 +103,9 @@ def plan_training(
     room = room_of(args.gpu)
     checkpointing = use_checkpointing(args, room.is_cuda)
     batch = args.batch_size, min(args.max_length, rows.longest if rows else args.max_length)
-    card = None if rows is None else _card(args.gpu)
+    card = None
+    if rows is not None:
+        card = card_of(args.gpu) if room.is_cuda else measure_cpu(decoding=False)
     run = _Run(config, args, prepare, step, room, card)
     budget = _budget(run.traced(batch, checkpointing), room)
     if rows is None:
@@ -202,16 +204,6 @@ def _with_layers(config: Any, layers: int) -> Any:
     if getattr(config, "layer_types", None):
         changed.layer_types = config.layer_types[:layers]
     return changed
-
-
-def _card(gpu: str) -> Card | None:
-    """The card that is planned for; None for a CUDA card of this machine that is in no table."""
-    if gpu in CARDS:
-        return CARDS[gpu]
-    if gpu == "cpu" or not torch.cuda.is_available():
-        return measure_cpu(decoding=False)
-    name = torch.cuda.get_device_name().lower()
-    return next((card for key, card in CARDS.items() if key in name.split()), None)
 
 
 def read_config(base: str) -> PreTrainedConfig:
