@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from moe_kernels.cards import CARDS
+from moe_kernels.cards import CARDS, Card
 
 RUNTIME = {"cuda": 0.6e9, "cpu": 0.9e9}  # bytes: a CUDA context, or Python with torch and transformers
 
@@ -52,6 +52,14 @@ def room_of(gpu: str) -> Room:
     if gpu in ("auto", "cpu"):
         return Room(min(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")), _container_limit()), "this machine", False)
     raise ValueError(f"unknown card {gpu!r}; known: auto, cpu, {', '.join(CARDS)}")
+
+
+def card_of(gpu: str) -> Card | None:
+    """The card called `gpu`, or for `auto` this machine's; None for a CPU, and for a card that is in no table."""
+    if gpu != "auto" or not torch.cuda.is_available():
+        return CARDS.get(gpu)
+    words = torch.cuda.get_device_name().lower().split()
+    return next((card for name, card in CARDS.items() if name in words), None)
 
 
 def _container_limit() -> float:

@@ -6,7 +6,11 @@ Weights are those of the model's own modules, made without memory, so they are e
     activations   of one layer while the prompt is read, T = B x S:
                   dense  T (3 D + K (F + D)) a                       x, its norm, the sum; h and y of every pair
                   lora   T (3 D + (K + 3) F) a                       and gate, up and sum of h of every token
+                  in C++ the experts' part is in fp32, with a packed copy of what a product reads (`csrc/experts_forward.cpp`):
+                  dense  T K (2 F + D) 4                     lora   T (2 + K + max(K, 2)) F 4
                   and B x V x (a + 4) of logits; on a card, for many tokens, the layer's largest NF4 matrix in 16 bits
+
+Shared experts are parts of their own: every token meets them. So are attention's factors: all experts' are read for every token.
 
 T tokens, K experts per token, E experts, D model width, F expert hidden width, L layers, V vocabulary, B batch, S context.
 """
@@ -28,10 +32,16 @@ from .modeling_moe import MoEForCausalLM
 from .quantization import quantized_matrices
 
 EXPERTS, SHARED, LORA, ATTENTION = "expert weights", "shared base", "LoRA factors", "attention"
+SHARED_EXPERTS, ATTENTION_LORA = "shared experts", "attention LoRA"
 EMBEDDINGS, REST, CACHE, ACTIVATIONS = "embeddings, head", "norms and gates", "KV cache", "activations"
-_PARTS = ((r"_lora_[AB]$", LORA), (r"\.self_attn\.", ATTENTION), (r"\.experts\.", EXPERTS), (r"embed_tokens|lm_head", EMBEDDINGS))
+_PARTS = (
+    *((r"\.gate\.", REST), (r"\.self_attn\..*_lora_[AB]$", ATTENTION_LORA), (r"_lora_[AB]$", LORA), (r"\.self_attn\.", ATTENTION)),
+    *((r"\.experts\.", EXPERTS), (r"embed_tokens|lm_head", EMBEDDINGS)),
+)
 # Kernels of a layer for one token: the 48 operations that PyTorch was seen to run, the experts' as `moe_kernels.shipped` launches them.
 KERNELS = {"dense": 50, "lora": 60}
+# Seen likewise: with shared experts; of attention's gate, two of them its router's; of each projection that experts adapt.
+SHARED_KERNELS, ATTENTION_KERNELS, PROJECTION_KERNELS = 4, 5, 5
 
 
 def weight_bytes(config: MoEConfig) -> dict[str, int]:
@@ -47,6 +57,10 @@ def weight_bytes(config: MoEConfig) -> dict[str, int]:
         if part == EXPERTS and config.expert_layout == "lora":
             part = SHARED
         parts[part] = parts.get(part, 0) + size
+    for part in (EXPERTS, LORA):  # their stacks hold the shared experts' too
+        if config.num_shared_experts and part in parts:
+            shared = parts[part] * config.num_shared_experts // config.num_stored_experts
+            parts |= {part: parts[part] - shared, SHARED_EXPERTS: shared}
     return parts
 
 
@@ -57,15 +71,19 @@ def cache_bytes(config: MoEConfig, context: int, batch: int) -> int:
     return config.num_hidden_layers * batch * kept * 2 * config.num_key_value_heads * head * _dtype(config).itemsize
 
 
-def activation_bytes(config: MoEConfig, context: int, batch: int, card: Card | None) -> int:
-    """The estimate above for prompts of `context` tokens; `card` None is the CPU, whose kernels never dequantise a whole matrix."""
+def activation_bytes(config: MoEConfig, context: int, batch: int, card: Card | None, is_cuda: bool) -> int:
+    """The estimate above for prompts of `context` tokens; of an unknown `card` (None) as if it dequantised whole matrices."""
     tokens, size, width, hidden = batch * context, _dtype(config).itemsize, config.hidden_size, config.intermediate_size
     chosen, experts = _chosen(config), config.num_stored_experts
-    values = 3 * width + (chosen * (hidden + width) if config.expert_layout == "dense" else (chosen + 3) * hidden)
-    largest = width * hidden * (2 * experts if config.expert_layout == "dense" else 1)
-    dequantised = card is not None and config.quantization == "nf4" and tokens > fused_tokens(card.arch)
+    is_dense = config.expert_layout == "dense"
+    if not is_cuda:  # whose kernels never dequantise a whole matrix
+        products = 4 * (chosen * (2 * hidden + width) if is_dense else (2 + chosen + max(chosen, 2)) * hidden)
+    else:
+        products = size * (chosen * (hidden + width) if is_dense else (chosen + 3) * hidden)
+    largest = width * hidden * (2 * experts if is_dense else 1)
+    dequantised = is_cuda and config.quantization == "nf4" and (card is None or tokens > fused_tokens(card.arch))
     workspace = largest * size if dequantised else 0
-    return tokens * values * size + workspace + batch * config.vocab_size * (size + 4)
+    return tokens * (3 * width * size + products) + workspace + batch * config.vocab_size * (size + 4)
 
 
 @dataclass(frozen=True)
@@ -86,7 +104,7 @@ class TokenTime:
 
 def step_bytes(config: MoEConfig, context: int, batch: int) -> float:
     """Bytes that a decoding step of `batch` tokens reads: every matrix that a token meets, and the cache of `context` tokens."""
-    parts, active = weight_bytes(config), active_experts(batch, _chosen(config), config.num_stored_experts) / config.num_stored_experts
+    parts, active = weight_bytes(config), active_experts(batch, _routed(config), config.num_local_experts) / config.num_local_experts
     table = 0 if config.tie_word_embeddings else parts[EMBEDDINGS] // 2  # only its rows of the tokens are read
     read = {**parts, EMBEDDINGS: parts[EMBEDDINGS] - table}
     return sum(size * (active if part in (EXPERTS, LORA) else 1) for part, size in read.items()) + cache_bytes(config, context, batch)
@@ -95,11 +113,18 @@ def step_bytes(config: MoEConfig, context: int, batch: int) -> float:
 def token_time(config: MoEConfig, card: Card, context: int, batch: int) -> TokenTime:
     """A model of a decoding step on `card`, whatever the machine at hand is."""
     read, chosen = step_bytes(config, context, batch), 1 if config.expert_layout == "lora" else _chosen(config)
-    head = config.head_dim or config.hidden_size // config.num_attention_heads
-    attention = 2 * config.hidden_size * head * (config.num_attention_heads + config.num_key_value_heads)
-    layer = attention + chosen * 3 * config.hidden_size * config.intermediate_size
-    weights = config.num_hidden_layers * layer + config.vocab_size * config.hidden_size
-    kernels = config.num_hidden_layers * KERNELS[config.expert_layout]
+    width, head = config.hidden_size, config.head_dim or config.hidden_size // config.num_attention_heads
+    attention = 2 * width * head * (config.num_attention_heads + config.num_key_value_heads)
+    sides = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads, "v_proj": config.num_key_value_heads}
+    routed = config.attention_experts or ()
+    outs = sum(width + head * sides.get(name, config.num_attention_heads) for name in routed)
+    attention += config.num_stored_experts * config.attention_lora_rank * outs  # the factors of all experts meet every token
+    factors = _chosen(config) * config.lora_rank * 3 * (width + config.intermediate_size)
+    layer = attention + chosen * 3 * width * config.intermediate_size + factors
+    weights = config.num_hidden_layers * layer + config.vocab_size * width
+    kernels = KERNELS[config.expert_layout] + (SHARED_KERNELS if config.num_shared_experts else 0)
+    kernels += ATTENTION_KERNELS + PROJECTION_KERNELS * len(routed) if routed else 0
+    kernels *= config.num_hidden_layers
     return TokenTime(
         bytes=read,
         memory=read / (card.dram * card.dram_share),
@@ -110,10 +135,14 @@ def token_time(config: MoEConfig, card: Card, context: int, batch: int) -> Token
     )
 
 
+def _routed(config: MoEConfig) -> int:
+    """Experts that the gate chooses for a token."""
+    return {"softmax": config.num_local_experts, "switch": 1, "sequence": 1}.get(config.router_type, config.num_experts_per_tok)
+
+
 def _chosen(config: MoEConfig) -> int:
     """Experts of a token, the shared ones included."""
-    routed = {"softmax": config.num_local_experts, "switch": 1, "sequence": 1}.get(config.router_type, config.num_experts_per_tok)
-    return routed + config.num_shared_experts
+    return _routed(config) + config.num_shared_experts
 
 
 def _dtype(config: MoEConfig) -> torch.dtype:

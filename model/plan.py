@@ -1,7 +1,7 @@
 """`python -m model.plan --config DIR|NAME|CONFIG.yml --gpu a10g`: memory by part and time per token, before anything is loaded.
 
 Memory of weights and KV cache is exact; the activations of reading the prompt are estimated, and the time is a model of the card
-(`footprint.py`): nothing is measured.
+(`footprint.py`). For `--gpu cpu` the speeds of this machine are measured first, in a second; of a card they are its data sheet's.
 """
 
 import argparse
@@ -9,8 +9,9 @@ import re
 from pathlib import Path
 
 from moe_kernels.cards import CARDS
+from moe_kernels.cpu_card import measure_cpu
 
-from .budget import RUNTIME, Budget, room_of
+from .budget import RUNTIME, Budget, card_of, room_of
 from .checkpoint import model_folder
 from .cli import make_parser, run_command
 from .configuration_moe import EXPERT_LAYOUTS, QUANTIZATIONS, MoEConfig
@@ -18,7 +19,6 @@ from .footprint import ACTIVATIONS, CACHE, activation_bytes, cache_bytes, token_
 from .ingredients import open_recipe
 from .loading import resolve_config
 
-_ADVICE = "try --layout lora, --quantize nf4, or a smaller --context or --batch-size"
 _SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
 _BASES = {
     "mistral-7b": (4096, 14336, 32, 32, 8, 32000),
@@ -32,7 +32,7 @@ def plan_mixture(config: MoEConfig, gpu: str, context: int, batch: int) -> Budge
     """Bytes by part of `batch` sequences of `context` tokens on a card (or `cpu`, `auto`); ValueError for an unknown card."""
     room = room_of(gpu)
     parts: dict[str, float] = {**weight_bytes(config), CACHE: cache_bytes(config, context, batch)}
-    parts[ACTIVATIONS] = activation_bytes(config, context, batch, CARDS.get(gpu))
+    parts[ACTIVATIONS] = activation_bytes(config, context, batch, card_of(gpu), room.is_cuda)
     parts["runtime"] = RUNTIME["cuda" if room.is_cuda else "cpu"]
     return Budget(parts, room)
 
@@ -85,15 +85,27 @@ def plan(args: argparse.Namespace) -> None:
             raise ValueError(f"--{flag.replace('_', '-')} is {getattr(args, flag)}; it must be at least 1")
     config = config_of(args.config, args.layout, args.quantize, args.rank)
     budget = plan_mixture(config, args.gpu, args.context, args.batch_size)
-    kind = f"{config.num_local_experts} experts, {config.expert_layout} layout, {config.quantization or config.dtype}"
+    shared = f" and {config.num_shared_experts} shared" if config.num_shared_experts else ""
+    kind = f"{config.num_local_experts} experts{shared}, {config.expert_layout} layout, {config.quantization or config.dtype}"
     print(f"{kind}; {args.batch_size} x {args.context} tokens\n{budget}")
-    if card := CARDS.get(args.gpu):
+    if card := card_of(args.gpu) if budget.room.is_cuda else measure_cpu(decoding=True):
         time = token_time(config, card, args.context, args.batch_size)
         rate = args.batch_size / time.seconds
-        print(f"{'a token (modelled)':<18} {time.seconds * 1e3:8.2f} ms: {rate:.0f} tokens/s; it reads {time.bytes / 1e9:.2f} GB")
+        print(f"{'a token (modelled)':<18} {time.seconds * 1e3:8.2f} ms: {rate:.1f} tokens/s; it reads {time.bytes / 1e9:.2f} GB")
         causes = {"memory": time.memory, "compute": time.compute, "launches": time.launches, "host": time.host, "floor": time.floor}
         print(f"{'of which':<18} {', '.join(f'{name} {seconds * 1e3:.2f} ms' for name, seconds in causes.items())}")
-    budget.check("this mixture", _ADVICE)
+        print(f"{'with':<18} {card.dram / 1e9:.0f} GB/s ({SOURCES[card.name == 'cpu']}), of which products reach {card.dram_share:.0%}")
+    budget.check("this mixture", advice(config))
+
+
+SOURCES = ("of the data sheet; the share is assumed", "read by this CPU now; the share is of NF4 products")
+
+
+def advice(config: MoEConfig) -> str:
+    """What would make the mixture smaller: only what it does not have yet."""
+    changes = ["--layout lora"] if config.expert_layout == "dense" else []
+    changes += ["--quantize nf4"] if config.quantization is None else []
+    return f"try {', '.join([*changes, 'a smaller --context or --batch-size'])}"
 
 
 def main() -> int:

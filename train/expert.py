@@ -24,8 +24,9 @@ from model.output import output_folder, write_run
 from model.prompt import prompt_template, set_format
 
 from .base import resolve_base
-from .lora import ExpertTrainer, add_lora, add_lora_flags, check_lora_flags
-from .plan import ADVICE, plan_expert
+from .lora import ExpertTrainer, add_lora, add_lora_flags, check_lora_flags, go_on_from
+from .plan import add_plan_flags, plan_training, read_config, show_plan
+from .plan_data import find_tokenizer, plan_rows
 from .rows import add_row_flags, check_rows, load_rows
 from .settings import add_training_flags, check_flags, has_bf16, use_checkpointing
 from .trainer import train_pairs, write_logs
@@ -66,16 +67,16 @@ def train_expert(args: argparse.Namespace) -> None:
     check_rows(args)
     base, why = resolve_base(args.base)
     print(f"base: {why}")
-    plan = plan_expert(base, args)
+    config, prepare = read_config(base), partial(add_lora, args=args)
     if args.plan:
-        print(plan)
-        plan.check("this run", ADVICE)
-        return
-    plan.check("this run", ADVICE)
+        return show_plan(plan_training(config, args, prepare, plan_rows(args, [args.lang], find_tokenizer(base))))
+    plan_training(config, args, prepare).check()
     set_seed(args.seed)
     model, tokenizer = load_base(base, checkpointing=use_checkpointing(args, torch.cuda.is_available()))
     set_format(tokenizer, args.format)
-    expert = add_lora(model, args, model_folder(base))
+    expert = add_lora(model, args)
+    if args.init:
+        go_on_from(expert, args, model_folder(base))
     train_rows, data = load_rows(args, tokenizer, "train", args.limit)
     eval_rows, eval_data = load_rows(args, tokenizer, "valid", args.eval_limit)
     settings = {key: value for key, value in vars(args).items() if key not in ("resume", "plan", "out")}
@@ -104,8 +105,7 @@ def main() -> int:
     parser = make_parser("train.expert", "Trains the expert of one language with QLoRA on a frozen NF4 base.")
     parser.add_argument("--base", default="auto", help="folder or hub name; auto: Mistral-7B where it fits, else the embedded base")
     parser.add_argument("--out", help=f"output folder (default: {DEFAULT_OUT})")
-    parser.add_argument("--plan", action="store_true", help="print the memory by part, and train nothing")
-    parser.add_argument("--gpu", default="auto", help="card to plan for (t4, a10g, l4, 4090, h100, h200, cpu); auto: this machine")
+    add_plan_flags(parser)
     add_row_flags(parser)
     add_lora_flags(parser)
     add_training_flags(parser, learning_rate=2e-4, batch_size=8, epochs=1, max_length=1024)

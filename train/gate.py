@@ -25,10 +25,13 @@ from model.configuration_moe import ROUTER_TYPES, MoEConfig
 from model.languages import LANGUAGES
 from model.load import load_model
 from model.output import output_folder, write_run
+from model.plan import config_of
 
 from .data import format_table, load_pairs
 from .data.prompts import IGNORED, Example, encode_pairs
 from .gate_trainer import GATE, NOISES, GateTrainer, collate_labelled
+from .plan import add_plan_flags, plan_training, show_plan
+from .plan_data import find_tokenizer, plan_rows
 from .routing import format_choices, format_confusion, format_line, measure_languages, own_expert
 from .settings import add_training_flags, check_flags
 from .trainer import train_pairs, write_logs
@@ -120,12 +123,11 @@ def load_rows(
 
 
 def load_mixture(args: argparse.Namespace) -> tuple[MoEForCausalLM, PreTrainedTokenizerBase]:
-    """The mixture with the flags' router and losses, and a gradient for what learns."""
+    """The mixture with the flags' router and losses."""
     model, tokenizer = load_model(args.model, router_type=args.router)
     if not isinstance(model, MoEForCausalLM):
         raise ValueError(f"{args.model} is no mixture: compose one with python -m model.compose")
     set_losses(model.config, args)
-    freeze_all_but(model, TRAINED[args.train])
     return model, tokenizer
 
 
@@ -133,15 +135,21 @@ def train_gate(args: argparse.Namespace) -> None:
     """The command: loads the mixture, trains its gate in a workspace, writes the whole model to `--out`."""
     check_gate_flags(args)
     out = Path(args.out)
+    prepare = partial(freeze_all_but, parts=TRAINED[args.train])
+    if args.plan:
+        rows = plan_rows(args, LANGUAGES, find_tokenizer(args.model), share=args.share)
+        return show_plan(plan_training(config_of(args.model, None, None, rank=16), args, prepare, rows))
     check_free(out, resume=args.resume)
     set_seed(args.seed)
     model, tokenizer = load_mixture(args)
+    plan_training(model.config, args, prepare).check()
+    prepare(model)
     names = model.config.routed_names or [f"expert{index}" for index in range(model.config.num_local_experts)]
     if args.label_loss and not any(own_expert(names, lang) is not None for lang in LANGUAGES):
         raise ValueError(f"--label-loss needs experts that are named after languages; those of {args.model} are {', '.join(names)}")
     train_rows, hashes = load_rows(args, tokenizer, names, "train", args.share, args.limit)
     eval_rows, _ = load_rows(args, tokenizer, names, "valid", 1.0, args.eval_limit)
-    settings = {key: value for key, value in vars(args).items() if key not in ("resume", "out")}
+    settings = {key: value for key, value in vars(args).items() if key not in ("resume", "plan", "out")}
     facts = {"model": args.model, "data_sha256": hashes, "settings": settings}
     before = measure_languages(model, eval_rows, names, args.batch_size)
     print(f"before: {format_line(before)}")
@@ -192,6 +200,7 @@ def main() -> int:
     parser.add_argument("--data", default="auto", help="corpus, xlcost, a file or folder; auto: xlcost where Mistral-7B fits, else corpus")
     parser.add_argument("--level", choices=("program", "snippet"), default="program", help="whole programs, or fragments")
     parser.add_argument("--out", required=True, help="output folder")
+    add_plan_flags(parser)
     add_gate_flags(parser)
     add_training_flags(parser, learning_rate=1e-3, batch_size=8, epochs=1, max_length=1024)
     return run_command(train_gate, parser)

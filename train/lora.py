@@ -82,25 +82,24 @@ def lora_config(args: argparse.Namespace) -> LoraConfig:
     )
 
 
-def add_lora(model: PreTrainedModel, args: argparse.Namespace, base: Path) -> PeftModel:
-    """The model, which was loaded from `base`, with LoRA factors beside its `--target` matrices: those of `--init`, or new ones.
-
-    `ValueError` naming the matrices it does not have, or what does not fit in the adapter of `--init`.
-    """
+def add_lora(model: PreTrainedModel, args: argparse.Namespace) -> PeftModel:
+    """The model with new LoRA factors beside its `--target` matrices; `ValueError` naming those it does not have."""
     names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     missing = [target for target in TARGETS[args.target] if target not in names]
     if missing:
         raise ValueError(f"the base {args.base} has no linear modules named {', '.join(missing)}, which --target {args.target} trains")
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # PEFT 0.21's own call
-    if args.init:
-        Adapter(Path(args.init)).check_base(base, Checkpoint(base))
     expert: Any = get_peft_model(model, lora_config(args))
-    if args.init:
-        result: Any = set_peft_model_state_dict(expert, load_file(Path(args.init) / ADAPTER_WEIGHTS))
-        wrong = [*result.unexpected_keys, *(key for key in result.missing_keys if "lora_" in key)]
-        if wrong:
-            raise ValueError(f"--init {args.init} does not have the factors that are to be trained: {', '.join(wrong[:3])}")
     return expert
+
+
+def go_on_from(expert: PeftModel, args: argparse.Namespace, base: Path) -> None:
+    """Puts the factors of `--init`, an adapter of the checkpoint `base`, into the expert; `ValueError` naming what does not fit."""
+    Adapter(Path(args.init)).check_base(base, Checkpoint(base))
+    result: Any = set_peft_model_state_dict(expert, load_file(Path(args.init) / ADAPTER_WEIGHTS))
+    wrong = [*result.unexpected_keys, *(key for key in result.missing_keys if "lora_" in key)]
+    if wrong:
+        raise ValueError(f"--init {args.init} does not have the factors that are to be trained: {', '.join(wrong[:3])}")
 
 
 class ExpertTrainer(PairTrainer):

@@ -1,57 +1,209 @@
-"""How much memory a QLoRA run takes, by part, before anything is loaded.
+"""`--plan` of every training command: memory by part, seconds a step and hours for the data, before anything is loaded.
 
-The parts, in bytes (T tokens of a batch, D model width, F FFN width, L layers, V vocabulary, a = bytes of an activation):
+Weights, what is trained, gradients and optimizer states are exact. Activations, logits and workspace are those of the real step on tensors
+without memory (`train/trace.py`), for the longest batch. Seconds are a model: each operation takes the longest of its bytes at the speed of
+memory and its FLOPs at that of products, and its launch, for a batch of rows of the mean length; the speeds of a card are its data sheet's,
+those of a CPU are measured now.
 
-    quantised weights   linear weights x 4.127 / 8          NF4 with nested absmax: 4 + 8/64 + 32/(64 x 256) bits
-    other weights       (embeddings + head + norms) x 4     never quantised; PEFT keeps them in fp32 while training
-    adapters            LoRA parameters x 4                  fp32
-    gradients           LoRA parameters x 4
-    optimizer           LoRA parameters x 8                  AdamW's two moments
-    activations         checkpointed: L x T x D x a + one layer's; else L x one layer's; one layer keeps (16 D + 5 F) x T x a
-    logits              T x V x 4 x 3                        logits, their fp32 copy, their gradient
-    dequantised         the widest matrix x a                bitsandbytes' transient in forward and backward
-    runtime             CUDA context, or Python with torch and transformers
+    plan_training(config, args, prepare)         config: a base's (trained with QLoRA) or a mixture's
+
+L layers; deep models are traced at two depths, and the rest follows, since all layers are alike.
 """
 
 import argparse
+import copy
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+import torch
+from accelerate import init_empty_weights
+from peft import prepare_model_for_kbit_training
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from model.budget import RUNTIME, Budget, room_of
-from moe_kernels.cards import CARDS
-from moe_kernels.nf4_format import NF4
+from model.budget import RUNTIME, Budget, Room, card_of, room_of
+from model.checkpoint import parse_dtype
+from model.configuration_moe import MoEConfig
+from model.modeling_moe import MoEForCausalLM
+from moe_kernels.cards import CARDS, Card
+from moe_kernels.cpu_card import measure_cpu
 
-from .settings import has_bf16, use_checkpointing
+from .plan_data import Rows
+from .settings import EVALUATIONS, has_bf16, total_steps, use_checkpointing
+from .trace import ACTIVATIONS, GRADIENTS, LOGITS, WORKSPACE, FakeLinear4bit, Operation, Step, fake, give_nf4, trace_step
 
-ADVICE = "try a smaller --batch-size or --max-length, or --checkpointing on"
+ADVICE = "try a smaller --batch-size with more --accumulation, a smaller --max-length, or --checkpointing on"
+NF4_WEIGHTS, WEIGHTS, TRAINED, OPTIMIZER = "quantised weights", "other weights", "trained parameters", "optimizer"
+_DEPTHS = (2, 4)  # layers that are traced of a deeper model
+
+Prepare = Callable[[nn.Module], nn.Module]
 
 
-def plan_expert(base: str, args: argparse.Namespace) -> Budget:
-    """The plan of `train.expert` for the base's configuration and the chosen card; `ValueError` for an unknown card."""
-    config = read_config(base)
+@dataclass(frozen=True)
+class TrainingPlan:
+    budget: Budget
+    batch: tuple[int, int]  # rows, and tokens of each, that the memory is for
+    checkpointing: bool
+    otherwise: float = 0.0  # bytes in all if checkpointing were the other way
+    rows: Rows | None = None
+    step_seconds: float = 0.0  # of an optimizer step
+    run_seconds: float = 0.0
+    steps: int = 0
+    card: Card | None = None
+
+    def __str__(self) -> str:
+        head = f"memory of batches of {self.batch[0]} x {self.batch[1]} tokens, checkpointing {'on' if self.checkpointing else 'off'}"
+        lines = [head, str(self.budget)]
+        if self.rows is None:
+            return "\n".join(lines)
+        lines.append(f"{'total otherwise':<18} {self.otherwise / 1e9:8.3f} GB: checkpointing {'off' if self.checkpointing else 'on'}")
+        lines.append(
+            f"{'data':<18} {self.rows.count:8,} rows of {self.rows.mean:.0f} tokens, at most {self.rows.longest}: {self.rows.note}"
+        )
+        if self.card is None:
+            return "\n".join([*lines, f"{'time':<18} unknown: {self.budget.room.where} is not one of {', '.join(CARDS)}"])
+        kind = "data sheet" if self.card.name != "cpu" else "measured now"
+        speeds = (
+            f"{self.card.dram / 1e9:.0f} GB/s and {self.card.gemm / 1e12:.3g} TFLOP/s in 16 bits, {self.card.gemm_fp32 / 1e12:.2g} in fp32"
+        )
+        lines.append(f"{'a step (modelled)':<18} {self.step_seconds:8.3f} s: {self.card.name}, {speeds} ({kind})")
+        return "\n".join([*lines, f"{'the run':<18} {self.run_seconds / 3600:8.2f} h: {self.steps:,} steps, and evaluations"])
+
+    def check(self) -> None:
+        """`ValueError` with advice if it does not fit."""
+        self.budget.check("this run", ADVICE)
+
+
+def show_plan(plan: TrainingPlan) -> None:
+    """What `--plan` prints; `ValueError` with advice if it does not fit."""
+    print(plan)
+    plan.check()
+
+
+def add_plan_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--plan", action="store_true", help="print memory by part, seconds a step and hours, and train nothing")
+    parser.add_argument("--gpu", default="auto", help=f"card to plan for ({', '.join(CARDS)}, cpu); auto: this machine")
+
+
+def language_model_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return model(**batch).loss
+
+
+def plan_training(
+    config: PreTrainedConfig, args: argparse.Namespace, prepare: Prepare, rows: Rows | None = None, step: Step = language_model_loss
+) -> TrainingPlan:
+    """The plan of training what `prepare` makes of the model: LoRA on a base in NF4, or the parts of a mixture that keep a gradient.
+
+    `args` has the training flags and `gpu`. `rows` None: memory alone, for rows of --max-length. `step`: the loss of a batch {`input_ids`,
+    `labels`, `attention_mask`} [B, S]. `ValueError` for an unknown card.
+    """
     room = room_of(args.gpu)
-    a = 2 if (CARDS[args.gpu].has_bf16 if args.gpu in CARDS else args.gpu == "auto" and has_bf16()) else 4
-    D, F, L = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    head = getattr(config, "head_dim", None) or D // config.num_attention_heads
-    q, kv = config.num_attention_heads * head, config.num_key_value_heads * head
-    attention, ffn = 2 * D * q + 2 * D * kv, 3 * D * F
-    lora = 3 * (D + F) + (0 if args.target == "ffn" else 2 * (D + q))
-    trained = L * args.rank * lora
-    tokens = args.batch_size * args.max_length
-    layer = (16 * D + 5 * F) * tokens * a
     checkpointing = use_checkpointing(args, room.is_cuda)
-    parts = {
-        "quantised weights": L * (attention + ffn) * NF4.bits / 8,
-        "other weights": (2 * config.vocab_size * D + (2 * L + 1) * D) * 4,
-        "adapters": trained * 4,
-        "gradients": trained * 4,
-        "optimizer": trained * 8,
-        "activations": L * tokens * D * a + layer if checkpointing else L * layer,
-        "logits": tokens * config.vocab_size * 4 * 3,
-        "dequantised": D * F * a,
-        "runtime": RUNTIME["cuda" if room.is_cuda else "cpu"],
-    }
-    return Budget(parts, room)
+    batch = args.batch_size, min(args.max_length, rows.longest if rows else args.max_length)
+    card = None
+    if rows is not None:
+        card = card_of(args.gpu) if room.is_cuda else measure_cpu(decoding=False)
+    run = _Run(config, args, prepare, step, room, card)
+    budget = _budget(run.traced(batch, checkpointing), room)
+    if rows is None:
+        return TrainingPlan(budget, batch, checkpointing)
+    otherwise = _budget(run.traced(batch, not checkpointing), room).total
+    if card is None:
+        return TrainingPlan(budget, batch, checkpointing, otherwise, rows)
+    mean = run.traced((args.batch_size, max(2, round(min(rows.mean, batch[1])))), checkpointing)
+    updates = 7 * (budget.parts[OPTIMIZER] / 2) / (card.dram * card.dram_share)  # AdamW reads four values of a parameter and writes three
+    seconds, steps = mean["step"] + updates, total_steps(args, rows.count)
+    evaluations = math.ceil(steps / args.eval_every) if args.eval_every else EVALUATIONS
+    evaluating = evaluations * math.ceil(args.eval_limit / args.batch_size) * mean["forward"]
+    return TrainingPlan(budget, batch, checkpointing, otherwise, rows, seconds, steps * seconds + evaluating, steps, card)
+
+
+def _budget(found: dict[str, float], room: Room) -> Budget:
+    parts = (NF4_WEIGHTS, WEIGHTS, TRAINED, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOGITS, WORKSPACE)
+    return Budget({**{part: found[part] for part in parts}, "runtime": RUNTIME["cuda" if room.is_cuda else "cpu"]}, room)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What every trace of a plan has in common."""
+
+    config: Any
+    args: argparse.Namespace
+    prepare: Prepare
+    step: Step
+    room: Room
+    card: Card | None
+
+    def traced(self, batch: tuple[int, int], checkpointing: bool) -> dict[str, float]:
+        """Bytes by part, and seconds of an optimizer step (`step`) and of a forward (`forward`), of all layers."""
+        layers = self.config.num_hidden_layers
+        if layers <= _DEPTHS[1]:
+            return self._trace(layers, batch, checkpointing)
+        low, high = (self._trace(depth, batch, checkpointing) for depth in _DEPTHS)
+        share = (layers - _DEPTHS[0]) / (_DEPTHS[1] - _DEPTHS[0])
+        return {name: low[name] + (high[name] - low[name]) * share for name in low}
+
+    def _trace(self, layers: int, batch: tuple[int, int], checkpointing: bool) -> dict[str, float]:
+        cuda, named = self.room.is_cuda, CARDS.get(self.args.gpu)
+        bf16 = cuda and (named.has_bf16 if named else has_bf16())
+        config, make = _with_layers(self.config, layers), _mixture if isinstance(self.config, MoEConfig) else _base_in_nf4
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)  # PEFT's own call
+            model = self.prepare(make(config, bf16, checkpointing))
+        model.train()
+        traced = min(self.args.accumulation, 2)  # the second finds the gradients of the first
+        with fake(model), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            trace = trace_step(model, self.step, batch, micro_steps=traced)
+        found: dict[str, float] = {**dict.fromkeys((NF4_WEIGHTS, WEIGHTS, TRAINED, OPTIMIZER, "step", "forward"), 0.0), **trace.peak()}
+        for tensor in {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}.values():
+            is_nf4 = tensor.dtype == torch.uint8
+            found[TRAINED if tensor.requires_grad else NF4_WEIGHTS if is_nf4 else WEIGHTS] += tensor.nbytes
+            if tensor.requires_grad:  # paged_adamw_32bit keeps fp32, adamw_torch the parameter's dtype
+                found[OPTIMIZER] += 2 * tensor.numel() * (4 if cuda else tensor.itemsize)
+        if self.card is not None:
+            found["step"] = _seconds(trace.operations, self.card) * self.args.accumulation / traced
+            found["forward"] = _seconds(trace.operations[: trace.forward], self.card)
+        return found
+
+
+def _seconds(operations: list[Operation], card: Card) -> float:
+    """One after the other on the card, or as fast as the host issues them."""
+    return max(sum(operation.seconds(card) for operation in operations), card.host_launch * len(operations))
+
+
+def _base_in_nf4(config: PreTrainedConfig, bf16: bool, checkpointing: bool) -> nn.Module:
+    """As `train.expert.load_base` makes it."""
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and name != "lm_head":
+            model.set_submodule(name, FakeLinear4bit(module, dtype))
+    model.is_loaded_in_4bit = True  # PEFT asks
+    return prepare_model_for_kbit_training(
+        model, use_gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False}
+    )
+
+
+def _mixture(config: MoEConfig, bf16: bool, checkpointing: bool) -> nn.Module:
+    """As `model.load.load_model` makes it and Trainer prepares it."""
+    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else parse_dtype(config.dtype or "float32")
+    with init_empty_weights():
+        model: Any = MoEForCausalLM._from_config(config, dtype=dtype)
+    give_nf4(model, dtype)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def _with_layers(config: Any, layers: int) -> Any:
+    changed = copy.deepcopy(config)
+    changed.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        changed.layer_types = config.layer_types[:layers]
+    return changed
 
 
 def read_config(base: str) -> PreTrainedConfig:

@@ -1,5 +1,10 @@
 """The plan's bytes against the tensors of a model that is loaded, and its arithmetic against figures worked out by hand."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -7,7 +12,7 @@ from transformers import DynamicCache
 from model import MoEForCausalLM
 from model.configuration_moe import MoEConfig
 from model.footprint import EXPERTS, LORA, SHARED, step_bytes, token_time, weight_bytes
-from model.plan import config_of, main, plan_mixture
+from model.plan import advice, config_of, main, plan_mixture
 from moe_kernels.cards import A10G, CARDS, Card
 
 MEASURED = ("expert weights", "shared base", "LoRA factors", "attention", "embeddings, head", "norms and gates")
@@ -32,6 +37,58 @@ def test_weights_and_cache_are_what_loading_takes(adapters, run_compose, ids, la
     parts = plan_mixture(config_of(str(folder), None, None, 1), "a10g", context=ids.shape[1], batch=ids.shape[0]).parts
     assert parts["KV cache"] == measured_cache
     assert sum(parts.get(name, 0) for name in MEASURED) == pytest.approx(bytes_of(model), rel=0.001)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("others", [{}, {"num_shared_experts": 1}, {"attention_experts": ["q_proj", "o_proj"], "attention_lora_rank": 8}])
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+@pytest.mark.parametrize("layout", ["dense", "lora"])
+def test_footprint_of_shared_and_attention_experts(tmp_path, ids, layout, quantize, others):
+    lora = {"expert_layout": layout, "lora_rank": 8 if layout == "lora" else 0}
+    config = MoEConfig(**_tiny(hidden_size=256, intermediate_size=512, vocab_size=512), **lora, **others, dtype="bfloat16")
+    MoEForCausalLM._from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    model = MoEForCausalLM.from_pretrained(tmp_path, quantize=quantize)
+    cache = DynamicCache(config=model.config)
+    model(ids, past_key_values=cache, use_cache=True)
+    planned = plan_mixture(config_of(str(tmp_path), None, quantize, 8), "cpu", context=ids.shape[1], batch=ids.shape[0]).parts
+    weights = sum(size for name, size in planned.items() if name not in ("KV cache", "activations", "runtime"))
+    assert weights == pytest.approx(bytes_of(model), rel=0.001)
+    assert weights == pytest.approx(model.get_memory_footprint(), rel=0.05)
+    assert planned["KV cache"] == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+
+def test_every_token_reads_shared_experts_and_attentions_factors():
+    """One of four routed experts is chosen; the shared one, and in attention all experts' factors, are read whatever the gate says."""
+    lora = {"attention_experts": ["q_proj"], "attention_lora_rank": 8}
+    config = MoEConfig(**_tiny(), num_shared_experts=1, num_experts_per_tok=1, **lora)
+    parts = weight_bytes(config)
+    assert parts["expert weights"] == 4 * parts["shared experts"] == 4 * 2 * 3 * 64 * 128 * 4
+    assert parts["attention LoRA"] == 2 * 5 * 8 * (64 + 64) * 4
+    unread = 3 / 4 * parts["expert weights"] + parts["embeddings, head"] / 2
+    cache = 10 * 2 * 2 * 2 * 16 * 4
+    assert step_bytes(config, 10, 1) == pytest.approx(sum(parts.values()) - unread + cache)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads a process's memory from /proc")
+@pytest.mark.parametrize("layout", ["dense", "lora"])
+def test_the_peak_of_loading_and_generating(tmp_path, layout):
+    """In a process of its own, above what a tiny mixture takes there; freed blocks are given back, or the heap's holes would count."""
+    hidden, lora = (4096, {}) if layout == "dense" else (12288, {"expert_layout": "lora", "lora_rank": 8})
+    shape = _tiny(hidden_size=512, intermediate_size=hidden, num_hidden_layers=6, vocab_size=512) | lora
+    for name, settings in (("large", shape), ("small", _tiny() | lora)):
+        config = MoEConfig(**settings, dtype="bfloat16")
+        MoEForCausalLM._from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path / name)
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    command = [sys.executable, str(Path(__file__).with_name("measure_peak.py")), tmp_path / "small", tmp_path / "large", "512"]
+    peak = int(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    planned = plan_mixture(config_of(str(tmp_path / "large"), None, None, 1), "cpu", context=512, batch=1)
+    assert planned.total - planned.parts["runtime"] == pytest.approx(peak, rel=0.05)
+
+
+def test_advice_names_only_what_is_not_yet_so():
+    assert advice(config_of("mistral-7b-x4", "dense", "none", 16)).startswith("try --layout lora, --quantize nf4")
+    assert "--layout" not in advice(config_of("mistral-7b-x4", "lora", "nf4", 16))
 
 
 def test_of_tied_embeddings_there_is_one(mixtral):
@@ -81,7 +138,7 @@ def run(monkeypatch, *arguments) -> int:
 
 
 def test_the_command(monkeypatch, capsys, tmp_path, base):
-    for card in CARDS:
+    for card in (*CARDS, "cpu"):
         assert run(monkeypatch, "--config", "tinyllama-1.1b-x4", "--gpu", card) == 0
         assert "tokens/s" in capsys.readouterr().out
     assert run(monkeypatch, "--config", "mistral-7b-x4", "--gpu", "a10g", "--layout", "dense", "--quantize", "none") == 2
