@@ -20,6 +20,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoTokenizer, set_seed
 
+from model import MoEForCausalLM
 from model.adapters import BASE_FACT, Adapter, base_fact, base_fingerprint, is_adapter
 from model.checkpoint import Checkpoint, model_folder
 from model.cli import make_parser, run_command
@@ -99,19 +100,18 @@ def load_policy(folder: Path, kind: str, args: argparse.Namespace) -> tuple[Any,
 
 @contextmanager
 def deterministic(model: nn.Module) -> Iterator[None]:
-    """Switches off dropout and the gate's noise, in training too; the model's configuration is as before at the end."""
+    """Switches off dropout and, until the end, the gate's noise, in training too."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    config: Any = model.config
-    router = getattr(config, "router_type", None)
-    if router == "noisy_topk":
-        config.router_type = "topk"  # the same routing without its noise
+    mixture: Any = model if isinstance(model, MoEForCausalLM) else None
+    if mixture:
+        mixture.set_router_noise(0)
     try:
         yield
     finally:
-        if router is not None:
-            config.router_type = router
+        if mixture:
+            mixture.set_router_noise(1)
 
 
 def encode(pairs: list[Preference], split: str, tokenizer: Any, max_length: int) -> list[Row]:

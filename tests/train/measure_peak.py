@@ -11,12 +11,15 @@ import tempfile
 import threading
 import time
 from argparse import ArgumentParser, Namespace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from model.load import load_model
-from train import expert, gate
+from train import expert, gate, lora
+from train.data.prompts import IGNORED
+from train.gate_trainer import GateTrainer, collate_labelled
 from train.settings import add_training_flags
 from train.trainer import PairTrainer, train_pairs
 
@@ -29,22 +32,27 @@ def resident(kinds: tuple[str, ...]) -> int:
 
 
 def train(kind: str, folder: str, args: Namespace, length: int) -> PairTrainer:
+    rows = [{"input_ids": [5] * length, "labels": [5] * length, "own_expert": [IGNORED]} for _ in range(BATCH)]
     if kind == "expert":
         model, tokenizer = expert.load_base(folder, checkpointing=args.checkpointing == "on")
-        model, trainer = expert.add_lora(model, args), PairTrainer
+        model, trainer, collator = lora.add_lora(model, args), PairTrainer, None
     else:
         model, tokenizer = load_model(folder)
-        model, trainer = gate.freeze_all_but(model, gate.TRAINED[args.train]), gate.GateTrainer
-    rows = [{"input_ids": [5] * length, "labels": [5] * length} for _ in range(BATCH)]
+        model = gate.freeze_all_but(model, gate.TRAINED[args.train])
+        names = [f"expert{index}" for index in range(model.config.num_local_experts)]
+        trainer = partial(GateTrainer, flags=args, routing_rows={"cpp": rows[:1]}, names=names)
+        collator = partial(collate_labelled, pad_token_id=0)
     with tempfile.TemporaryDirectory() as workspace:
-        return train_pairs(model, tokenizer, rows, rows[:1], args, Path(workspace), trainer)
+        return train_pairs(model, tokenizer, rows, rows[:1], args, Path(workspace), trainer, collator)
 
 
 def main(kind: str, folder: str, checkpointing: str, warm_up: str, parts: str = "gate") -> None:
     parser = ArgumentParser()
     add_training_flags(parser, learning_rate=1e-4, batch_size=BATCH, epochs=1, max_length=LENGTH)
-    args = parser.parse_args(["--max-steps", "2", "--eval-every", "2", "--checkpointing", checkpointing])
-    vars(args).update(seed=0, target="ffn", rank=16, alpha=0, dropout=0.05, base=folder, train=parts)
+    lora.add_lora_flags(parser)
+    gate.add_gate_flags(parser)
+    args = parser.parse_args(["--max-steps", "2", "--eval-every", "2", "--checkpointing", checkpointing, "--train", parts])
+    vars(args).update(seed=0, base=folder)
     train(kind, warm_up, args, 8)
     gc.collect()
     # A mixture's weights stay mapped from their file; a base's are copied when they are quantised, or change their dtype.

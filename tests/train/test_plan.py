@@ -16,7 +16,7 @@ from model import MoEConfig, MoEForCausalLM
 from model.languages import LANGUAGES
 from moe_kernels.cards import CARDS
 from moe_kernels.nf4_format import nf4_bytes
-from train import expert, gate
+from train import gate, lora
 from train.plan import plan_training
 from train.plan_data import XLCOST_ROWS, Rows, plan_rows
 from train.settings import add_training_flags
@@ -29,14 +29,14 @@ MEASURE = Path(__file__).with_name("measure_peak.py")
 def flags(*argv: object, gpu: str = "cpu", **others: object) -> Namespace:
     parser = ArgumentParser()
     add_training_flags(parser, learning_rate=1e-4, batch_size=4, epochs=1, max_length=1024)
+    lora.add_lora_flags(parser)
     args = parser.parse_args(list(map(str, argv)))
-    defaults = {"seed": 0, "target": "ffn", "rank": 16, "alpha": 0, "dropout": 0.05, "base": "base", "train": "gate"}
-    vars(args).update({**defaults, "gpu": gpu, **others})
+    vars(args).update({"seed": 0, "base": "base", "train": "gate", "gpu": gpu, **others})
     return args
 
 
 def plan_expert(config, args, rows=None):
-    return plan_training(config, args, partial(expert.add_lora, args=args), rows)
+    return plan_training(config, args, partial(lora.add_lora, args=args), rows)
 
 
 def plan_gate(config, args, rows=None):
