@@ -74,16 +74,22 @@ def cache_bytes(config: MoEConfig, context: int, batch: int) -> int:
 def activation_bytes(config: MoEConfig, context: int, batch: int, card: Card | None, is_cuda: bool) -> int:
     """The estimate above for prompts of `context` tokens; of an unknown `card` (None) as if it dequantised whole matrices."""
     tokens, size, width, hidden = batch * context, _dtype(config).itemsize, config.hidden_size, config.intermediate_size
-    chosen, experts = _chosen(config), config.num_stored_experts
+    chosen = _chosen(config)
     is_dense = config.expert_layout == "dense"
     if not is_cuda:  # whose kernels never dequantise a whole matrix
         products = 4 * (chosen * (2 * hidden + width) if is_dense else (2 + chosen + max(chosen, 2)) * hidden)
     else:
         products = size * (chosen * (hidden + width) if is_dense else (chosen + 3) * hidden)
-    largest = width * hidden * (2 * experts if is_dense else 1)
-    dequantised = is_cuda and config.quantization == "nf4" and (card is None or tokens > fused_tokens(card.arch))
-    workspace = largest * size if dequantised else 0
+    workspace = dequantised_bytes(config, tokens, card) if is_cuda else 0
     return tokens * (3 * width * size + products) + workspace + batch * config.vocab_size * (size + 4)
+
+
+def dequantised_bytes(config: MoEConfig, tokens: int, card: Card | None) -> int:
+    """Of the layer's largest NF4 matrix in 16 bits, which the Triton kernels make for many tokens."""
+    if config.quantization != "nf4" or (card is not None and tokens <= fused_tokens(card.arch)):
+        return 0
+    matrices = 2 * config.num_stored_experts if config.expert_layout == "dense" else 1
+    return _dtype(config).itemsize * config.hidden_size * config.intermediate_size * matrices
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from model.budget import RUNTIME, Budget, Room, card_of, room_of
 from model.checkpoint import parse_dtype
 from model.configuration_moe import MoEConfig
+from model.footprint import dequantised_bytes
 from model.modeling_moe import MoEForCausalLM
 from moe_kernels.cards import CARDS, Card
 from moe_kernels.cpu_card import measure_cpu
@@ -163,6 +164,8 @@ class _Run:
             found[TRAINED if tensor.requires_grad else NF4_WEIGHTS if is_nf4 else WEIGHTS] += tensor.nbytes
             if tensor.requires_grad:  # paged_adamw_32bit keeps fp32, adamw_torch the parameter's dtype
                 found[OPTIMIZER] += 2 * tensor.numel() * (4 if cuda else tensor.itemsize)
+        if cuda and isinstance(config, MoEConfig):  # by kernels, within which the trace does not see
+            found[WORKSPACE] += dequantised_bytes(config, batch[0] * batch[1], card_of(self.args.gpu))
         if self.card is not None:
             found["step"] = _seconds(trace.operations, self.card) * self.args.accumulation / traced
             found["forward"] = _seconds(trace.operations[: trace.forward], self.card)
