@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tqdm import tqdm
+from tqdm import auto, tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.compose import compose
@@ -31,7 +31,8 @@ def in_child(act) -> int:
     """The exit status of a forked process that does `act`, negative for a signal."""
     pid = os.fork()
     if not pid:
-        tqdm.set_lock(threading.RLock())  # its own is shared with the parent, which would wait for a child that was killed
+        for bars in (tqdm, auto.tqdm):  # transformers' are of the second class
+            bars.set_lock(threading.RLock())  # their own is shared with the parent, which would wait for a child that was killed
         try:
             act()
         except BaseException:

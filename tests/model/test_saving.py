@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
-from tqdm import tqdm
+from tqdm import auto, tqdm
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from model import MoEForCausalLM
@@ -40,7 +40,8 @@ def in_child(action: Callable[[], object], prepare: Callable[[], object] = lambd
     if pid:
         return pid
     torch.set_num_threads(1)  # the parent's other threads are not there
-    tqdm.set_lock(threading.RLock())  # its own is shared with the parent, which would wait for a child that was killed
+    for bars in (tqdm, auto.tqdm):  # transformers' are of the second class
+        bars.set_lock(threading.RLock())  # their own is shared with the parent, which would wait for a child that was killed
     status = 1
     try:
         prepare()
