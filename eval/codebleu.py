@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,13 @@ def main(args: Namespace) -> None:
     points, sources = load_points(args)
     if args.samples:
         given = {"path": str(args.samples), "sha256": sha256_of(args.samples)}
-        write_scores(args, points, given_completions(args.samples, points), None, sandbox, samples=given, data=sources)
-        return
-    model, tokenizer = load(args)
-    answers = answer(model, tokenizer, points, args)
-    completions = {lang: row.texts(tokenizer, args.max_new_tokens, args.stop) for lang, row in answers.items()}
-    write_scores(args, points, completions, answers, sandbox, **model_facts(args, model, tokenizer), data=sources)
+        shown = write_scores(args, points, given_completions(args.samples, points), None, sandbox, samples=given, data=sources)
+    else:
+        model, tokenizer = load(args)
+        answers = answer(model, tokenizer, points, args)
+        completions = {lang: row.texts(tokenizer, args.max_new_tokens, args.stop) for lang, row in answers.items()}
+        shown = write_scores(args, points, completions, answers, sandbox, **model_facts(args, model, tokenizer), data=sources)
+    print(f"{shown}\nwritten to {args.out}")
 
 
 def load(args: Namespace) -> tuple[Any, Any]:
@@ -78,8 +80,8 @@ def write_scores(
     answers: dict[str, Answers] | None = None,
     sandbox: Sandbox | None = None,
     **facts: Any,
-) -> None:
-    """Measures the completions of each language, in the order of its points, and writes the run `args.out`; prints its table.
+) -> str:
+    """Measures the completions of each language, in the order of its points, writes the run `args.out`, and returns its table.
 
     `answers`: of the model that made them, for the losses and the time, if it made them at this length.
     """
@@ -99,10 +101,9 @@ def write_scores(
         with (folder / SAMPLES).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
         write_run(folder, seed=args.seed, figures=figures, name=name, **facts)
-    print(table(figures, name))
     if uncompiled := sum(row.get("uncompiled", 0) for kinds in figures.values() for row in kinds.values()):
         print(f"{uncompiled} programs could not be given to a compiler and leave the rate: see docs/evaluation.md", file=sys.stderr)
-    print(f"written to {args.out}")
+    return table(figures, name)
 
 
 def model_facts(args: Namespace, model: Any, tokenizer: Any) -> dict[str, Any]:
@@ -126,11 +127,14 @@ def check_flags(args: Namespace, *counts: str) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
 
 
-def load_points(args: Namespace) -> tuple[Points, dict[str, Any]]:
-    """{lang: {kind: points}} and where they came from, which is printed too: {lang: {"source", "sha256", "rows"}}."""
+def load_points(args: Namespace, langs: Iterable[str] = LANGUAGES) -> tuple[Points, dict[str, Any]]:
+    """{lang: {kind: points}} and where they came from, which is printed too: {lang: {"source", "sha256", "rows"}}.
+
+    Of `--lang`, or of `langs` without it.
+    """
     points: Points = {}
     sources: dict[str, dict[str, Any]] = {}
-    for lang in [args.lang] if args.lang else LANGUAGES:
+    for lang in [args.lang] if args.lang else langs:
         loaded = load_pairs(args.data, lang, args.split)
         points[lang] = pick_points(loaded.rows, args.split, args.limit, args.seed)
         sources[lang] = {"source": loaded.source, "sha256": loaded.sha256, "rows": len(loaded.rows)}

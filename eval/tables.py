@@ -76,16 +76,19 @@ def text_table(title: str, table: Table) -> str:
     """All kinds of a table as aligned text for a terminal."""
     lines = [f"{title} (x 100; [{LEVEL} % interval])"]
     for kind, rows in table.items():
-        head, cells = grid(rows)
-        shown = [head, *([f"{figure} {interval}".strip() for figure, interval in row] for row in cells)]
-        widths = [max(len(row[i]) for row in shown) for i in range(len(head))]
-        lines.append(f"  {kind_title(kind)}")
-        lines += [
-            "    "
-            + "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
-            for row in shown
-        ]
+        lines += [f"  {kind_title(kind)}", aligned_text(*grid(rows))]
     return "\n".join(lines)
+
+
+def aligned_text(head: list[str], cells: list[list[Cell]]) -> str:
+    """Columns of equal width for a terminal: the first to the left, the others to the right."""
+    shown = [head, *([f"{figure} {interval}".strip() for figure, interval in row] for row in cells)]
+    widths = [max(len(row[i]) for row in shown) for i in range(len(head))]
+    lines = [
+        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        for row in shown
+    ]
+    return "\n".join(f"    {line}" for line in lines)
 
 
 def markdown_table(head: list[str], cells: list[list[Cell]]) -> str:

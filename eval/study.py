@@ -1,0 +1,134 @@
+"""`python -m eval.study STUDY.yml --out DIR`: base, experts, merges and mixtures under one protocol, and a paired test of each claim.
+
+Every system gets the same points, shuffled by the seed, and decodes greedily, once, at the greatest of the lengths: at a smaller one its
+completion is a prefix. DIR holds a run of eval.codebleu for each system and length (`DIR/256/base`, ...), which eval.report reads,
+`study.json` (every figure), `study.md` (the tables) and `run.json`. Called again, it scores only what is not there yet; a run that was made
+with other settings, weights or data is refused. docs/study.md says what the figures are.
+"""
+
+import sys
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from model.checkpoint import read_json
+from model.cli import add_precision, make_parser, run_command
+from model.load import model_fingerprint
+from model.output import RUN, locked, write_json, write_run
+from train.data import load_pairs
+
+from . import codebleu
+from .codebleu import SETTINGS, Points, answer, load, load_points, model_facts, write_scores
+from .comparison import compare, read_rows
+from .contamination import CONTAMINATED, found_shares
+from .study_file import Source, Study, System, read_study
+from .study_tables import markdown, terminal
+
+STUDY = "eval.study"
+REUSED_IF_SAME = (*(key for key in SETTINGS if key != "batch_size"), "seed", "name", "fingerprint", "data")
+
+
+def main(args: Namespace) -> None:
+    study = read_study(args.study)
+    _check_folder(args.out)
+    prints = {  # all of them first: what is missing is said before hours of work
+        source.run: model_fingerprint(source.model, source.adapter) for system in study.systems for source in system.sources(study.langs)
+    }
+    flags = ["--model", "", "--out", str(args.out), "--data", study.data, "--split", study.split, "--limit", str(study.limit)]
+    points, sources = load_points(codebleu.parse().parse_args([*flags, "--seed", str(args.seed)]), study.langs)
+    with locked(args.out):
+        for system in study.systems:
+            for source in system.sources(study.langs):
+                _score(args, study, system, source, points, sources, prints[source.run])
+        shares = _shares(study, points)
+        figures = {str(length): compare(study, read_rows(args.out / str(length), study, shares), args.seed) for length in study.lengths}
+        result = {"study": asdict(study), "points": sources, "contamination": shares and _summary(shares), "lengths": figures}
+        write_json(args.out / "study.json", result)
+        (args.out / "study.md").write_text(markdown(study, result, args.seed), encoding="utf-8")
+        write_run(args.out, seed=args.seed, figures={}, program=STUDY, study=str(args.study), data=sources)
+    print(terminal(study, result))
+    print(f"written to {args.out}")
+
+
+def _score(args: Namespace, study: Study, system: System, source: Source, points: Points, sources: dict[str, Any], weights: str) -> None:
+    """Writes the runs of one model at those lengths that are not there yet."""
+    outs = {length: args.out / str(length) / source.run for length in study.lengths}
+    settings = {length: _settings(args, study, system, source, length, out) for length, out in outs.items()}
+    data = {lang: sources[lang] for lang in source.langs}
+    facts = {"fingerprint": weights, "data": data}
+    missing = [length for length, out in outs.items() if not _is_there(out, {**vars(settings[length]), **facts})]
+    if not missing:
+        print(f"{source.run}: scored before")
+        return
+    print(f"\n{source.run}")
+    chosen = {lang: points[lang] for lang in source.langs}
+    model, tokenizer = load(settings[missing[-1]])
+    answers = answer(model, tokenizer, chosen, settings[missing[-1]])
+    for length in missing:
+        outs[length].parent.mkdir(exist_ok=True)
+        completions = {lang: row.texts(tokenizer, length, system.stop) for lang, row in answers.items()}
+        write_scores(settings[length], chosen, completions, answers, **model_facts(settings[length], model, tokenizer), data=data)
+
+
+def _settings(args: Namespace, study: Study, system: System, source: Source, length: int, out: Path) -> Namespace:
+    """The flags with which eval.codebleu would make the run."""
+    flags: dict[str, Any] = {"model": source.model, "adapter": source.adapter, "router": system.router, "prompt-of": system.prompt_of}
+    flags |= {"data": study.data, "split": study.split, "limit": study.limit, "batch-size": study.batch_size, "max-new-tokens": length}
+    flags |= {"device": args.device, "precision": args.precision, "seed": args.seed, "name": source.run, "out": out}
+    settings = codebleu.parse().parse_args([f"--{flag}={value}" for flag, value in flags.items() if value is not None])
+    settings.stop = system.stop
+    return settings
+
+
+def _is_there(run: Path, wanted: dict[str, Any]) -> bool:
+    """Whether a run was made before; ValueError if it was made otherwise."""
+    if not (run / RUN).is_file():
+        return False
+    facts = read_json(run / RUN)
+    for key in REUSED_IF_SAME:
+        if facts.get(key) != wanted[key]:
+            message = f"{run} was made with {key} = {facts.get(key)!r}, but the study says {wanted[key]!r}"
+            raise ValueError(f"{message}; remove that run, or give another --out")
+    return True
+
+
+def _check_folder(out: Path) -> None:
+    if out.is_dir() and any(out.iterdir()) and not (out / "lock").exists():
+        raise FileExistsError(f"the output {out} exists and is not a study's; name another or remove it first")
+
+
+def _shares(study: Study, points: Points) -> dict[str, dict[str, list[float]]] | None:
+    """{language: {kind: the share of each point's shingles that stand in training rows}}."""
+    if study.train is None:
+        return None
+    shares: dict[str, dict[str, list[float]]] = {}
+    for lang, kinds in points.items():
+        training = [pair.code for pair in load_pairs(study.train, lang, "train").rows]
+        shares[lang] = {kind: found_shares([point.code for point in chosen], training, lang) for kind, chosen in kinds.items()}
+    return shares
+
+
+def _summary(shares: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, dict[str, float]]]:
+    """{language: {kind: n, median and greatest share, points that count as seen}}."""
+    return {
+        lang: {
+            kind: {"n": len(own), "median": median(own), "greatest": max(own), "seen": sum(share >= CONTAMINATED for share in own)}
+            for kind, own in kinds.items()
+        }
+        for lang, kinds in shares.items()
+    }
+
+
+def parse() -> ArgumentParser:
+    parser = make_parser(STUDY, __doc__ or "")
+    parser.add_argument("study", type=Path, metavar="STUDY.yml", help="the systems and the protocol; examples/study.yml")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write, or to go on in")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    add_precision(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, parse()))
