@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Merges and mixtures of the experts of a finished demo, compared by examples/study.yml. What exists is left alone.
-# RUNS=DIR is where the demo put everything (default: runs/demo); OUT=DIR is the study's folder (default: RUNS/study).
+# RUNS=DIR is where the demo put everything (default: runs/demo), OUT=DIR the study's folder (default: RUNS/study), DATA what the experts
+# were trained on (default: corpus).
 set -euo pipefail
 runs=${RUNS:-runs/demo}
 out=${OUT:-$runs/study}
+data=${DATA:-corpus}
 base=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["base_model_name_or_path"])' "$runs/expert-cpp/adapter_config.json")
-filled() { sed "s#BASE#$base#; s#RUNS#$runs#; s#ROWS#$out/gate_rows.jsonl#" "examples/$1.yml" > "$out/$1.yml"; }
+filled() { sed "s#BASE#$base#; s#RUNS#$runs#; s#ROWS#$out/gate_rows.jsonl#; s#^data: corpus#data: $data#" "examples/$1.yml" > "$out/$1.yml"; }
 
 mkdir -p "$out"
 for method in linear ties; do
@@ -14,7 +16,7 @@ for method in linear ties; do
   python -m model.merge "$out/merge_$method.yml" "$runs/$method"
 done
 if [ ! -d "$runs/composed-data" ]; then
-  [ -f "$out/gate_rows.jsonl" ] || python -m train.data "$out/gate_rows.jsonl" --data corpus --limit 32
+  [ -f "$out/gate_rows.jsonl" ] || python -m train.data "$out/gate_rows.jsonl" --data "$data" --limit 32
   filled gate_data
   python -m model.compose "$out/gate_data.yml" "$runs/composed-data" --quantize nf4
 fi
