@@ -247,3 +247,12 @@ def test_differences_by_problem_sum_to_the_difference_of_means() -> None:
     ]
     assert sum(problem_differences(ours, theirs, "loss", list(ours)).values()) == pytest.approx(losses[0] - losses[1])
     assert list(problem_differences(ours, theirs, "codebleu", ["cpp"])) == ["g0", "g1"]
+
+
+def test_the_example_is_read() -> None:
+    study = read_study(Path(__file__).parents[2] / "examples" / "study.yml")
+    assert (study.baseline, study.experts, study.lengths) == ("base", "experts", [256, 650])
+    assert [source.run for system in study.systems[:2] for source in system.sources(study.langs)] == [
+        "base",
+        *(f"experts-{lang}" for lang in ("python", "java", "javascript", "cpp")),
+    ]
