@@ -20,18 +20,18 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from model import MoEForCausalLM
 from model.adapters import base_fact
 from model.checkpoint import model_folder
-from model.cli import make_parser, run_command
+from model.cli import make_parser
 from model.configuration_moe import ROUTER_TYPES, MoEConfig
 from model.languages import LANGUAGES
 from model.load import load_model
-from model.output import output_folder, write_run
 
 from .data import format_table, load_pairs
 from .data.prompts import IGNORED, Example, encode_pairs
 from .gate_trainer import GATE, NOISES, GateTrainer, collate_labelled
+from .processes import run_in_all
 from .routing import format_choices, format_confusion, format_line, measure_languages, own_expert
 from .settings import add_training_flags, check_flags
-from .trainer import train_pairs, write_logs
+from .trainer import train_pairs, write_output
 from .workspace import check_free, workspace
 
 TRAINED = {"gate": (GATE,), "gate+lora": (GATE, "lora_")}
@@ -126,6 +126,9 @@ def load_mixture(args: argparse.Namespace) -> tuple[MoEForCausalLM, PreTrainedTo
         raise ValueError(f"{args.model} is no mixture: compose one with python -m model.compose")
     set_losses(model.config, args)
     freeze_all_but(model, TRAINED[args.train])
+    if args.noise == "none":  # Wnoise gets no gradient then, for which DDP would wait
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and not name.endswith("noise_weight"))
     return model, tokenizer
 
 
@@ -157,12 +160,8 @@ def train_gate(args: argparse.Namespace) -> None:
         to_stored_dtype(model)
         after = measure_languages(model, eval_rows, names, args.batch_size)
         print("\n\n".join(table for table in (format_choices(before, after), format_confusion(after, names)) if table))
-        with output_folder(out) as temporary:
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-            write_logs(temporary, trainer, folder)
-            figures = {**trainer.figures(), "routing_before": before, "routing_after": after}
-            write_run(temporary, seed=args.seed, figures=figures, **facts, **base_fact(model_folder(args.model)))
+        figures = {"routing_before": before, "routing_after": after}
+        write_output(out, trainer, folder, figures=figures, **facts, **base_fact(model_folder(args.model)))
     print(f"mixture: {out}")
 
 
@@ -194,7 +193,7 @@ def main() -> int:
     parser.add_argument("--out", required=True, help="output folder")
     add_gate_flags(parser)
     add_training_flags(parser, learning_rate=1e-3, batch_size=8, epochs=1, max_length=1024)
-    return run_command(train_gate, parser)
+    return run_in_all(train_gate, parser)
 
 
 if __name__ == "__main__":
