@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Callable
 from datetime import timedelta
+from typing import cast
 
 import torch
 from accelerate import PartialState
@@ -29,11 +30,17 @@ def processes() -> PartialState:
 
 def run_in_all(command: Callable[[argparse.Namespace], object], parser: argparse.ArgumentParser) -> int:
     """`run_command` in each process of a launcher, or in this one."""
+
+    def together(args: argparse.Namespace) -> None:
+        processes()  # before a model is loaded, as each gets its own card
+        command(args)
+
     with contextlib.ExitStack() as stack:
         if not is_first_process():
             logging.disable_progress_bar()
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        status: int = record(run_command)(command, parser)  # torchrun then shows the exception of the process that failed first
+        # torchrun then shows the exception of the process that failed first
+        status = cast(int, record(run_command)(together, parser))
     if status == 0 and distributed.is_initialized():
         distributed.destroy_process_group()  # not after an error, as it would wait for the others
     return status

@@ -134,9 +134,9 @@ class PairTrainer(Trainer):
         """This process's batches of the rows in that order."""
         batches = ProcessBatches(order, batch_size, self.args.process_index, self.args.world_size, blank=len(rows))
         blank = without_labels(min(rows, key=lambda row: len(row["input_ids"])))
-        loader = DataLoader([*rows, blank], batch_sampler=batches, collate_fn=self.data_collator)  # type: ignore[arg-type]  # a list
-        device = self.args.device
-        return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True)
+        dataset: Any = [*rows, blank]
+        loader: DataLoader = DataLoader(dataset, batch_sampler=batches, collate_fn=self.data_collator)
+        return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -156,7 +156,7 @@ class PairTrainer(Trainer):
             inputs: Any = self._prepare_inputs(batch)
             in_batches: Any = self._get_num_items_in_batch([inputs], self.args.device)  # of all processes
             with torch.no_grad(), self.compute_loss_context_manager():
-                loss = self.compute_loss(model, inputs, num_items_in_batch=in_batches)
+                loss: Any = self.compute_loss(model, inputs, num_items_in_batch=in_batches)
             total += loss.double().cpu() * int(in_batches)
             items += int(in_batches)
         mean = self.accelerator.reduce(total.to(self.args.device), "mean").item() / items
