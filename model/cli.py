@@ -2,11 +2,15 @@
 
 A user's mistake is a `ValueError` (or a missing file, a full disk) with one clear sentence: it goes to stderr and
 the exit status is 2. Other exceptions keep their traceback.
+Of several processes that a launcher started, the first speaks.
 """
 
 import argparse
+import os
 import sys
+import time
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from safetensors import SafetensorError
 
@@ -16,6 +20,7 @@ from .config_flags import printed_config, with_config
 
 MISTAKES = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 NO_SPACE = 28  # errno.ENOSPC
+GRACE = 5.0  # seconds; torchrun ends the other processes within half a second of the first
 # How it reads where the number is lost: safetensors passes the system's error on as text; torch.save's
 # writer says one of the last three. (Reading a damaged file has other words.)
 NO_SPACE_TEXTS = (f"os error {NO_SPACE})", "PytorchStreamWriter failed", "unexpected pos", "iostream error")
@@ -25,9 +30,26 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionH
     """Shows defaults, and keeps the line breaks of the description."""
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        _let_the_first_speak()
+        super().error(message)
+
+
+def is_first_process() -> bool:
+    """Whether this process is the first of those that a launcher (torchrun, accelerate) started, or was started alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _let_the_first_speak() -> None:
+    """Waits in all other processes: if the first meets the same mistake, the launcher ends them before they repeat it."""
+    if not is_first_process():
+        time.sleep(GRACE)
+
+
 def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
     """A parser with the house's formatting and the `--seed` that every command has."""
-    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description, formatter_class=Formatter)
+    parser = Parser(prog=f"python -m {prog}", description=description, formatter_class=Formatter)
     parser.add_argument("--seed", type=int, default=0, help="of every random draw")
     return parser
 
@@ -47,6 +69,7 @@ def run_command(command: Callable[[argparse.Namespace], object], parser: argpars
             return 0
         command(args)
     except MISTAKES as error:
+        _let_the_first_speak()
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     except (OSError, SafetensorError, RuntimeError) as error:

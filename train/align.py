@@ -23,11 +23,10 @@ from transformers import AutoTokenizer, set_seed
 from model import MoEForCausalLM
 from model.adapters import BASE_FACT, Adapter, base_fact, base_fingerprint, is_adapter
 from model.checkpoint import Checkpoint, model_folder
-from model.cli import make_parser, run_command
+from model.cli import make_parser
 from model.config_file import read_config
 from model.configuration_moe import MoEConfig
 from model.load import base_of, load_model
-from model.output import output_folder, write_run
 
 from .data import format_table
 from .data.preferences import Preference, digest, divide, encode_preferences, load_preferences
@@ -35,8 +34,9 @@ from .expert import load_base
 from .gate import freeze_all_but, to_stored_dtype
 from .lora import TARGETS
 from .preference import LOSSES, PreferenceLoss, PreferenceTrainer, Row, collate_preferences
+from .processes import run_in_all
 from .settings import add_training_flags, check_flags, use_checkpointing
-from .trainer import train_pairs, write_logs
+from .trainer import train_pairs, write_output
 from .workspace import check_free, workspace
 
 TRAINED = {"lora": ("lora_",), "gate": (".gate.weight",), "gate+lora": (".gate.weight", "lora_")}  # Wnoise has no gradient without noise
@@ -162,11 +162,7 @@ def align(args: argparse.Namespace) -> None:
             "after": trainer.measure(torch.stack([after, reference], dim=1)),
         }
         print(table(**figures))
-        with output_folder(out) as temporary:
-            model.save_pretrained(str(temporary))
-            tokenizer.save_pretrained(temporary)
-            write_logs(temporary, trainer, unfinished)
-            write_run(temporary, seed=args.seed, figures={**trainer.figures(), **figures}, **facts)
+        write_output(out, trainer, unfinished, figures=figures, **facts)
     print(f"{kind}: {out}\npass rate: python -m eval.pass_at_k --model {out} --before RUN (of {args.model}, on other tasks) ...")
 
 
@@ -202,7 +198,7 @@ def main() -> int:
         help="LoRA scale numerator of a whole model's new adapter; 0: twice the rank (default: 0)",
     )
     add_training_flags(parser, learning_rate=5e-6, batch_size=4, epochs=1, max_length=1024)
-    return run_command(align, parser)
+    return run_in_all(align, parser)
 
 
 if __name__ == "__main__":

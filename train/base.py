@@ -21,7 +21,10 @@ The result is cached under the user's cache folder by a hash of everything that 
 import argparse
 import hashlib
 import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -34,17 +37,18 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from model.cli import make_parser, run_command
+from model.cli import make_parser
 from model.languages import LANGUAGES, get_language
-from model.output import MANIFEST, RUN, output_folder, sha256_of, write_run
+from model.output import MANIFEST, RUN, sha256_of
 
 from .cache import user_cache
 from .data import load_pairs
 from .data.pairs import Pair
 from .data.prompts import IGNORED, collate
 from .data.sources import MIN_CARD_BYTES, find_source, has_card
+from .processes import LAUNCHED, processes, run_in_all
 from .settings import add_training_flags, check_flags
-from .trainer import PairTrainer, newest_checkpoint, train_pairs, write_logs
+from .trainer import PairTrainer, newest_checkpoint, train_pairs, write_output
 from .workspace import check_free, unfinished, workspace
 
 MISTRAL = "mistralai/Mistral-7B-v0.1"
@@ -133,17 +137,28 @@ class HeaderTrainer(PairTrainer):
         for layer in model.model.layers:
             layer.post_attention_layernorm.register_forward_hook(lambda module, args, output: self._inputs.append(output))
 
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Any:
+        """As Trainer's; also counts the tokens of the whole step, of all processes, over which the second loss is a mean."""
+        tokens = torch.stack([_after_header(batch).sum() for batch in batch_samples]).sum()
+        self._tokens = self.accelerator.gather(tokens.to(device)).sum()
+        return super()._get_num_items_in_batch(batch_samples, device)
+
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:  # type: ignore[override]
         language_B = inputs.pop("language")
         self._inputs.clear()
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if model.training:
-            written_BS = inputs["attention_mask"].cumsum(dim=1) > HEADER_TOKENS
-            target_BS = language_B[:, None].where(written_BS & inputs["attention_mask"].bool(), IGNORED)
+            target_BS = language_B[:, None].where(_after_header(inputs), IGNORED)
             named = [cross_entropy(x[..., : len(LANGUAGES)].flatten(0, 1), target_BS.flatten(), reduction="sum") for x in self._inputs]
-            count = (target_BS != IGNORED).sum().clamp(min=1)  # rows may be cut to their headers
-            loss = loss + HEADER_WEIGHT * torch.stack(named).mean() / count
+            processes = self.accelerator.num_processes  # whose gradients will be averaged
+            loss = loss + HEADER_WEIGHT * torch.stack(named).mean() * processes / self._tokens.clamp(min=1)  # rows may be all header
         return (loss, outputs) if return_outputs else loss
+
+
+def _after_header(batch: dict[str, Tensor]) -> Tensor:
+    """The tokens [B, S] from which a document's language is to be read."""
+    mask_BS = batch["attention_mask"]
+    return (mask_BS.cumsum(dim=1) > HEADER_TOKENS) & mask_BS.bool() & (batch["labels"] != IGNORED)
 
 
 def collate_documents(rows: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:
@@ -178,8 +193,18 @@ def _within_reach(repository: str) -> bool:
 
 
 def embedded_base() -> Path:
-    """The cached embedded base with default settings; trained now if it is not there (about three minutes on two cores)."""
-    return train_base(make_base_parser().parse_args([]))
+    """The cached embedded base with default settings; trained now if it is not there (about three minutes on two cores).
+
+    It is always what one process makes: of several the first starts that one, and the others wait.
+    """
+    args, all_processes = make_base_parser().parse_args([]), processes()
+    if all_processes.num_processes == 1:
+        return train_base(args)
+    if all_processes.is_main_process:
+        alone = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
+        subprocess.run([sys.executable, "-m", "train.base"], env=alone, check=True)
+    all_processes.wait_for_everyone()
+    return _cache_folder(args, find_source(args.data, next(iter(LANGUAGES)), "program")[0], 1)
 
 
 def train_base(args: argparse.Namespace) -> Path:
@@ -189,7 +214,7 @@ def train_base(args: argparse.Namespace) -> Path:
     """
     check_flags(args)
     data, note = find_source(args.data, next(iter(LANGUAGES)), "program")
-    out = Path(args.out) if args.out else user_cache() / f"base-{_content_hash(args, data)}"
+    out = Path(args.out) if args.out else _cache_folder(args, data, processes().num_processes)
     if not args.out and (out / MANIFEST).exists():
         print(f"base: in the cache\n{out}")
         return out
@@ -216,11 +241,7 @@ def train_base(args: argparse.Namespace) -> Path:
     with workspace(out, facts, resume=resume) as folder:
         pad = partial(collate_documents, pad_token_id=tokenizer.pad_token_id)
         trainer = train_pairs(model, tokenizer, rows["train"], rows["valid"][: args.eval_limit], args, folder, HeaderTrainer, pad)
-        with output_folder(out) as temporary:
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-            write_logs(temporary, trainer, folder)
-            write_run(temporary, seed=args.seed, figures=trainer.figures(), **facts)
+        write_output(out, trainer, folder, figures={}, **facts)
     print(out)
     return out
 
@@ -230,14 +251,14 @@ def _all_languages(data: str, split: str, args: argparse.Namespace) -> list[Pair
     return [pair for lang in LANGUAGES for pair in load_pairs(data, lang, split, limit=limit, seed=args.seed).rows]
 
 
-def _content_hash(args: argparse.Namespace, data: Path) -> str:
-    """Of every setting, of the data, and of the source files that decide what the base becomes."""
+def _cache_folder(args: argparse.Namespace, data: Path, number_of_processes: int) -> Path:
+    """Named after a hash of every setting, of the data, and of the source files that decide what the base becomes."""
     settings = {key: value for key, value in vars(args).items() if key not in ("resume", "out", "data")}
     room = Path(__file__).parent
-    sources = [room / "base.py", room / "trainer.py", room / "settings.py", *sorted((room / "data").glob("*.py"))]
+    sources = [room / "base.py", room / "trainer.py", room / "batches.py", room / "settings.py", *sorted((room / "data").glob("*.py"))]
     files = [data] if data.is_file() else sorted(path for path in data.rglob("*") if path.is_file())
-    facts = [settings, [sha256_of(path) for path in sources], [sha256_of(path) for path in files if path.name != RUN]]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+    facts = [settings, number_of_processes, [sha256_of(path) for path in sources], [sha256_of(path) for path in files if path.name != RUN]]
+    return user_cache() / f"base-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
 
 
 def make_base_parser() -> argparse.ArgumentParser:
@@ -250,7 +271,7 @@ def make_base_parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    return run_command(train_base, make_base_parser())
+    return run_in_all(train_base, make_base_parser())
 
 
 if __name__ == "__main__":

@@ -19,17 +19,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from model.adapters import BASE_FACT, Adapter, base_fingerprint
 from model.checkpoint import Checkpoint, model_folder
-from model.cli import make_parser, run_command
-from model.output import output_folder, write_run
+from model.cli import make_parser
 from model.prompt import prompt_template, set_format
 
 from .base import resolve_base
 from .lora import ExpertTrainer, add_lora, add_lora_flags, check_lora_flags, go_on_from
 from .plan import add_plan_flags, plan_training, read_config, show_plan
 from .plan_data import find_tokenizer, plan_rows
+from .processes import run_in_all
 from .rows import add_row_flags, check_rows, load_rows
 from .settings import add_training_flags, check_flags, has_bf16, use_checkpointing
-from .trainer import train_pairs, write_logs
+from .trainer import train_pairs, write_output
 from .workspace import check_free, workspace
 
 DEFAULT_OUT = "runs/expert-{lang}"
@@ -41,7 +41,7 @@ def load_base(path: str, *, checkpointing: bool) -> tuple[PreTrainedModel, Any]:
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
     if Path(path).is_dir():
         Checkpoint(Path(path))  # names a missing or damaged file in one sentence
-    device = {"": 0} if torch.cuda.is_available() else {"": "cpu"}
+    device = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
     model = AutoModelForCausalLM.from_pretrained(path, quantization_config=nf4, dtype=dtype, device_map=device)
     for module in model.modules():
         if isinstance(module, Linear4bit):
@@ -93,11 +93,7 @@ def train_expert(args: argparse.Namespace) -> None:
     trainer_class = partial(ExpertTrainer, neftune_alpha=args.neftune_alpha, loraplus_ratio=args.loraplus_ratio)
     with workspace(out, facts, resume=args.resume) as folder:
         trainer = train_pairs(expert, tokenizer, train_rows, eval_rows, args, folder, trainer_class)
-        with output_folder(out) as temporary:
-            expert.save_pretrained(str(temporary))
-            tokenizer.save_pretrained(temporary)
-            write_logs(temporary, trainer, folder)
-            write_run(temporary, seed=args.seed, figures=trainer.figures(), **facts)
+        write_output(out, trainer, folder, figures={}, **facts)
     print(f"expert: {out}")
 
 
@@ -109,7 +105,7 @@ def main() -> int:
     add_row_flags(parser)
     add_lora_flags(parser)
     add_training_flags(parser, learning_rate=2e-4, batch_size=8, epochs=1, max_length=1024)
-    return run_command(train_expert, parser)
+    return run_in_all(train_expert, parser)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,10 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from model import MoEForCausalLM
 from model.adapters import base_fact
 from model.checkpoint import model_folder
-from model.cli import make_parser, run_command
+from model.cli import make_parser
 from model.configuration_moe import ROUTER_TYPES, MoEConfig
 from model.languages import LANGUAGES
 from model.load import load_model
-from model.output import output_folder, write_run
 from model.plan import config_of
 
 from .data import format_table, load_pairs
@@ -32,9 +31,10 @@ from .data.prompts import IGNORED, Example, encode_pairs
 from .gate_trainer import GATE, NOISES, GateTrainer, collate_labelled
 from .plan import add_plan_flags, plan_training, show_plan
 from .plan_data import find_tokenizer, plan_rows
+from .processes import run_in_all
 from .routing import format_choices, format_confusion, format_line, measure_languages, own_expert
 from .settings import add_training_flags, check_flags
-from .trainer import train_pairs, write_logs
+from .trainer import train_pairs, write_output
 from .workspace import check_free, workspace
 
 TRAINED = {"gate": (GATE,), "gate+lora": (GATE, "lora_")}
@@ -89,6 +89,11 @@ def freeze_all_but(model: nn.Module, parts: tuple[str, ...]) -> nn.Module:
     return model
 
 
+def trained_parts(args: argparse.Namespace) -> tuple[str, ...]:
+    """Parts of the names of what learns. Without noise Wnoise has no gradient, for which several processes would wait."""
+    return tuple(f"{GATE}weight" if part == GATE and args.noise == "none" else part for part in TRAINED[args.train])
+
+
 def to_stored_dtype(model: MoEForCausalLM) -> None:
     """Puts what `freeze_all_but` made fp32 back into the model's dtype."""
     for parameter in model.parameters():
@@ -135,7 +140,7 @@ def train_gate(args: argparse.Namespace) -> None:
     """The command: loads the mixture, trains its gate in a workspace, writes the whole model to `--out`."""
     check_gate_flags(args)
     out = Path(args.out)
-    prepare = partial(freeze_all_but, parts=TRAINED[args.train])
+    prepare = partial(freeze_all_but, parts=trained_parts(args))
     if args.plan:
         rows = plan_rows(args, LANGUAGES, find_tokenizer(args.model), share=args.share)
         return show_plan(plan_training(config_of(args.model, None, None, rank=16), args, prepare, rows))
@@ -165,12 +170,8 @@ def train_gate(args: argparse.Namespace) -> None:
         to_stored_dtype(model)
         after = measure_languages(model, eval_rows, names, args.batch_size)
         print("\n\n".join(table for table in (format_choices(before, after), format_confusion(after, names)) if table))
-        with output_folder(out) as temporary:
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-            write_logs(temporary, trainer, folder)
-            figures = {**trainer.figures(), "routing_before": before, "routing_after": after}
-            write_run(temporary, seed=args.seed, figures=figures, **facts, **base_fact(model_folder(args.model)))
+        figures = {"routing_before": before, "routing_after": after}
+        write_output(out, trainer, folder, figures=figures, **facts, **base_fact(model_folder(args.model)))
     print(f"mixture: {out}")
 
 
@@ -203,7 +204,7 @@ def main() -> int:
     add_plan_flags(parser)
     add_gate_flags(parser)
     add_training_flags(parser, learning_rate=1e-3, batch_size=8, epochs=1, max_length=1024)
-    return run_command(train_gate, parser)
+    return run_in_all(train_gate, parser)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid
@@ -92,9 +93,11 @@ class PreferenceTrainer(PairTrainer):
         rows: Any = {"train": self.train_dataset, "valid": self.eval_dataset}
         if not path.is_file():
             kept = {split: self.score(of_split, f"reference, {split}") for split, of_split in rows.items()}
-            temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            save_file(kept, temporary)
-            temporary.replace(path)
+            if self.is_world_process_zero():
+                temporary = path.with_name(f".{path.name}.{os.getpid()}")
+                save_file(kept, temporary)
+                temporary.replace(path)
+            self.accelerator.wait_for_everyone()
         for split, values in load_file(path).items():
             for row, reference in zip(rows[split], values.tolist(), strict=True):
                 row["reference"] = reference
@@ -105,27 +108,30 @@ class PreferenceTrainer(PairTrainer):
         """Log-probabilities [rows, 2] of each row's chosen and rejected completion under the model as it is, on the CPU."""
         model: Any = self.model
         model.eval()
-        size = self.args.per_device_eval_batch_size
         scores = []
-        for start in tqdm(range(0, len(rows), size), desc=title, unit="batch", disable=None):
-            batch = self._prepare_inputs(self.data_collator(rows[start : start + size]))
+        for batch in tqdm(self.get_eval_dataloader(rows), desc=title, unit="batch", disable=None if self.is_world_process_zero() else True):
             with self.compute_loss_context_manager(), self.accelerator.autocast():
-                scores.append(log_probs(model, batch).view(2, -1).T.cpu())
-        return torch.cat(scores).contiguous()
+                scores.append(log_probs(model, self._prepare_inputs(batch)).view(2, -1).T.cpu())
+        in_turn = [of_one for of_all in zip(*self._of_all_processes(scores), strict=True) for of_one in of_all]
+        return torch.cat(in_turn)[: len(rows)].contiguous()
+
+    def _of_all_processes(self, values: list[Tensor]) -> list[list[Tensor]]:
+        """The list of each process."""
+        gathered: list[list[Tensor]] = gather_object([values])
+        return gathered
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """Pairs of a whole step, over which the loss is a mean, however they are spread over micro-batches and processes."""
-        pairs = torch.tensor(sum(len(batch["reference"]) // 2 for batch in batch_samples), device=device)
-        return self.accelerator.gather(pairs).sum()
+        pairs = torch.stack([(count_tokens(batch) > 0).sum() // 2 for batch in batch_samples]).sum()
+        return self.accelerator.gather(pairs.to(device)).sum()
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        policy_2B, reference_2B = log_probs(model, inputs), inputs["reference"]
-        losses_B = self.preference_loss(policy_2B, reference_2B, count_tokens(inputs))
-        pairs = torch.stack([policy_2B.detach(), reference_2B]).view(2, 2, -1).movedim(-1, 0)
-        self._seen[model.training].append(self.accelerator.gather_for_metrics(pairs))
-        loss = losses_B.mean()
-        if model.training:  # the mean over the step's pairs, once the processes' gradients have been averaged
-            loss = losses_B.sum() / num_items_in_batch * self.accelerator.num_processes
+        tokens_2B = count_tokens(inputs)
+        policy_2B, reference_2B, tokens_2B = (x[tokens_2B > 0] for x in (log_probs(model, inputs), inputs["reference"], tokens_2B))
+        losses_B = self.preference_loss(policy_2B, reference_2B, tokens_2B)
+        self._seen[model.training].append(torch.stack([policy_2B.detach(), reference_2B]).view(2, 2, -1).movedim(-1, 0).cpu())
+        # the mean over the step's pairs, once the processes' gradients have been averaged
+        loss = losses_B.sum() / num_items_in_batch * self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -133,7 +139,8 @@ class PreferenceTrainer(PairTrainer):
         if evaluated or "loss" in logs:
             prefix = "eval_" if evaluated else ""
             seen, self._seen[not evaluated] = self._seen[not evaluated], []
-            logs |= {f"{prefix}{name}": value for name, value in self.measure(torch.cat(seen)).items()}
+            pairs = torch.cat([pairs for of_one in self._of_all_processes(seen) for pairs in of_one])
+            logs |= {f"{prefix}{name}": value for name, value in self.measure(pairs).items()}
         super().log(logs, *args, **kwargs)
 
     def measure(self, pairs: Tensor) -> dict[str, float]:

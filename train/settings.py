@@ -10,6 +10,8 @@ from transformers import TrainingArguments
 
 from model.config_flags import add_config_flags
 
+from .processes import TIMEOUT, processes
+
 EVALUATIONS = 10  # per run, unless --eval-every says otherwise
 LOG_ENTRIES = 100  # per run
 
@@ -20,7 +22,7 @@ def add_training_flags(parser: argparse.ArgumentParser, *, learning_rate: float,
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=float, default=epochs, help="passes over the data")
     group.add_argument("--max-steps", type=int, default=0, help="optimizer steps; 0: as many as --epochs takes")
-    group.add_argument("--batch-size", type=int, default=batch_size, help="rows per forward pass")
+    group.add_argument("--batch-size", type=int, default=batch_size, help="rows per forward pass, of each process")
     group.add_argument("--accumulation", type=int, default=1, help="forward passes per optimizer step")
     group.add_argument("--learning-rate", type=float, default=learning_rate, help="peak, of a cosine schedule")
     group.add_argument("--warmup", type=float, default=0.03, help="share of the steps over which the rate rises")
@@ -53,8 +55,9 @@ def check_flags(args: argparse.Namespace) -> None:
 
 
 def total_steps(args: argparse.Namespace, rows: int) -> int:
-    """Optimizer steps of the run: `--max-steps`, or what `--epochs` passes over `rows` rows take."""
-    return args.max_steps or math.ceil(args.epochs * math.ceil(rows / (args.batch_size * args.accumulation)))
+    """Optimizer steps of the run: `--max-steps`, or what `--epochs` passes over `rows` rows take in all processes."""
+    rows_a_step = args.batch_size * args.accumulation * processes().num_processes
+    return args.max_steps or math.ceil(args.epochs * math.ceil(rows / rows_a_step))
 
 
 def has_bf16() -> bool:
@@ -103,6 +106,9 @@ def training_arguments(args: argparse.Namespace, folder: Path, rows: int) -> Tra
         seed=args.seed,
         data_seed=args.seed,
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,  # what has a gradient always gets it
+        ddp_broadcast_buffers=False,  # they are the frozen weights, and the gate's step, which differs between processes
+        ddp_timeout=int(TIMEOUT.total_seconds()),
         report_to="none",
         **checkpointing,
     )

@@ -3,7 +3,8 @@
 * an order of rows that is a pure function of (seed, epoch), so that a resumed run sees the same batches;
 * a stop on a loss or gradient that is not finite, before the optimizer applies it;
 * wall-clock seconds in every log entry (the report's training curves), and one progress bar instead of a bar per evaluation;
-* the choice of the newest *whole* checkpoint after an interruption.
+* the choice of the newest *whole* checkpoint after an interruption;
+* the same losses from N processes as from one that accumulates N times as often, and one process that writes.
 """
 
 import argparse
@@ -18,16 +19,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    set_seed,
+)
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from transformers.utils import logging
 
+from model.output import output_folder, write_run
+
+from .batches import ProcessBatches, without_labels
 from .data.prompts import Example, collate
+from .processes import processes
 from .settings import training_arguments
 
 MEGABATCH = 50  # batches that are sorted by length together: enough to save padding, few enough to stay random
@@ -106,16 +120,51 @@ class PairTrainer(Trainer):
         self._started = time.monotonic()
         self._before: float | None = None  # seconds of the run that this one resumes
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
-        rows: Any = train_dataset if train_dataset is not None else self.train_dataset
-        span = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler([len(row["input_ids"]) for row in rows], span, self.args.seed)
+    def get_train_dataloader(self) -> DataLoader:
+        rows: Any = self.train_dataset
+        span = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        order = LengthGroupedSampler([len(row["input_ids"]) for row in rows], span, self.args.seed)
+        return self._loader(rows, order, self.args.train_batch_size)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        return self._loader(rows, SequentialSampler(rows), self.args.eval_batch_size)
+
+    def _loader(self, rows: list[Any], order: Sampler[int], batch_size: int) -> DataLoader:
+        """This process's batches of the rows in that order."""
+        batches = ProcessBatches(order, batch_size, self.args.process_index, self.args.world_size, blank=len(rows))
+        blank = without_labels(min(rows, key=lambda row: len(row["input_ids"])))
+        dataset: Any = [*rows, blank]
+        loader: DataLoader = DataLoader(dataset, batch_sampler=batches, collate_fn=self.data_collator)
+        return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
-            raise NotFinite(f"the loss is {loss.item()} at step {self.state.global_step + 1}; the step was not applied")
+        of_all = self.accelerator.gather(loss.reshape(1))  # so that all processes stop at once, with the same sentence
+        if not torch.isfinite(of_all).all():
+            raise NotFinite(f"the loss is {of_all.mean().item()} at step {self.state.global_step + 1}; the step was not applied")
         return loss
+
+    def evaluation_loop(
+        self, dataloader: DataLoader, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
+        """The loss per item (predicted token, or pair) of all rows, whatever the batches are; Trainer's is a mean of their means."""
+        model: Any = self.model
+        model.eval()
+        total, items = torch.zeros((), dtype=torch.float64), 0
+        for batch in dataloader:
+            inputs: Any = self._prepare_inputs(batch)
+            in_batches: Any = self._get_num_items_in_batch([inputs], self.args.device)  # of all processes
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss: Any = self.compute_loss(model, inputs, num_items_in_batch=in_batches)
+            total += loss.double().cpu() * int(in_batches)
+            items += int(in_batches)
+        mean = self.accelerator.reduce(total.to(self.args.device), "mean").item() / items
+        return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": mean}, len(dataloader.dataset) - 1)  # type: ignore[arg-type]
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # so that `trainer_state.json` comes last of all that all processes write
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         logs["seconds"] = round(self._seconds(), 2)
@@ -141,6 +190,7 @@ class PairTrainer(Trainer):
             "best_step": self.state.best_global_step,
             "seconds": round(self._seconds(), 1),
             "peak_bytes": peak,
+            "processes": self.args.world_size,
         }
 
 
@@ -154,7 +204,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
         try:
             json.loads((path / "trainer_state.json").read_text())
         except (OSError, ValueError):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # another process may be at it too
             continue
         return path
     return None
@@ -172,7 +222,9 @@ def train_pairs(
 ) -> PairTrainer:
     """Trains `model` by the flags in `args`, from the newest checkpoint in `folder` if there is one; ends on the best weights."""
     logging.disable_progress_bar()  # a bar for each file of each checkpoint
-    callbacks: list[TrainerCallback] = [TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))]
+    callbacks: list[TrainerCallback] = []
+    if processes().is_main_process:
+        callbacks.append(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))
     if args.patience:
         callbacks.append(EarlyStoppingCallback(args.patience))
     trainer = trainer_class(
@@ -184,13 +236,25 @@ def train_pairs(
         processing_class=tokenizer,
         callbacks=callbacks,
     )
+    if trainer.args.process_index:
+        set_seed(args.seed + trainer.args.process_index)  # each process drops out other values
     checkpoint = newest_checkpoint(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer
 
 
-def write_logs(folder: Path, trainer: PairTrainer, workspace: Path) -> None:
-    """Writes `log.jsonl` (an object per entry with step, loss or eval_loss, learning_rate, seconds) and TensorBoard's files."""
-    history = trainer.state.log_history
-    (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
-    shutil.copytree(workspace / "tensorboard", folder / "tensorboard")
+def write_output(out: Path, trainer: PairTrainer, workspace: Path, *, figures: dict[str, Any], **facts: Any) -> None:
+    """The first process writes `out`: model, tokenizer, `run.json`, `log.jsonl` and TensorBoard's files. All processes must call this.
+
+    `log.jsonl` has an object per entry with step, loss or eval_loss, learning_rate, seconds.
+    """
+    if not trainer.is_world_process_zero():
+        return
+    model: Any = trainer.model
+    tokenizer: Any = trainer.processing_class
+    with output_folder(out) as folder:
+        model.save_pretrained(str(folder))
+        tokenizer.save_pretrained(folder)
+        (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history))
+        shutil.copytree(workspace / "tensorboard", folder / "tensorboard")
+        write_run(folder, seed=trainer.args.seed, figures={**trainer.figures(), **figures}, **facts)

@@ -13,6 +13,7 @@ from typing import Any
 
 from model.output import check_absent, write_json
 
+from .processes import processes
 from .trainer import newest_checkpoint
 
 FACTS = "facts.json"
@@ -35,28 +36,31 @@ def unfinished(out: Path) -> Path:
 
 @contextmanager
 def workspace(out: Path, facts: dict[str, Any], *, resume: bool) -> Iterator[Path]:
-    """Yields the workspace of the run that will become `out`, and removes it once the run is done.
+    """Yields the workspace of the run that will become `out`, and removes it once the run is done in all processes.
 
     After an error it stays if it holds a checkpoint to resume from. `FileExistsError` if it exists without `resume`,
     `ValueError` if there is nothing to resume or a fact differs (the sentence names it).
     """
     check_free(out, resume=resume)
-    folder = unfinished(out)
-    facts = json.loads(json.dumps(facts, default=str))  # as they will be read back
+    folder, all_processes = unfinished(out), processes()
+    # as they will be read back; with another number of processes the dropout would differ
+    facts = json.loads(json.dumps({**facts, "processes": all_processes.num_processes}, default=str))
     if resume:
         _check_same(folder, facts)
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
     try:
-        if not folder.exists():
+        if all_processes.is_main_process and not resume:
+            shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             write_json(folder / FACTS, facts)
+        all_processes.wait_for_everyone()
         yield folder
     except BaseException:
-        if newest_checkpoint(folder) is None:
+        if all_processes.is_main_process and newest_checkpoint(folder) is None:
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    shutil.rmtree(folder)
+    all_processes.wait_for_everyone()
+    if all_processes.is_main_process:
+        shutil.rmtree(folder)
 
 
 def _check_same(folder: Path, facts: dict[str, Any]) -> None:

@@ -57,6 +57,7 @@ def test_the_header_loss_is_the_mean_cross_entropy_of_the_ffn_inputs(tmp_path):
     mask[0, 8:] = 0
     inputs = {"input_ids": ids, "attention_mask": mask, "labels": ids, "language": torch.tensor([2, 1])}
     model.train()
+    trainer._get_num_items_in_batch([inputs], trainer.args.device)  # as before each step
     both = trainer.compute_loss(model, dict(inputs))
     layers = [tensor.detach() for tensor in trainer._inputs]
     model.eval()

@@ -29,8 +29,10 @@ def find_source(source: str | Path, lang: str, level: str) -> tuple[Path, str]:
         return _find_auto(lang, level)
     if source == "corpus":
         from ..corpus import build
+        from ..processes import processes
 
-        return build(), "corpus"
+        with processes().main_process_first():
+            return build(), "corpus"
     if source == "xlcost":
         return _download(lang, level), XLCOST
     path = Path(source)

@@ -1,0 +1,42 @@
+"""Which rows make up each batch of each process."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import Sampler
+
+from .data.prompts import IGNORED
+
+
+class ProcessBatches(Sampler[list[int]]):
+    """Of the batches that `order`'s rows make in turn, every N-th: those of one of N processes.
+
+    So a step of N processes has the rows of a step of one process that accumulates N times as often, micro-batch by micro-batch. All
+    processes have equally many batches, or one would wait for the others for ever: one that gets no more rows gets the row `blank`.
+    accelerate's BatchSamplerShard repeats rows of the epoch's beginning instead, and does not pass on the epoch after a resume.
+    """
+
+    def __init__(self, order: Sampler[int], batch_size: int, process: int, processes: int, blank: int) -> None:
+        self.order, self.size, self.process, self.processes, self.blank = order, batch_size, process, processes, blank
+        self.batch_size = None  # to accelerate: they differ
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer at the start of each epoch."""
+        if hasattr(self.order, "set_epoch"):
+            self.order.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.order) / (self.size * self.processes))  # type: ignore[arg-type]  # torch's Sampler has no length
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rows = list(self.order)
+        for turn in range(len(self)):
+            start = (turn * self.processes + self.process) * self.size
+            yield rows[start : start + self.size] or [self.blank]
+
+
+def without_labels(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with nothing to learn from: it adds nothing to a loss that counts labels."""
+    rejected = {"rejected": without_labels(row["rejected"])} if "rejected" in row else {}
+    return {**row, "labels": [IGNORED] * len(row["labels"]), **rejected}
