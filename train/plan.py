@@ -8,7 +8,7 @@ The parts, in bytes (T tokens of a batch, D model width, F FFN width, L layers, 
     gradients           LoRA parameters x 4
     optimizer           LoRA parameters x 8                  AdamW's two moments
     activations         checkpointed: L x T x D x a + one layer's; else L x one layer's; one layer keeps (16 D + 5 F) x T x a
-    logits              T x V x 4 x 3                        logits, their fp32 copy, their gradient
+    logits              min(T x V, CHUNK) x 4 x 3            of a chunk (loss.py): logits, their fp32 copy, their gradient
     dequantised         the widest matrix x a                bitsandbytes' transient in forward and backward
     runtime             CUDA context, or Python with torch and transformers
 """
@@ -21,6 +21,7 @@ from model.budget import RUNTIME, Budget, room_of
 from moe_kernels.cards import CARDS
 from moe_kernels.nf4_format import NF4
 
+from .loss import CHUNK
 from .settings import has_bf16, use_checkpointing
 
 ADVICE = "try a smaller --batch-size or --max-length, or --checkpointing on"
@@ -47,7 +48,7 @@ def plan_expert(base: str, args: argparse.Namespace) -> Budget:
         "gradients": trained * 4,
         "optimizer": trained * 8,
         "activations": L * tokens * D * a + layer if checkpointing else L * layer,
-        "logits": tokens * config.vocab_size * 4 * 3,
+        "logits": min(tokens * config.vocab_size, CHUNK) * 4 * 3,
         "dequantised": D * F * a,
         "runtime": RUNTIME["cuda" if room.is_cuda else "cpu"],
     }

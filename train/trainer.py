@@ -2,6 +2,7 @@
 
 * an order of rows that is a pure function of (seed, epoch), so that a resumed run sees the same batches;
 * a stop on a loss or gradient that is not finite, before the optimizer applies it;
+* no logits of a whole batch (`loss.py`);
 * wall-clock seconds in every log entry (the report's training curves), and one progress bar instead of a bar per evaluation;
 * the choice of the newest *whole* checkpoint after an interruption.
 """
@@ -28,6 +29,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from .data.prompts import Example, collate
+from .loss import losses_for_logits
 from .settings import training_arguments
 
 MEGABATCH = 50  # batches that are sorted by length together: enough to save padding, few enough to stay random
@@ -116,6 +118,11 @@ class PairTrainer(Trainer):
         if not torch.isfinite(loss):
             raise NotFinite(f"the loss is {loss.item()} at step {self.state.global_step + 1}; the step was not applied")
         return loss
+
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """As Trainer's, but its outputs have losses [B, S] for logits."""
+        with losses_for_logits(model, inputs["labels"]):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         logs["seconds"] = round(self._seconds(), 2)
