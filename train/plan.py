@@ -32,6 +32,7 @@ from model.modeling_moe import MoEForCausalLM
 from moe_kernels.cards import CARDS, Card
 from moe_kernels.cpu_card import measure_cpu
 
+from .loss import losses_for_logits
 from .plan_data import Rows
 from .settings import EVALUATIONS, has_bf16, total_steps, use_checkpointing
 from .trace import ACTIVATIONS, GRADIENTS, LOGITS, WORKSPACE, FakeLinear4bit, Operation, Step, fake, give_nf4, trace_step
@@ -90,7 +91,9 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def language_model_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    return model(**batch).loss
+    """The loss of a batch whose tokens all have a label: of rows that are nearly all completion."""
+    with losses_for_logits(model, batch["labels"], all_labelled=True):
+        return model(**batch).loss
 
 
 def plan_training(

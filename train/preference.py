@@ -8,7 +8,7 @@
 The reference is the model before the first step, so its log-probabilities are computed once, then, and kept in the workspace: no second
 model in memory, no second forward pass in a step, and the same values after a resume.
 
-Shapes: B pairs, S sequence, V vocabulary. A batch holds the B chosen completions, then the B rejected ones.
+Shapes: B pairs, S sequence. A batch holds the B chosen completions, then the B rejected ones.
 """
 
 import os
@@ -21,10 +21,11 @@ import torch
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, logsigmoid
+from torch.nn.functional import logsigmoid
 from tqdm import tqdm
 
 from .data.prompts import IGNORED, collate
+from .loss import losses_for_logits
 from .trainer import PairTrainer
 
 LOSSES = ("sigmoid", "ipo")
@@ -55,10 +56,9 @@ class PreferenceLoss:
 
 def log_probs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """log π of each completion [2B] in fp32: the sum over its tokens, EOS included, each given all before it."""
-    logits_BSV = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits[:, :-1]
-    labels_BS = batch["labels"][:, 1:]
-    losses = cross_entropy(logits_BSV.flatten(0, 1).float(), labels_BS.flatten(), ignore_index=IGNORED, reduction="none")
-    return -losses.view_as(labels_BS).sum(dim=1)
+    with losses_for_logits(model, batch["labels"]):
+        losses_2BS: Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    return -losses_2BS.sum(dim=1)
 
 
 def count_tokens(batch: dict[str, Tensor]) -> Tensor:

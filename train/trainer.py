@@ -2,6 +2,7 @@
 
 * an order of rows that is a pure function of (seed, epoch), so that a resumed run sees the same batches;
 * a stop on a loss or gradient that is not finite, before the optimizer applies it;
+* no logits of a whole batch (`loss.py`);
 * wall-clock seconds in every log entry (the report's training curves), and one progress bar instead of a bar per evaluation;
 * the choice of the newest *whole* checkpoint after an interruption;
 * the same losses from N processes as from one that accumulates N times as often, and one process that writes.
@@ -41,6 +42,7 @@ from model.output import output_folder, write_run
 
 from .batches import ProcessBatches, without_labels
 from .data.prompts import Example, collate
+from .loss import losses_for_logits
 from .processes import processes
 from .settings import training_arguments
 
@@ -144,6 +146,11 @@ class PairTrainer(Trainer):
         if not torch.isfinite(of_all).all():
             raise NotFinite(f"the loss is {of_all.mean().item()} at step {self.state.global_step + 1}; the step was not applied")
         return loss
+
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """As Trainer's, but its outputs have losses [B, S] for logits."""
+        with losses_for_logits(model, inputs["labels"]):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def evaluation_loop(
         self, dataloader: DataLoader, description: str, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
