@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from accelerate.data_loader import prepare_data_loader
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -169,6 +170,11 @@ class PairTrainer(Trainer):
         mean = self.accelerator.reduce(total.to(self.args.device), "mean").item() / items
         return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": mean}, len(dataloader.dataset) - 1)  # type: ignore[arg-type]
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        # Trainer looks for the best checkpoint's folder before FSDP2's sharded state makes it: one process would find it, another not.
+        Path(str(output_dir or self.args.output_dir)).mkdir(parents=True, exist_ok=True)
+        super().save_model(output_dir, _internal_call)
+
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()  # so that `trainer_state.json` comes last of all that all processes write
@@ -250,17 +256,26 @@ def train_pairs(
     return trainer
 
 
+def whole_state(model: nn.Module) -> dict[str, torch.Tensor] | None:
+    """The state dict on the CPU of a model that FSDP2 has spread over the processes, which must all call this; None for any other."""
+    state = model.state_dict()
+    if not any(isinstance(tensor, DTensor) for tensor in state.values()):
+        return None
+    return {name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu() for name, tensor in state.items()}
+
+
 def write_output(out: Path, trainer: PairTrainer, workspace: Path, *, figures: dict[str, Any], **facts: Any) -> None:
     """The first process writes `out`: model, tokenizer, `run.json`, `log.jsonl` and TensorBoard's files. All processes must call this.
 
     `log.jsonl` has an object per entry with step, loss or eval_loss, learning_rate, seconds.
     """
+    model: Any = trainer.model
+    state = whole_state(model)
     if not trainer.is_world_process_zero():
         return
-    model: Any = trainer.model
     tokenizer: Any = trainer.processing_class
     with output_folder(out) as folder:
-        model.save_pretrained(str(folder))
+        model.save_pretrained(str(folder), state_dict=state)
         tokenizer.save_pretrained(folder)
         (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history))
         shutil.copytree(workspace / "tensorboard", folder / "tensorboard")

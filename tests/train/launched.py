@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from torch import distributed
 
 from train import trainer
@@ -29,6 +31,20 @@ def harm(step: int, how: str) -> None:
     trainer.Trainer.training_step = harmed
 
 
+def shard_on_the_cpu() -> None:
+    """Lets accelerate do on a CPU what it does on cards alone: FSDP2, if the environment asks for it."""
+    begin = AcceleratorState.__init__
+
+    def begun(self, *args, fsdp_plugin=None, **kwargs):
+        begin(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        self.fsdp_plugin = fsdp_plugin or getattr(self, "fsdp_plugin", None)
+        if self.fsdp_plugin is not None:
+            self.distributed_type = DistributedType.FSDP
+
+    AcceleratorState.__init__ = begun
+
+
+shard_on_the_cpu()
 distributed.destroy_process_group = lambda: None  # gloo does not always find the others again for the next command
 for module, arguments, planned in json.loads(sys.argv[1]):
     sys.argv = [module, *arguments]

@@ -20,11 +20,16 @@ SHAPE = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "nu
 STEPS, CUT = 9, 6
 
 
-def launch(*commands: tuple[str, list, dict | None]) -> subprocess.CompletedProcess:
-    """Two processes that run the commands in turn."""
+# What `accelerate launch --use_fsdp --fsdp_version 2 --fsdp_cpu_ram_efficient_loading false` sets.
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
+FSDP2 |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}
+
+
+def launch(*commands: tuple[str, list, dict | None], **settings: str) -> subprocess.CompletedProcess:
+    """Two processes that run the commands in turn, with these settings in their environment."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     plan = json.dumps([(module, list(map(str, arguments)), harm) for module, arguments, harm in commands])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]), **settings}
     command = [sys.executable, *torchrun, str(Path(__file__).with_name("launched.py")), plan]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
@@ -73,6 +78,16 @@ def two(commands, tiny_base, tiny_data, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def sharded(commands, tmp_path_factory) -> Path:
+    """The outputs of two processes over which FSDP2 spreads what is no NF4."""
+    folder = tmp_path_factory.mktemp("sharded")
+    done = launch(*((module, [*flags, "--out", folder / name], None) for name, (module, flags) in commands.items()), **FSDP2)
+    assert done.returncode == 0, done.stderr
+    assert "Excluding from FSDP2 sharding" in done.stderr, "FSDP2 was at work"
+    return folder
+
+
 def run(monkeypatch, module: str, *arguments: object) -> None:
     monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
     assert importlib.import_module(module).main() == 0
@@ -98,11 +113,12 @@ def assert_same(one: Path, many: Path, rtol: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["expert", "gate", "align", "base"])
-def test_two_processes_are_one_that_accumulates_twice(commands, two, tmp_path, monkeypatch, name):
+def test_two_processes_are_one_that_accumulates_twice(commands, two, sharded, tmp_path, monkeypatch, name):
     """Every loss, norm, rate and evaluation of the log, and the weights; for the gate that is with its noise and its losses."""
     module, flags = commands[name]
     run(monkeypatch, module, *flags, "--accumulation", 2, "--out", tmp_path / "one")
     assert_same(tmp_path / "one", two / name, rtol=1e-5)
+    assert_same(tmp_path / "one", sharded / name, rtol=1e-5)
     assert json.loads((two / name / "run.json").read_text())["figures"]["processes"] == 2
 
 
