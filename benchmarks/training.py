@@ -39,13 +39,14 @@ from benchmarks.full_scale.watch import run_watched
 from model.cli import make_parser, run_command
 from train.base import resolve_base
 from train.data import load_pairs
-from train.data.prompts import Example, encode_pairs
+from train.data.prompts import Example, collate_packed, encode_pairs
 from train.expert import load_base
 from train.lora import ExpertTrainer, add_lora, add_lora_flags, lora_config
 from train.settings import LOG_ENTRIES, add_training_flags
 from train.trainer import train_pairs
 
-OURS, PLAIN, GROUPED = "train.expert", "plain", "plain, group_by_length"
+OURS, PACKED, PLAIN, GROUPED = "train.expert", "train.expert --packing", "plain", "plain, group_by_length"
+CONTENDERS = OURS, PACKED, PLAIN, GROUPED
 CURVE = 10  # points of a training curve
 
 
@@ -80,8 +81,10 @@ def train_ours(args: argparse.Namespace, rows: dict[str, list[Example]], folder:
     model, tokenizer = load_base(args.base, checkpointing=False)
     set_seed(args.seed)
     expert = add_lora(model, args, Path(args.base))
-    trainer_class = partial(TimedExpertTrainer, neftune_alpha=0.0, loraplus_ratio=1.0, stopwatch=stopwatch)
-    return train_pairs(expert, tokenizer, rows["train"], rows["valid"], args, folder, trainer_class).state.log_history
+    packing = args.contender == PACKED
+    trainer_class = partial(TimedExpertTrainer, neftune_alpha=0.0, loraplus_ratio=1.0, packing=packing, stopwatch=stopwatch)
+    collator = partial(collate_packed, pad_token_id=tokenizer.pad_token_id, max_length=args.max_length) if packing else None
+    return train_pairs(expert, tokenizer, rows["train"], rows["valid"], args, folder, trainer_class, collator).state.log_history
 
 
 def train_plain(args: argparse.Namespace, rows: dict[str, list[Example]], folder: Path, stopwatch: Stopwatch) -> list[dict[str, Any]]:
@@ -110,8 +113,8 @@ def train_plain(args: argparse.Namespace, rows: dict[str, list[Example]], folder
     trainer = Trainer(
         model=get_peft_model(prepared, lora_config(args)),
         args=settings,
-        train_dataset=rows["train"],  # type: ignore[arg-type]
-        eval_dataset=rows["valid"],  # type: ignore[arg-type]
+        train_dataset=rows["train"],
+        eval_dataset=rows["valid"],
         data_collator=DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(args.base)),
         callbacks=[stopwatch],
     )
@@ -130,7 +133,7 @@ def contend(args: argparse.Namespace) -> None:
         rows[split], _ = encode_pairs(pairs, tokenizer, args.max_length)
     stopwatch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
-        log = (train_ours if args.contender == OURS else train_plain)(args, rows, Path(folder), stopwatch)
+        log = (train_ours if args.contender in (OURS, PACKED) else train_plain)(args, rows, Path(folder), stopwatch)
     tenths = [
         [entry["loss"] for entry in log if "loss" in entry and -(-entry["step"] * CURVE // args.max_steps) == tenth]
         for tenth in range(1, CURVE + 1)
@@ -154,7 +157,7 @@ def benchmark(args: argparse.Namespace) -> None:
     if args.contender:
         contend(args)
         return
-    runs: dict[str, list[dict[str, Any]]] = {OURS: [], PLAIN: [], GROUPED: []}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
     for _ in tqdm(range(args.rounds), desc="rounds"):
         for contender, found in runs.items():
             found.append(run_child(contender))
@@ -186,7 +189,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="of which medians are taken")
     parser.add_argument("--threads", type=int, default=1, help="of a run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    parser.add_argument("--contender", choices=(OURS, PLAIN, GROUPED), help=argparse.SUPPRESS)
+    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     add_lora_flags(parser)
     add_training_flags(parser, learning_rate=8e-3, batch_size=16, epochs=1, max_length=384)
     parser.set_defaults(rank=64, dropout=0.0, max_steps=100, eval_limit=64)

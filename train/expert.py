@@ -24,6 +24,7 @@ from model.output import output_folder, write_run
 from model.prompt import prompt_template, set_format
 
 from .base import resolve_base
+from .data.prompts import collate_packed
 from .lora import ExpertTrainer, add_lora, add_lora_flags, check_lora_flags
 from .plan import ADVICE, plan_expert
 from .rows import add_row_flags, check_rows, load_rows
@@ -89,9 +90,11 @@ def train_expert(args: argparse.Namespace) -> None:
         "prompt_template": prompt_template(tokenizer),
         "settings": settings,
     }
-    trainer_class = partial(ExpertTrainer, neftune_alpha=args.neftune_alpha, loraplus_ratio=args.loraplus_ratio)
+    options = {"neftune_alpha": args.neftune_alpha, "loraplus_ratio": args.loraplus_ratio, "packing": args.packing}
+    trainer_class = partial(ExpertTrainer, **options)
+    packed = partial(collate_packed, pad_token_id=tokenizer.pad_token_id, max_length=args.max_length)
     with workspace(out, facts, resume=args.resume) as folder:
-        trainer = train_pairs(expert, tokenizer, train_rows, eval_rows, args, folder, trainer_class)
+        trainer = train_pairs(expert, tokenizer, train_rows, eval_rows, args, folder, trainer_class, packed if args.packing else None)
         with output_folder(out) as temporary:
             expert.save_pretrained(str(temporary))
             tokenizer.save_pretrained(temporary)
@@ -108,6 +111,8 @@ def main() -> int:
     parser.add_argument("--gpu", default="auto", help="card to plan for (t4, a10g, l4, 4090, h100, h200, cpu); auto: this machine")
     add_row_flags(parser)
     add_lora_flags(parser)
+    text = "several rows in one sequence of --max-length, each with its own attention, in place of padding"
+    parser.add_argument("--packing", action=argparse.BooleanOptionalAction, default=False, help=text)
     add_training_flags(parser, learning_rate=2e-4, batch_size=8, epochs=1, max_length=1024)
     return run_command(train_expert, parser)
 

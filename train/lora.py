@@ -104,10 +104,15 @@ def add_lora(model: PreTrainedModel, args: argparse.Namespace, base: Path) -> Pe
 
 
 class ExpertTrainer(PairTrainer):
-    """A `PairTrainer` with NEFTune's noise, and with LoRA+'s greater rate for B where the ratio is not 1."""
+    """A `PairTrainer` with NEFTune's noise, and with LoRA+'s greater rate for B where the ratio is not 1.
 
-    def __init__(self, *args: Any, neftune_alpha: float, loraplus_ratio: float, **kwargs: Any) -> None:
+    With `packing` a batch is any rows, as those of like length leave no room for another.
+    """
+
+    def __init__(self, *args: Any, neftune_alpha: float, loraplus_ratio: float, packing: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if packing:
+            self.megabatch = 1
         self.neftune_noise_alpha = neftune_alpha or None
         self.loraplus_ratio = loraplus_ratio
 
