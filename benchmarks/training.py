@@ -151,6 +151,7 @@ def run_child(contender: str) -> dict[str, Any]:
 
 def benchmark(args: argparse.Namespace) -> None:
     """The command: prints a table, and writes it to `args.json`."""
+    args.eval_every = args.max_steps
     if args.max_steps < CURVE or args.rounds < 1 or args.threads < 1:
         raise ValueError(f"--max-steps must be at least {CURVE}, --rounds and --threads at least 1")
     args.base, _ = resolve_base(args.base)  # trained now if it is not there, not within a run

@@ -116,6 +116,11 @@ class ExpertTrainer(PairTrainer):
         self.neftune_noise_alpha = neftune_alpha or None
         self.loraplus_ratio = loraplus_ratio
 
+    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """As PairTrainer's. Padding is on the right, where no token looks: without a mask attention computes only what is causal."""
+        inputs.pop("attention_mask", None)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
     def create_optimizer(self, model: Any = None) -> Optimizer:
         if self.optimizer is None and self.loraplus_ratio != 1:
             trained: Any = self.model if model is None else model

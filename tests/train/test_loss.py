@@ -12,6 +12,7 @@ from model import MoEConfig, MoEForCausalLM
 from train import loss
 from train.data.prompts import collate, collate_packed
 from train.expert import load_base
+from train.lora import ExpertTrainer
 from train.trainer import PairTrainer
 
 LORA = {"r": 4, "target_modules": ["up_proj", "down_proj", "q_proj"], "init_lora_weights": False}
@@ -127,6 +128,20 @@ PACKED = {
     "checkpointed": lambda base: expert(base, checkpointing=True),
     "topk": lambda base: mixture("topk"),
 }
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_right_padding_needs_no_mask(attention, tiny_base, tmp_path):
+    """An expert's trainer leaves the mask out; the oracle has it."""
+    model = MistralForCausalLM.from_pretrained(tiny_base, attn_implementation=attention)
+    settings = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    trainer = ExpertTrainer(model=model, args=settings, neftune_alpha=0.0, loraplus_ratio=1.0, packing=False)
+    batches = [collate(ROWS, pad_token_id=0)]
+    expected, oracle = loss_and_gradients(trainer, super(PairTrainer, PairTrainer).compute_loss, batches, True)
+    found, gradients = loss_and_gradients(trainer, ExpertTrainer.compute_loss, batches, True)
+    assert found == pytest.approx(expected, rel=1e-6)
+    for name, gradient in oracle.items():
+        assert (gradient - gradients[name]).norm() <= 2e-6 * gradient.norm() + 1e-9, name
 
 
 @pytest.mark.parametrize("kind", PACKED)
