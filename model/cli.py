@@ -20,7 +20,7 @@ from .config_flags import printed_config, with_config
 
 MISTAKES = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 NO_SPACE = 28  # errno.ENOSPC
-GRACE = 5.0  # seconds; torchrun ends the other processes within half a second of the first
+GRACE = 20.0  # seconds; torchrun ends the other processes within half a second of the first, on a busy machine in five and more
 # How it reads where the number is lost: safetensors passes the system's error on as text; torch.save's
 # writer says one of the last three. (Reading a damaged file has other words.)
 NO_SPACE_TEXTS = (f"os error {NO_SPACE})", "PytorchStreamWriter failed", "unexpected pos", "iostream error")

@@ -23,6 +23,7 @@ from model.cli import make_parser
 from model.prompt import prompt_template, set_format
 
 from .base import resolve_base
+from .data.prompts import collate_packed
 from .lora import ExpertTrainer, add_lora, add_lora_flags, check_lora_flags, go_on_from
 from .plan import add_plan_flags, plan_training, read_config, show_plan
 from .plan_data import find_tokenizer, plan_rows
@@ -67,7 +68,8 @@ def train_expert(args: argparse.Namespace) -> None:
     check_rows(args)
     base, why = resolve_base(args.base)
     print(f"base: {why}")
-    config, prepare = read_config(base), partial(add_lora, args=args)
+    # A plan takes DoRA for LoRA: the norms of its rows are those of values, which a plan's tensors do not have.
+    config, prepare = read_config(base), partial(add_lora, args=argparse.Namespace(**{**vars(args), "dora": False}))
     if args.plan:
         return show_plan(plan_training(config, args, prepare, plan_rows(args, [args.lang], find_tokenizer(base))))
     plan_training(config, args, prepare).check()
@@ -90,9 +92,11 @@ def train_expert(args: argparse.Namespace) -> None:
         "prompt_template": prompt_template(tokenizer),
         "settings": settings,
     }
-    trainer_class = partial(ExpertTrainer, neftune_alpha=args.neftune_alpha, loraplus_ratio=args.loraplus_ratio)
+    options = {"neftune_alpha": args.neftune_alpha, "loraplus_ratio": args.loraplus_ratio, "packing": args.packing}
+    trainer_class = partial(ExpertTrainer, **options)
+    packed = partial(collate_packed, pad_token_id=tokenizer.pad_token_id, max_length=args.max_length)
     with workspace(out, facts, resume=args.resume) as folder:
-        trainer = train_pairs(expert, tokenizer, train_rows, eval_rows, args, folder, trainer_class)
+        trainer = train_pairs(expert, tokenizer, train_rows, eval_rows, args, folder, trainer_class, packed if args.packing else None)
         write_output(out, trainer, folder, figures={}, **facts)
     print(f"expert: {out}")
 
@@ -104,6 +108,8 @@ def main() -> int:
     add_plan_flags(parser)
     add_row_flags(parser)
     add_lora_flags(parser)
+    text = "several rows in one sequence of --max-length, each with its own attention, in place of padding"
+    parser.add_argument("--packing", action=argparse.BooleanOptionalAction, default=False, help=text)
     add_training_flags(parser, learning_rate=2e-4, batch_size=8, epochs=1, max_length=1024)
     return run_in_all(train_expert, parser)
 

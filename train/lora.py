@@ -103,12 +103,22 @@ def go_on_from(expert: PeftModel, args: argparse.Namespace, base: Path) -> None:
 
 
 class ExpertTrainer(PairTrainer):
-    """A `PairTrainer` with NEFTune's noise, and with LoRA+'s greater rate for B where the ratio is not 1."""
+    """A `PairTrainer` with NEFTune's noise, and with LoRA+'s greater rate for B where the ratio is not 1.
 
-    def __init__(self, *args: Any, neftune_alpha: float, loraplus_ratio: float, **kwargs: Any) -> None:
+    With `packing` a batch is any rows, as those of like length leave no room for another.
+    """
+
+    def __init__(self, *args: Any, neftune_alpha: float, loraplus_ratio: float, packing: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if packing:
+            self.megabatch = 1
         self.neftune_noise_alpha = neftune_alpha or None
         self.loraplus_ratio = loraplus_ratio
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """As PairTrainer's. Padding is on the right, where no token looks: without a mask attention computes only what is causal."""
+        inputs.pop("attention_mask", None)
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> Optimizer:
         if self.optimizer is None and self.loraplus_ratio != 1:

@@ -53,12 +53,14 @@ MEGABATCH = 50  # batches that are sorted by length together: enough to save pad
 class LengthGroupedSampler(Sampler[int]):
     """Row indices in a random order in which rows of like length are neighbours; equal for equal (seed, epoch).
 
+    `megabatch` batches are sorted by length together; with 1 a batch is any rows.
+
     transformers' sampler of that name draws from the global generator, whose state at a resume differs from the
     state at the start of the interrupted epoch.
     """
 
-    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+    def __init__(self, lengths: list[int], batch_size: int, seed: int, megabatch: int = MEGABATCH) -> None:
+        self.lengths, self.batch_size, self.seed, self.megabatch, self.epoch = lengths, batch_size, seed, megabatch, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the data loader at the start of each epoch."""
@@ -70,7 +72,7 @@ class LengthGroupedSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        span = self.batch_size * MEGABATCH
+        span = self.batch_size * self.megabatch
         chunks = [sorted(order[i : i + span], key=lambda row: -self.lengths[row]) for i in range(0, len(order), span)]
         batches = [chunk[i : i + self.batch_size] for chunk in chunks for i in range(0, len(chunk), self.batch_size)]
         last = batches.pop() if batches and len(batches[-1]) < self.batch_size else []
@@ -114,6 +116,8 @@ class ProgressBar(TrainerCallback):
 class PairTrainer(Trainer):
     """A Trainer over rows {"input_ids", "labels"} that orders, logs and stops as the module's docstring says."""
 
+    megabatch = MEGABATCH
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for noisy in (ProgressCallback, PrinterCallback):
@@ -126,7 +130,7 @@ class PairTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         rows: Any = self.train_dataset
         span = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        order = LengthGroupedSampler([len(row["input_ids"]) for row in rows], span, self.args.seed)
+        order = LengthGroupedSampler([len(row["input_ids"]) for row in rows], span, self.args.seed, self.megabatch)
         return self._loader(rows, order, self.args.train_batch_size)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
@@ -149,7 +153,8 @@ class PairTrainer(Trainer):
         return loss
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """As Trainer's, but its outputs have losses [B, S] for logits."""
+        """As Trainer's, but its outputs have losses [B, S] for logits. There is no cache: it would copy the keys, and hide packed rows."""
+        inputs["use_cache"] = False
         with losses_for_logits(model, inputs["labels"]):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 

@@ -78,8 +78,9 @@ def plain(tiny_base, data, tmp_path_factory) -> Path:
         ["--neftune-alpha", 5, "--loraplus-ratio", 16, "--rslora"],
         ["--dora", *COMPLETE],
         ["--init", "PLAIN", "--fim-rate", 1, "--fim-spm-rate", 1],
+        ["--packing"],
     ],
-    ids=["steps", "rows", "init"],
+    ids=["steps", "rows", "init", "packing"],
 )
 def test_an_interrupted_run_ends_bit_equal(plain, tiny_base, data, tmp_path, monkeypatch, options):
     options = [plain if option == "PLAIN" else option for option in options]

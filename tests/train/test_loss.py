@@ -1,4 +1,4 @@
-"""The loss without logits against the models' own: values and gradients, whatever wraps the model."""
+"""The loss without logits against the models' own, and that of packed rows against padded ones: values and gradients."""
 
 from pathlib import Path
 
@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM, MistralForCausalLM, TrainingArgum
 
 from model import MoEConfig, MoEForCausalLM
 from train import loss
-from train.data.prompts import collate
+from train.data.prompts import collate, collate_packed
 from train.expert import load_base
+from train.lora import ExpertTrainer
 from train.trainer import PairTrainer
 
 LORA = {"r": 4, "target_modules": ["up_proj", "down_proj", "q_proj"], "init_lora_weights": False}
@@ -109,3 +110,52 @@ def test_a_model_that_changes_its_logits_is_refused(tiny_base):
     model = Capped.from_pretrained(tiny_base)
     with pytest.raises(ValueError, match="Capped changes its logits after the head"), loss.losses_for_logits(model, batch["labels"]):
         model(**batch)
+
+
+def test_rows_lie_whole_in_few_sequences():
+    batch = collate_packed(ROWS, pad_token_id=0, max_length=9)
+    assert batch["input_ids"].tolist() == [[1, 9, 9, 4, 11, 12, 13, 2, 0], [1, 5, 6, 7, 8, 2, 3, 9, 2]]
+    assert batch["position_ids"].tolist() == [[*range(8), 0], [*range(6), *range(3)]]
+    assert batch["labels"].tolist() == [[-100] * 4 + [11, 12, 13, 2, -100], [-100, -100, 6, 7, 8, 2, -100, 9, 2]]
+    assert {name: of_batch.shape for name, of_batch in collate_packed(ROWS, 0, 8).items()}["labels"] == (3, 8)
+
+
+PACKED = {
+    "sdpa": lambda base: MistralForCausalLM.from_pretrained(base, attn_implementation="sdpa"),
+    "eager": lambda base: MistralForCausalLM.from_pretrained(base, attn_implementation="eager"),
+    "a sliding window": lambda base: MistralForCausalLM.from_pretrained(base, sliding_window=3),
+    "a LoRA on NF4": lambda base: expert(base, checkpointing=False),
+    "checkpointed": lambda base: expert(base, checkpointing=True),
+    "topk": lambda base: mixture("topk"),
+}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_right_padding_needs_no_mask(attention, tiny_base, tmp_path):
+    """An expert's trainer leaves the mask out; the oracle has it."""
+    model = MistralForCausalLM.from_pretrained(tiny_base, attn_implementation=attention)
+    settings = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    trainer = ExpertTrainer(model=model, args=settings, neftune_alpha=0.0, loraplus_ratio=1.0, packing=False)
+    batches = [collate(ROWS, pad_token_id=0)]
+    expected, oracle = loss_and_gradients(trainer, super(PairTrainer, PairTrainer).compute_loss, batches, True)
+    found, gradients = loss_and_gradients(trainer, ExpertTrainer.compute_loss, batches, True)
+    assert found == pytest.approx(expected, rel=1e-6)
+    for name, gradient in oracle.items():
+        assert (gradient - gradients[name]).norm() <= 2e-6 * gradient.norm() + 1e-9, name
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_losses_and_gradients_are_those_of_the_padded_rows(kind, tiny_base, tmp_path):
+    model = PACKED[kind](tiny_base).train()
+    trainer = PairTrainer(model=model, args=TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
+    found = []
+    for batch in (collate(ROWS, pad_token_id=0), collate_packed(ROWS, pad_token_id=0, max_length=20)):
+        model.zero_grad()
+        loss = trainer.compute_loss(model, batch)
+        loss.backward()
+        found.append((loss, {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}))
+    (padded, expected), (packed, gradients) = found
+    assert torch.allclose(padded, packed, rtol=1e-6)
+    assert expected.keys() == gradients.keys() and expected
+    for name, gradient in expected.items():
+        assert (gradient - gradients[name]).norm() <= 2e-6 * gradient.norm() + 1e-9, name

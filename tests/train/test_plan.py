@@ -68,8 +68,8 @@ def test_checkpointing_accumulation_and_length_change_what_they_should():
     on = plan_expert(config, flags("--checkpointing", "on")).budget.parts
     assert on["activations"] < 0.5 * off["activations"] and on["optimizer"] == off["optimizer"]
     assert plan_expert(config, flags("--accumulation", 4)).budget.parts["gradients"] == off["trained parameters"] > off["gradients"]
-    half = plan_expert(config, flags("--max-length", 512)).budget.parts
-    assert half["logits and loss"] == off["logits and loss"] / 2
+    half, eighth = (plan_expert(config, flags("--max-length", length)).budget.parts["logits and loss"] for length in (512, 128))
+    assert half == off["logits and loss"] == 4 * eighth  # no more than a chunk at a time
 
 
 def test_time_grows_with_the_rows_and_falls_with_the_card():

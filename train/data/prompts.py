@@ -75,3 +75,30 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> dict[str, torch.T
         "attention_mask": pad(([1] * len(example["input_ids"]) for example in examples), 0),
         "labels": pad((example["labels"] for example in examples), IGNORED),
     }
+
+
+def collate_packed(examples: Sequence[Example], pad_token_id: int, max_length: int) -> dict[str, torch.Tensor]:
+    """The rows of a batch in as few sequences of at most `max_length` tokens as first fit by falling length takes; no `attention_mask`.
+
+    `position_ids` begin again with each row, and once more with the padding: by that transformers keeps attention within a row, as long
+    as there is neither a mask nor a cache. A row's first label goes, which would be predicted from the row before it.
+    """
+    packs: list[list[Example]] = []
+    lengths: list[int] = []
+    for example in sorted(examples, key=lambda example: -len(example["input_ids"])):
+        length = len(example["input_ids"])
+        place = next((place for place, taken in enumerate(lengths) if taken + length <= max_length), None)
+        if place is None:
+            packs.append([example])
+            lengths.append(length)
+        else:
+            packs[place].append(example)
+            lengths[place] += length
+    for pack, length in zip(packs, lengths, strict=True):
+        if missing := max(lengths) - length:
+            pack.append({"input_ids": [pad_token_id] * missing, "labels": [IGNORED] * missing})
+    return {
+        "input_ids": torch.tensor([[token for row in pack for token in row["input_ids"]] for pack in packs]),
+        "labels": torch.tensor([[label for row in pack for label in (IGNORED, *row["labels"][1:])] for pack in packs]),
+        "position_ids": torch.tensor([[place for row in pack for place in range(len(row["input_ids"]))] for pack in packs]),
+    }
