@@ -9,77 +9,107 @@ problem families) and "family" (unseen families) are drawn and reported apart.
 import json
 import os
 import sys
-import time
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from model.adapters import is_adapter
 from model.cli import add_precision, make_parser, run_command
-from model.generation import complete
 from model.languages import LANGUAGES, get_language
-from model.load import load_model, model_folder
+from model.load import load_model, model_fingerprint, model_folder
 from model.output import check_absent, output_folder, sha256_of, write_run
-from model.prompt import format_prompt, prompt_template
+from model.prompt import prompt_template
 from model.same_tokenizer import take_chat_template
 from train.data import load_pairs
 from train.data.pairs import Pair
 
+from .answers import ORACLE, ROUTERS, Answers, ask
 from .compiles import compile_all
 from .measure import judge, table
 from .points import pick_points
 from .runs import CODEBLEU, SAMPLES, read_lines
 from .sandbox import Sandbox, SandboxError
-from .tasks.task import cut
+
+Points = dict[str, dict[str, list[Pair]]]  # [language][kind]
+SETTINGS = ("model", "adapter", "router", "split", "limit", "max_new_tokens", "batch_size", "precision", "stop", "prompt_of")
 
 
 def main(args: Namespace) -> None:
     check_flags(args, "limit", "batch_size", "max_new_tokens", "jobs")
     sandbox = _open_sandbox(args.unsafe_no_sandbox) if args.compile else None
-    compiler = partial(compile_all, sandbox=sandbox, jobs=args.jobs) if sandbox else None
     points, sources = load_points(args)
-    given = given_completions(args.samples, points) if args.samples else None
-    model, tokenizer = (None, None) if given else load_model(args.model, adapter=args.adapter, device=args.device, precision=args.precision)
-    if args.prompt_of and tokenizer:
+    if args.samples:
+        given = {"path": str(args.samples), "sha256": sha256_of(args.samples)}
+        shown = write_scores(args, points, given_completions(args.samples, points), None, sandbox, samples=given, data=sources)
+    else:
+        model, tokenizer = load(args)
+        answers = answer(model, tokenizer, points, args)
+        completions = {lang: row.texts(tokenizer, args.max_new_tokens, args.stop) for lang, row in answers.items()}
+        shown = write_scores(args, points, completions, answers, sandbox, **model_facts(args, model, tokenizer), data=sources)
+    print(f"{shown}\nwritten to {args.out}")
+
+
+def load(args: Namespace) -> tuple[Any, Any]:
+    """The model and tokenizer that the flags name; ValueError for a router of what has none."""
+    router = None if args.router == ORACLE else args.router
+    model, tokenizer = load_model(args.model, adapter=args.adapter, device=args.device, precision=args.precision, router_type=router)
+    if args.router and not getattr(model.config, "num_local_experts", 0):
+        raise ValueError(f"{args.model} is no mixture: it has no router to be {args.router}")
+    if args.prompt_of:
         take_chat_template(tokenizer, [model_folder(args.prompt_of)])
-    role = role_of(model, args) if model else "base"
+    return model, tokenizer
+
+
+def answer(model: Any, tokenizer: Any, points: Points, args: Namespace) -> dict[str, Answers]:
+    """The model's answers to all points of each language."""
+    answers = {}
+    for lang, kinds in points.items():
+        print(f"{get_language(lang).title}: " + ", ".join(f"{len(points)} points ({kind})" for kind, points in kinds.items()))
+        chosen = [point for group in kinds.values() for point in group]
+        settings = {"max_new_tokens": args.max_new_tokens, "batch_size": args.batch_size, "router": args.router}
+        answers[lang] = ask(model, tokenizer, lang, chosen, **settings)
+    return answers
+
+
+def write_scores(
+    args: Namespace,
+    points: Points,
+    completions: dict[str, list[str]],
+    answers: dict[str, Answers] | None = None,
+    sandbox: Sandbox | None = None,
+    **facts: Any,
+) -> str:
+    """Measures the completions of each language, in the order of its points, writes the run `args.out`, and returns its table.
+
+    `answers`: of the model that made them, for the losses and the time, if it made them at this length.
+    """
+    compiler = partial(compile_all, sandbox=sandbox, jobs=args.jobs) if sandbox else None
     figures: dict[str, dict[str, Any]] = {}
     samples: list[dict[str, Any]] = []
     for lang, kinds in points.items():
-        print(f"{get_language(lang).title}: " + ", ".join(f"{len(points)} points ({kind})" for kind, points in kinds.items()))
-        completions, timing = (given[lang], {}) if given else _complete(model, tokenizer, lang, kinds, args)
-        figures[lang], rows = judge(lang, kinds, completions, args.seed, compiler)
-        figures[lang] = {kind: {**row, **timing} for kind, row in figures[lang].items()}
+        own = answers[lang] if answers else None
+        figures[lang], rows = judge(lang, kinds, completions[lang], args.seed, compiler, own.losses if own else None)
+        if own and own.length == args.max_new_tokens:
+            figures[lang] = {kind: {**row, "generation_seconds_per_point": own.seconds} for kind, row in figures[lang].items()}
         samples += rows
-    own = {key: getattr(args, key) for key in ("adapter", "max_new_tokens", "batch_size", "precision", "stop")}
-    own["samples"] = {"path": str(args.samples), "sha256": sha256_of(args.samples)} if args.samples else None
-    own["sandbox"] = sandbox.facts if sandbox else None
+    settings = {key: getattr(args, key) for key in SETTINGS}
+    facts = {"program": CODEBLEU, "role": "base", "samples": None, **settings, "sandbox": sandbox.facts if sandbox else None, **facts}
+    name = args.name or facts["role"]
     with output_folder(args.out) as folder:
         with (folder / SAMPLES).open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
-        facts = {
-            "program": CODEBLEU,
-            "name": args.name or role,
-            "role": role,
-            "prompt_template": prompt_template(tokenizer),
-            **own,
-            **run_facts(args, model, sources),
-        }
-        write_run(folder, seed=args.seed, figures=figures, **facts)
-    print(table(figures, args.name or role))
+        write_run(folder, seed=args.seed, figures=figures, name=name, **facts)
     if uncompiled := sum(row.get("uncompiled", 0) for kinds in figures.values() for row in kinds.values()):
         print(f"{uncompiled} programs could not be given to a compiler and leave the rate: see docs/evaluation.md", file=sys.stderr)
-    print(f"written to {args.out}")
+    return table(figures, name)
 
 
-def _complete(model: Any, tokenizer: Any, lang: str, kinds: dict[str, list[Pair]], args: Namespace) -> tuple[list[str], dict[str, float]]:
-    """The completions of all points, each cut before its first stop sequence, and the time that they took."""
-    prompts = [format_prompt(point.text, lang, tokenizer) for points in kinds.values() for point in points]
-    started = time.perf_counter()
-    completions = complete(model, tokenizer, prompts, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size)
-    seconds = (time.perf_counter() - started) / len(prompts)
-    return [cut(text, args.stop) for text in completions], {"generation_seconds_per_point": seconds}
+def model_facts(args: Namespace, model: Any, tokenizer: Any) -> dict[str, Any]:
+    """What `run.json` says of the model that answered."""
+    facts = {"role": role_of(model, args), "prompt_template": prompt_template(tokenizer), **precision_facts(model)}
+    return {**facts, "fingerprint": model_fingerprint(args.model, args.adapter)}
 
 
 def _open_sandbox(unsafe: bool) -> Sandbox:
@@ -97,11 +127,14 @@ def check_flags(args: Namespace, *counts: str) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
 
 
-def load_points(args: Namespace) -> tuple[dict[str, dict[str, list[Pair]]], dict[str, Any]]:
-    """{lang: {kind: points}} and where they came from, which is printed too: {lang: {"source", "sha256", "rows"}}."""
-    points: dict[str, dict[str, list[Pair]]] = {}
+def load_points(args: Namespace, langs: Iterable[str] = LANGUAGES) -> tuple[Points, dict[str, Any]]:
+    """{lang: {kind: points}} and where they came from, which is printed too: {lang: {"source", "sha256", "rows"}}.
+
+    Of `--lang`, or of `langs` without it.
+    """
+    points: Points = {}
     sources: dict[str, dict[str, Any]] = {}
-    for lang in [args.lang] if args.lang else LANGUAGES:
+    for lang in [args.lang] if args.lang else langs:
         loaded = load_pairs(args.data, lang, args.split)
         points[lang] = pick_points(loaded.rows, args.split, args.limit, args.seed)
         sources[lang] = {"source": loaded.source, "sha256": loaded.sha256, "rows": len(loaded.rows)}
@@ -117,16 +150,16 @@ def role_of(model: Any, args: Namespace) -> str:
 
 
 def run_facts(args: Namespace, model: Any, sources: dict[str, Any]) -> dict[str, Any]:
-    """What `run.json` says of every run over points: model, points, where they came from, the dtype that the model computes in, and
-    "nf4" if its matrices are kept in that."""
-    facts = {key: getattr(args, key) for key in ("model", "split", "limit")}
-    if model is None:
-        return {**facts, "data": sources}
-    precision = {"dtype": str(model.dtype).removeprefix("torch."), "quantization": getattr(model.config, "quantization", None)}
-    return {**facts, "data": sources, **precision}
+    """What `run.json` says of every run over points: model, points, where they came from, and precision."""
+    return {**{key: getattr(args, key) for key in ("model", "split", "limit")}, "data": sources, **precision_facts(model)}
 
 
-def given_completions(path: Path, points: dict[str, dict[str, list[Pair]]]) -> dict[str, list[str]]:
+def precision_facts(model: Any) -> dict[str, Any]:
+    """The dtype that the model computes in, and "nf4" if its matrices are kept in that."""
+    return {"dtype": str(model.dtype).removeprefix("torch."), "quantization": getattr(model.config, "quantization", None)}
+
+
+def given_completions(path: Path, points: Points) -> dict[str, list[str]]:
     """{lang: completions in the order of the points} from a JSONL file with `id` and `completion`; rows of other points are left out.
 
     `lang` is needed where points of two languages have one id. ValueError for a row without its columns, two rows of one point, or a point
@@ -155,6 +188,7 @@ def parse() -> ArgumentParser:
     source.add_argument("--model", help="a causal language model (folder or hub name), an adapter's folder, or a mixture's folder")
     source.add_argument("--samples", type=Path, help="JSONL of completions made elsewhere: id (of the point) and completion")
     parser.add_argument("--adapter", help="a PEFT adapter's folder to put on --model")
+    parser.add_argument("--router", choices=ROUTERS, help="of a mixture, in place of its own; oracle: each language's own expert alone")
     parser.add_argument(
         "--prompt-of", metavar="DIR", help="ask in the prompt of this adapter (to compare a base with experts of a chat template)"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .bootstrap import LEVEL, RESAMPLES
-from .study import ALL, SCORE, Table
+from .figures import ALL, SCORE, Table
 from .tables import HEADS, METRICS_TITLE, Cell, grid, kind_title, lang_title, metrics_grid
 
 STYLE = Path(__file__).with_name("style.css")

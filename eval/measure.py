@@ -8,6 +8,7 @@ from typing import Any
 from model.languages import get_language
 from train.data.pairs import Pair
 
+from .answers import Loss
 from .bootstrap import LEVEL, bootstrap
 from .score import PARTS, score_set
 from .tables import METRICS
@@ -17,15 +18,20 @@ Compiler = Callable[[Sequence[str], str], list["bool | None"]]  # programs, lang
 
 
 def judge(
-    lang: str, kinds: dict[str, list[Pair]], completions: Sequence[str], seed: int, compiler: Compiler | None = None
+    lang: str,
+    kinds: dict[str, list[Pair]],
+    completions: Sequence[str],
+    seed: int,
+    compiler: Compiler | None = None,
+    losses: Sequence[Loss] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Figures by kind of point and the rows of `samples.jsonl`; `completions` in the order of the points of all kinds.
+    """Figures by kind and the rows of `samples.jsonl`; `completions` and `losses` in the order of the points of all kinds.
 
     `compiler` says which programs compile, None for those that it could not look at: they leave the rate, and "uncompiled" counts them.
     """
     figures: dict[str, Any] = {}
     samples: list[dict[str, Any]] = []
-    remaining = iter(completions)
+    remaining, remaining_losses = iter(completions), iter(losses or ())
     for kind, points in kinds.items():
         predictions = list(islice(remaining, len(points)))
         references = [point.code for point in points]
@@ -40,6 +46,10 @@ def judge(
                 for row, verdict in zip(rows, compiler(programs, lang), strict=True):
                     row[name] = verdict
             figures[kind]["uncompiled"] = sum(row["compiles"] is None for row in rows)
+        if losses is not None:
+            for row, loss in zip(rows, islice(remaining_losses, len(points)), strict=True):
+                row |= {"reference_nats": loss.nats, "reference_tokens": loss.tokens}
+            figures[kind]["loss"] = sum(row["reference_nats"] for row in rows) / sum(row["reference_tokens"] for row in rows)
         figures[kind]["metrics"] = estimates(rows, f"{seed}/{lang}/{kind}")
         samples += rows
     return figures, samples

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from .study import ALL, SCORE, Table
+from .figures import ALL, SCORE, Table
 from .tables import HEADS, kind_title, lang_title
 
 THEMES = {
@@ -210,5 +210,5 @@ def _role_legend(figure: Figure, axis: Axes) -> None:
 
 
 def row_scores(rows: dict[str, list[dict[str, Any]]]) -> dict[str, list[float]]:
-    """{role: scores} of `study.aligned`."""
+    """{role: scores} of `figures.aligned`."""
     return {role: [row[SCORE] for row in samples] for role, samples in rows.items()}

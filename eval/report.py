@@ -16,9 +16,9 @@ from model.output import check_absent, output_folder, write_json, write_run
 
 from . import plots
 from .bootstrap import LEVEL
+from .figures import ALL, aligned, compare, conditions, details, estimate, generations, kinds_of, languages_of, precision, training_summary
 from .html import render
 from .runs import ARRAYS, Run, Systems, read_runs, read_training
-from .study import ALL, aligned, compare, conditions, details, estimate, generations, kinds_of, languages_of, precision, training_summary
 from .tables import METRICS_TITLE, cell, grid, kind_title, lang_title, markdown_table, metrics_grid, text_table
 
 TITLE1, TITLE2 = "Table 1: base against experts", "Table 2: base against mixture"

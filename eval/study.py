@@ -1,144 +1,134 @@
-"""The figures of a report: Table 1 (base against experts), Table 2 (base against mixture), and what stands beside them.
+"""`python -m eval.study STUDY.yml --out DIR`: base, experts, merges and mixtures under one protocol, and a paired test of each claim.
 
-Scores are the corrected CodeBLEU, mean over points, in [0, 1]. The row "all" is the mean of the languages. A table is
-{kind: {lang or "all": {"n", "groups", column: {"value", "low", "high"}}}}.
+Every system gets the same points, shuffled by the seed, and decodes greedily, once, at the greatest of the lengths: at a smaller one its
+completion is a prefix. DIR holds a run of eval.codebleu for each system and length (`DIR/256/base`, ...), which eval.report reads,
+`study.json` (every figure), `study.md` (the tables) and `run.json`. Called again, it scores only what is not there yet; a run that was made
+with other settings, weights or data is refused. docs/study.md says what the figures are.
 """
 
+import sys
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
 from typing import Any
 
-from model.languages import LANGUAGES
+from model.checkpoint import read_json
+from model.cli import add_precision, make_parser, run_command
+from model.load import model_fingerprint
+from model.output import RUN, locked, write_json, write_run
+from train.data import load_pairs
 
-from .bootstrap import Estimate, Stratum, average, bootstrap, difference, ratio
-from .runs import ROLES, Run, Sample, Systems
+from . import codebleu
+from .codebleu import SETTINGS, Points, answer, load, load_points, model_facts, write_scores
+from .comparison import compare, read_rows
+from .contamination import CONTAMINATED, found_shares
+from .study_file import Source, Study, System, read_study
+from .study_tables import markdown, terminal
 
-ALL = "all"
-SCORE = "codebleu"
-
-Table = dict[str, dict[str, dict[str, Any]]]
-Means = dict[str, dict[str, dict[str, Estimate]]]  # [kind][lang or "all"][role]
+STUDY = "eval.study"
+REUSED_IF_SAME = (*(key for key in SETTINGS if key != "batch_size"), "seed", "name", "fingerprint", "data")
 
 
-def aligned(systems: Systems, lang: str, kind: str) -> dict[str, list[Sample]]:
-    """{role: its rows}, in the same order of points for every role."""
+def main(args: Namespace) -> None:
+    study = read_study(args.study)
+    _check_folder(args.out)
+    prints = {  # all of them first: what is missing is said before hours of work
+        source.run: model_fingerprint(source.model, source.adapter) for system in study.systems for source in system.sources(study.langs)
+    }
+    flags = ["--model", "", "--out", str(args.out), "--data", study.data, "--split", study.split, "--limit", str(study.limit)]
+    points, sources = load_points(codebleu.parse().parse_args([*flags, "--seed", str(args.seed)]), study.langs)
+    with locked(args.out):
+        for system in study.systems:
+            for source in system.sources(study.langs):
+                _score(args, study, system, source, points, sources, prints[source.run])
+        shares = _shares(study, points)
+        figures = {str(length): compare(study, read_rows(args.out / str(length), study, shares), args.seed) for length in study.lengths}
+        result = {"study": asdict(study), "points": sources, "contamination": shares and _summary(shares), "lengths": figures}
+        write_json(args.out / "study.json", result)
+        (args.out / "study.md").write_text(markdown(study, result, args.seed), encoding="utf-8")
+        write_run(args.out, seed=args.seed, figures={}, program=STUDY, study=str(args.study), data=sources)
+    print(terminal(study, result))
+    print(f"written to {args.out}")
+
+
+def _score(args: Namespace, study: Study, system: System, source: Source, points: Points, sources: dict[str, Any], weights: str) -> None:
+    """Writes the runs of one model at those lengths that are not there yet."""
+    outs = {length: args.out / str(length) / source.run for length in study.lengths}
+    settings = {length: _settings(args, study, system, source, length, out) for length, out in outs.items()}
+    data = {lang: sources[lang] for lang in source.langs}
+    facts = {"fingerprint": weights, "data": data}
+    missing = [length for length, out in outs.items() if not _is_there(out, {**vars(settings[length]), **facts})]
+    if not missing:
+        print(f"{source.run}: scored before")
+        return
+    print(f"\n{source.run}")
+    chosen = {lang: points[lang] for lang in source.langs}
+    model, tokenizer = load(settings[missing[-1]])
+    answers = answer(model, tokenizer, chosen, settings[missing[-1]])
+    for length in missing:
+        outs[length].parent.mkdir(exist_ok=True)
+        completions = {lang: row.texts(tokenizer, length, system.stop) for lang, row in answers.items()}
+        write_scores(settings[length], chosen, completions, answers, **model_facts(settings[length], model, tokenizer), data=data)
+
+
+def _settings(args: Namespace, study: Study, system: System, source: Source, length: int, out: Path) -> Namespace:
+    """The flags with which eval.codebleu would make the run."""
+    flags: dict[str, Any] = {"model": source.model, "adapter": source.adapter, "router": system.router, "prompt-of": system.prompt_of}
+    flags |= {"data": study.data, "split": study.split, "limit": study.limit, "batch-size": study.batch_size, "max-new-tokens": length}
+    flags |= {"device": args.device, "precision": args.precision, "seed": args.seed, "name": source.run, "out": out}
+    settings = codebleu.parse().parse_args([f"--{flag}={value}" for flag, value in flags.items() if value is not None])
+    settings.stop = system.stop
+    return settings
+
+
+def _is_there(run: Path, wanted: dict[str, Any]) -> bool:
+    """Whether a run was made before; ValueError if it was made otherwise."""
+    if not (run / RUN).is_file():
+        return False
+    facts = read_json(run / RUN)
+    for key in REUSED_IF_SAME:
+        if facts.get(key) != wanted[key]:
+            message = f"{run} was made with {key} = {facts.get(key)!r}, but the study says {wanted[key]!r}"
+            raise ValueError(f"{message}; remove that run, or give another --out")
+    return True
+
+
+def _check_folder(out: Path) -> None:
+    if out.is_dir() and any(out.iterdir()) and not (out / "lock").exists():
+        raise FileExistsError(f"the output {out} exists and is not a study's; name another or remove it first")
+
+
+def _shares(study: Study, points: Points) -> dict[str, dict[str, list[float]]] | None:
+    """{language: {kind: the share of each point's shingles that stand in training rows}}."""
+    if study.train is None:
+        return None
+    shares: dict[str, dict[str, list[float]]] = {}
+    for lang, kinds in points.items():
+        training = [pair.code for pair in load_pairs(study.train, lang, "train").rows]
+        shares[lang] = {kind: found_shares([point.code for point in chosen], training, lang) for kind, chosen in kinds.items()}
+    return shares
+
+
+def _summary(shares: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, dict[str, float]]]:
+    """{language: {kind: n, median and greatest share, points that count as seen}}."""
     return {
-        role: sorted(run.samples[lang].get(kind, []), key=lambda row: (row["id"], row["reference"]))
-        for role, run in systems.of(lang).items()
+        lang: {
+            kind: {"n": len(own), "median": median(own), "greatest": max(own), "seen": sum(share >= CONTAMINATED for share in own)}
+            for kind, own in kinds.items()
+        }
+        for lang, kinds in shares.items()
     }
 
 
-def languages_of(systems: Systems) -> list[str]:
-    return [lang for lang in LANGUAGES if systems.of(lang)]
+def parse() -> ArgumentParser:
+    parser = make_parser(STUDY, __doc__ or "")
+    parser.add_argument("study", type=Path, metavar="STUDY.yml", help="the systems and the protocol; examples/study.yml")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write, or to go on in")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    add_precision(parser)
+    return parser
 
 
-def kinds_of(systems: Systems) -> list[str]:
-    """Kinds of point that any run holds; "wording" (unseen wordings) before "family" (unseen families)."""
-    return sorted({kind for lang in languages_of(systems) for run in systems.of(lang).values() for kind in run.samples[lang]}, reverse=True)
-
-
-def estimate(systems: Systems, seed: int) -> tuple[Means, dict[str, dict[str, dict[str, int]]]]:
-    """The means of every role, and {kind: {lang: {"n", "groups"}}}. A role's "all" is there if it has every language of the kind."""
-    means: Means = {}
-    counts: dict[str, dict[str, dict[str, int]]] = {}
-    for kind in kinds_of(systems):
-        strata: dict[str, Stratum] = {}
-        for lang in languages_of(systems):
-            found = {role: rows for role, rows in aligned(systems, lang, kind).items() if rows}
-            if found:
-                groups = [row["group"] for row in next(iter(found.values()))]
-                strata[lang] = groups, {role: [row[SCORE] for row in rows] for role, rows in found.items()}
-        by_lang = bootstrap(strata, f"{seed}/{kind}")
-        shared = [role for role in ROLES if all(role in row for row in by_lang.values())]
-        means[kind] = {**by_lang, ALL: {role: average([row[role] for row in by_lang.values()]) for role in shared}}
-        problems = {lang: groups for lang, (groups, _) in strata.items()}
-        problems[ALL] = [group for groups in problems.values() for group in groups]
-        counts[kind] = {lang: {"n": len(groups), "groups": len(set(groups))} for lang, groups in problems.items()}
-    return means, counts
-
-
-def compare(means: Means, counts: dict[str, dict[str, dict[str, int]]], role: str) -> Table:
-    """Base against `role` ("expert", "mixture"): means, paired difference, ratio; also the share of the experts that the mixture keeps."""
-    table: Table = {}
-    for kind, langs in means.items():
-        rows = {}
-        for lang, found in langs.items():
-            if "base" not in found or role not in found:
-                continue
-            columns = {
-                "base": found["base"],
-                role: found[role],
-                "difference": difference(found[role], found["base"]),
-                "ratio": ratio(found[role], found["base"]),
-            }
-            if role == "mixture" and "expert" in found:
-                columns["kept"] = ratio(found["mixture"], found["expert"])
-            rows[lang] = {**counts[kind][lang], **{name: value.as_dict() for name, value in columns.items()}}
-        if rows:
-            table[kind] = rows
-    return table
-
-
-def details(systems: Systems) -> dict[str, Any]:
-    """What each run measured, by its own `run.json`: {lang: {role: {kind: figures}}}, both scores and all parts."""
-    return {lang: {role: run.facts["figures"][lang] for role, run in systems.of(lang).items()} for lang in languages_of(systems)}
-
-
-def generations(systems: Systems) -> dict[str, dict[str, Any]]:
-    """One point a language: that of the expert's (else the last role's) median score among the first kind, so nobody picked it."""
-    chosen = {}
-    for lang in languages_of(systems):
-        kind = next(kind for kind in kinds_of(systems) if any(aligned(systems, lang, kind).values()))
-        rows = aligned(systems, lang, kind)
-        judge = rows.get("expert") or list(rows.values())[-1]
-        index = sorted(range(len(judge)), key=lambda i: judge[i][SCORE])[(len(judge) - 1) // 2]
-        point = {key: judge[index][key] for key in ("id", "kind", "text", "reference")}
-        chosen[lang] = {**point, "systems": {role: {key: rows[role][index][key] for key in ("prediction", SCORE)} for role in rows}}
-    return chosen
-
-
-def training_summary(logs: list[tuple[str, list[dict[str, Any]]]]) -> dict[str, dict[str, Any]]:
-    """{label: steps, first and last training loss, best evaluation loss, seconds}."""
-    summary = {}
-    for label, entries in logs:
-        losses, checks = ([entry[key] for entry in entries if key in entry] for key in ("loss", "eval_loss"))
-        summary[label] = {
-            "steps": max(entry["step"] for entry in entries),
-            "first_loss": losses[0] if losses else None,
-            "last_loss": losses[-1] if losses else None,
-            "best_eval_loss": min(checks, default=None),
-            "seconds": max((entry["seconds"] for entry in entries if "seconds" in entry), default=None),
-        }
-    return summary
-
-
-def precision(systems: Systems) -> str:
-    """The dtype and quantisation of each role's runs, e.g. "base float32, expert float32, mixture float32 with NF4 matrices"."""
-    runs: dict[str, list[Run | None]] = {"base": [systems.base], "expert": [*systems.experts.values()], "mixture": [systems.mixture]}
-    found = {role: dict.fromkeys(_precision(run) for run in runs[role] if run) for role in ROLES}
-    return ", ".join(f"{role} {' and '.join(names)}" for role, names in found.items() if names)
-
-
-def _precision(run: Run) -> str:
-    dtype, quantization = run.facts.get("dtype", "of unknown precision"), run.facts.get("quantization")
-    return f"{dtype} with {quantization.upper()} matrices" if quantization else dtype
-
-
-def conditions(run: Run) -> dict[str, Any]:
-    """Which run a number came from and how it was made."""
-    keys = (
-        "program",
-        "name",
-        "role",
-        "model",
-        "adapter",
-        "split",
-        "limit",
-        "max_new_tokens",
-        "dtype",
-        "quantization",
-        "seed",
-        "data",
-        "command",
-        "finished",
-        "versions",
-    )
-    return {"path": str(run.path), **{key: run.facts[key] for key in keys if key in run.facts}}
+if __name__ == "__main__":
+    sys.exit(run_command(main, parse()))

@@ -5,7 +5,7 @@ from typing import Any
 from model.languages import LANGUAGES
 
 from .bootstrap import LEVEL
-from .study import ALL, Table
+from .figures import ALL, Table
 
 KINDS = {"wording": "Unseen wordings of seen problem families", "family": "Unseen problem families", "test": "Test split"}
 HEADS = {"base": "Base", "expert": "Expert", "mixture": "Mixture", "difference": "Difference", "ratio": "Times base", "kept": "Of expert"}
@@ -38,7 +38,7 @@ def lang_title(lang: str) -> str:
 
 
 def grid(rows: dict[str, dict[str, Any]]) -> Grid:
-    """Header and cells of one kind of a `study.Table`."""
+    """Header and cells of one kind of a `figures.Table`."""
     columns = [name for name in HEADS if any(name in row for row in rows.values())]
     head = ["Language", "n", *(HEADS[name] for name in columns)]
     cells = [[(lang_title(lang), ""), (str(row["n"]), ""), *(cell(name, row.get(name)) for name in columns)] for lang, row in rows.items()]
@@ -60,7 +60,7 @@ def cell(name: str, figure: dict[str, Any] | None) -> Cell:
 
 
 def metrics_grid(details: dict[str, dict[str, dict[str, dict[str, Any]]]]) -> Grid:
-    """Every metric with its interval, a row a language, system and kind of `study.details`; ([], []) if no run has them."""
+    """Every metric with its interval, a row a language, system and kind of `figures.details`; ([], []) if no run has them."""
     rows = [(lang, role, kind, row) for lang, roles in details.items() for role, kinds in roles.items() for kind, row in kinds.items()]
     columns = [name for name in METRICS if any(name in row.get("metrics", {}) for *_, row in rows)]
     if not columns:
@@ -76,16 +76,19 @@ def text_table(title: str, table: Table) -> str:
     """All kinds of a table as aligned text for a terminal."""
     lines = [f"{title} (x 100; [{LEVEL} % interval])"]
     for kind, rows in table.items():
-        head, cells = grid(rows)
-        shown = [head, *([f"{figure} {interval}".strip() for figure, interval in row] for row in cells)]
-        widths = [max(len(row[i]) for row in shown) for i in range(len(head))]
-        lines.append(f"  {kind_title(kind)}")
-        lines += [
-            "    "
-            + "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
-            for row in shown
-        ]
+        lines += [f"  {kind_title(kind)}", aligned_text(*grid(rows))]
     return "\n".join(lines)
+
+
+def aligned_text(head: list[str], cells: list[list[Cell]]) -> str:
+    """Columns of equal width for a terminal: the first to the left, the others to the right."""
+    shown = [head, *([f"{figure} {interval}".strip() for figure, interval in row] for row in cells)]
+    widths = [max(len(row[i]) for row in shown) for i in range(len(head))]
+    lines = [
+        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        for row in shown
+    ]
+    return "\n".join(f"    {line}" for line in lines)
 
 
 def markdown_table(head: list[str], cells: list[list[Cell]]) -> str:

@@ -78,7 +78,6 @@ def complete(
     return complete_rows(model, tokenizer, rows, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
 
 
-@torch.inference_mode()
 def complete_rows(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -90,13 +89,22 @@ def complete_rows(
     behind: str = "",
 ) -> list[str]:
     """`complete` of prompts that are token ids already; the completions are read as text that stands behind the text `behind`."""
+    completions = complete_ids(model, tokenizer, rows, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
+    return [decode_behind(tokenizer, ids, behind) for ids in completions]
+
+
+@torch.inference_mode()
+def complete_ids(
+    model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], *, max_new_tokens: int, batch_size: int, progress: bool = True
+) -> list[list[int]]:
+    """`complete` from token ids to token ids, EOS and the padding after it included. The first n are those of a completion of n tokens."""
     context = context_of(model)
     for row in rows:
         if len(row) >= context:
             prompt = tokenizer.decode(row[:20])
             raise ValueError(f"a prompt of {len(row)} tokens leaves no room in a context of {context}: {prompt!r}...")
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]), reverse=True)
-    completions = [""] * len(rows)
+    completions: list[list[int]] = [[] for _ in rows]
     with tqdm(total=len(rows), desc="Generating", unit="prompt", disable=not progress) as bar:
         for start in range(0, len(rows), batch_size):
             batch = by_length[start : start + batch_size]
@@ -110,6 +118,6 @@ def complete_rows(
                 pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             )
             for index, ids in zip(batch, output[:, width:].tolist(), strict=True):
-                completions[index] = decode_behind(tokenizer, ids, behind)
+                completions[index] = ids
             bar.update(len(batch))
     return completions

@@ -1,5 +1,6 @@
 """The one loader that every command uses: a plain base, a base with a PEFT adapter, or a mixture."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from .adapters import Adapter, is_adapter
+from .adapters import Adapter, base_fingerprint, is_adapter
 from .checkpoint import Checkpoint, model_folder, parse_dtype
 from .config_file import read_config
 from .configuration_moe import MoEConfig
@@ -68,6 +69,15 @@ def base_of(adapter: Path) -> Path:
     if not named:
         raise ValueError(f"{adapter} does not name its base; give the base as the model and this as its adapter")
     return model_folder(named)
+
+
+def model_fingerprint(path: str | Path, adapter: str | Path | None = None) -> str:
+    """SHA-256 by which what `load_model` loads is known again, cheap at any size (`base_fingerprint`)."""
+    folders = [model_folder(name) for name in (path, adapter) if name is not None]
+    if is_adapter(folders[0]):
+        folders = [base_of(folders[0]), *folders]
+    parts = [Adapter(folder).fingerprint if is_adapter(folder) else base_fingerprint(folder) for folder in folders]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def _load_dense(folder: Path, device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:

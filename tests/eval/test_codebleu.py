@@ -11,6 +11,7 @@ import torch
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import eval.codebleu as command
+from eval.answers import Loss
 from eval.runs import read_run, read_runs
 from model import MoEForCausalLM
 from model.cli import run_command
@@ -31,11 +32,14 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setattr(command, "load_model", lambda *_, **__: (model, None))
     monkeypatch.setattr(command, "model_folder", Path)
 
-    def complete(model: Any, tokenizer: Any, prompts: list[str], **options: Any) -> list[str]:
-        assert options == {"max_new_tokens": 7, "batch_size": 3}
-        return [answers.get(prompt, "") for prompt in prompts]
+    monkeypatch.setattr(command, "model_fingerprint", lambda *_: "0f")
 
-    monkeypatch.setattr(command, "complete", complete)
+    def ask(model: Any, tokenizer: Any, lang: str, points: Any, **options: Any) -> Any:
+        assert options == {"max_new_tokens": 7, "batch_size": 3, "router": None}
+        texts = [answers.get(format_prompt(point.text, lang, tokenizer), "") for point in points]
+        return SimpleNamespace(texts=lambda *_: texts, losses=[Loss(6.0, 3)] * len(points), seconds=1.0, length=7)
+
+    monkeypatch.setattr(command, "ask", ask)
     return answers
 
 
@@ -98,7 +102,7 @@ def test_a_failure_leaves_nothing(answer: dict[str, str], data_folder: Path, tmp
     def fail(*_: Any, **__: Any) -> list[str]:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(command, "complete", fail)
+    monkeypatch.setattr(command, "ask", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         run(*flags(data_folder, tmp_path / "run"))
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,150 @@
+"""The file of a study: which systems are scored, on which points, and what they are compared with. Read strictly."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from model.languages import LANGUAGES, get_language
+from model.strict_yaml import check_mapping, read_yaml
+
+from .answers import ROUTERS
+
+KEYS = ("data", "train", "split", "langs", "limit", "lengths", "batch_size", "baseline", "experts", "systems")
+SYSTEM_KEYS = ("name", "model", "adapter", "router", "prompt_of", "stop")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class Source(NamedTuple):
+    """One model of a system, and the languages that it answers for."""
+
+    run: str  # the name of its run's folder
+    model: str
+    adapter: str | None
+    langs: list[str]
+
+
+@dataclass(frozen=True)
+class System:
+    """What is scored. `model` and `adapter` may be {language: folder}: then each language is answered by its own."""
+
+    name: str
+    model: str | dict[str, str]
+    adapter: str | dict[str, str] | None
+    router: str | None
+    prompt_of: str | None
+    stop: list[str]
+
+    def sources(self, langs: list[str]) -> list[Source]:
+        """One for all of `langs`, or one for each of them that the system has a model and adapter for."""
+        parts = [part for part in (self.model, self.adapter) if isinstance(part, dict)]
+        if not parts:
+            return [Source(self.name, str(self.model), None if self.adapter is None else str(self.adapter), langs)]
+        own = [lang for lang in langs if all(lang in part for part in parts)]
+        return [Source(f"{self.name}-{lang}", str(_of(self.model, lang)), _of(self.adapter, lang), [lang]) for lang in own]
+
+
+def _of(part: str | dict[str, str] | None, lang: str) -> str | None:
+    return part[lang] if isinstance(part, dict) else part
+
+
+@dataclass(frozen=True)
+class Study:
+    """`baseline` and `experts` name the systems that all others are compared with."""
+
+    data: str
+    train: str | None  # the rows that the points' programs are looked for in; None: nowhere
+    split: str
+    langs: list[str]
+    limit: int
+    lengths: list[int]  # tokens of a completion, ascending
+    batch_size: int
+    baseline: str
+    experts: str | None
+    systems: list[System]
+
+
+def read_study(path: Path) -> Study:
+    """FileNotFoundError or ValueError naming the file, the key and what it may hold."""
+    raw = check_mapping(read_yaml(path), KEYS, str(path))
+    systems = raw.get("systems")
+    if not isinstance(systems, list) or not systems:
+        raise ValueError(f"{path}: systems must be a list of at least one system")
+    data = _text(raw, "data", str(path), "auto")
+    study = Study(
+        data=data,
+        train=_optional(raw, "train", str(path)) if "train" in raw else data,
+        split=_text(raw, "split", str(path), "test"),
+        langs=_list(raw, "langs", str, str(path), list(LANGUAGES)),
+        limit=_count(raw.get("limit", 50), f"{path}: limit"),
+        lengths=sorted(_count(value, f"{path}: lengths") for value in _list(raw, "lengths", int, str(path), [256, 650])),
+        batch_size=_count(raw.get("batch_size", 16), f"{path}: batch_size"),
+        baseline=_text(raw, "baseline", str(path), "base"),
+        experts=_optional(raw, "experts", str(path)),
+        systems=[_read_system(value, f"{path}: system {number}") for number, value in enumerate(systems, 1)],
+    )
+    _check(study, path)
+    return study
+
+
+def _read_system(raw: Any, where: str) -> System:
+    check_mapping(raw, SYSTEM_KEYS, where)
+    name = _text(raw, "name", where)
+    where = f"{where} ({name})"
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{where}: a name is letters, digits, '.', '_' and '-': it names a folder")
+    router = _optional(raw, "router", where)
+    if router not in (None, *ROUTERS):
+        raise ValueError(f"{where}: router is {router!r}; allowed: {', '.join(ROUTERS)}")
+    model, adapter = _by_lang(raw, "model", where), _by_lang(raw, "adapter", where)
+    if model is None:
+        raise ValueError(f"{where} has no model: a folder, a name in the hub's cache, or one for each language")
+    return System(name, model, adapter, router, _optional(raw, "prompt_of", where), _list(raw, "stop", str, where, []))
+
+
+def _check(study: Study, path: Path) -> None:
+    names = [system.name for system in study.systems]
+    runs = [source.run for system in study.systems for source in system.sources(study.langs)]
+    for found in (names, runs):
+        if twice := [name for name in found if found.count(name) > 1]:
+            raise ValueError(f"{path}: two systems, or their runs, are called {twice[0]!r}")
+    for key, name in (("baseline", study.baseline), ("experts", study.experts)):
+        if name is not None and name not in names:
+            raise ValueError(f"{path}: {key} is {name!r}, which is no system; there are: {', '.join(names)}")
+    for lang in study.langs:
+        get_language(lang)
+    for system in study.systems:
+        if not system.sources(study.langs):
+            raise ValueError(f"{path}: the system {system.name} has no model for any of {', '.join(study.langs)}")
+
+
+def _by_lang(raw: dict[str, Any], key: str, where: str) -> str | dict[str, str] | None:
+    if isinstance(raw.get(key), dict):
+        value = check_mapping(raw[key], LANGUAGES, f"{where}: {key}")
+        return {lang: _text(value, lang, f"{where}: {key}") for lang in value}
+    return _optional(raw, key, where)
+
+
+def _text(raw: dict[str, Any], key: str, where: str, default: str | None = None) -> str:
+    value = raw.get(key, default)
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {key} must be a text, not {value!r}")
+    return value
+
+
+def _optional(raw: dict[str, Any], key: str, where: str) -> str | None:
+    return None if raw.get(key) is None else _text(raw, key, where)
+
+
+def _list(raw: dict[str, Any], key: str, kind: type, where: str, default: Iterable[Any]) -> list[Any]:
+    value = raw.get(key, default)
+    if not isinstance(value, list) or not all(isinstance(item, kind) for item in value) or (key != "stop" and not value):
+        raise ValueError(f"{where}: {key} must be a list, not {value!r}")
+    return list(dict.fromkeys(value))
+
+
+def _count(value: Any, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{where} must be a whole number of at least 1, not {value!r}")
+    return value

@@ -1,0 +1,122 @@
+"""The tables of a study, as Markdown and for the terminal: the same cells."""
+
+from typing import Any
+
+from model.languages import LANGUAGES
+
+from .bootstrap import LEVEL
+from .comparison import LOSS
+from .contamination import CONTAMINATED
+from .figures import ALL, SCORE
+from .study_file import Study
+from .tables import METRICS, Cell, Grid, aligned_text, cell, kind_title, lang_title, markdown_table
+
+NOTE = (
+    "CodeBLEU is corrected, x 100, the mean over points; “all” is the mean of the languages. In brackets the {level} % interval of a "
+    "bootstrap over problems, paired between systems. p: two-sided sign-flip test over problems, adjusted (Holm) for the claims of the "
+    "table. Loss: nats per token of the references. Greedy decoding, seed {seed}."
+)
+CLEAN = "A point counts as seen if at least {share:.0f} % of its program's 5-token shingles stand in programs of the training rows."
+
+
+def tables(study: Study, result: dict[str, Any]) -> list[tuple[str, Grid]]:
+    """Title, head and cells of every table: the comparison by kind of point and length, all measures, contamination."""
+    found = []
+    for length, kinds in result["lengths"].items():
+        for kind, figures in kinds.items():
+            title = f"{kind_title(kind)}, at most {length} new tokens"
+            found.append((title, comparison_grid(study, figures)))
+    for length, kinds in result["lengths"].items():
+        for kind, figures in kinds.items():
+            found.append((f"Every measure of the text: {kind_title(kind).lower()}, at most {length} new tokens", _metrics_grid(figures)))
+    if result["contamination"]:
+        found.append(("Points whose programs stand in training rows", _contamination_grid(result["contamination"])))
+        for length, kinds in result["lengths"].items():
+            for kind, figures in kinds.items():
+                if figures["unseen"]["points"]:
+                    title = f"CodeBLEU on the points that count as unseen: {kind_title(kind).lower()}, at most {length} new tokens"
+                    found.append((title, _unseen_grid(study, figures)))
+    return found
+
+
+def comparison_grid(study: Study, figures: dict[str, Any]) -> Grid:
+    """A row a system: CodeBLEU by language and over all, how it stands to baseline and experts, and the loss."""
+    langs = [lang for lang in study.langs if lang in figures["points"]]
+    references = [name for name in dict.fromkeys((study.baseline, study.experts)) if name]
+    head = ["System", *(f"{lang_title(lang)} (n = {figures['points'][lang]['n']})" for lang in langs), "all"]
+    for name in references:
+        head += [f"/ {name}", f"p, {name}"]
+    rows = []
+    for system, own in figures["systems"].items():
+        row: list[Cell] = [(system, ""), *(_plain(own.get(lang), SCORE) for lang in langs), cell(SCORE, own.get(ALL, {}).get(SCORE))]
+        for name in references:
+            claim = _claim(figures["claims"], system, name)
+            row += [cell("ratio", claim and claim["ratio"]), (_p_value(claim), "")]
+        rows.append([*row, (_loss(own.get(ALL)), "")])
+    return [*head, "loss"], rows
+
+
+def _claim(claims: list[dict[str, Any]], system: str, against: str) -> dict[str, Any] | None:
+    wanted = (system, against, SCORE, ALL)
+    return next((row for row in claims if (row["system"], row["against"], row["metric"], row["lang"]) == wanted), None)
+
+
+def _p_value(claim: dict[str, Any] | None) -> str:
+    p = None if claim is None else claim.get("p_holm")
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _plain(figures: dict[str, Any] | None, metric: str) -> Cell:
+    """The figure without its interval."""
+    return cell(metric, (figures or {}).get(metric))[0], ""
+
+
+def _loss(figures: dict[str, Any] | None) -> str:
+    return f"{figures[LOSS]['value']:.3f}" if figures else "–"
+
+
+def _metrics_grid(figures: dict[str, Any]) -> Grid:
+    """A row a system: every measure over all languages."""
+    own = {name: langs[ALL] for name, langs in figures["systems"].items() if ALL in langs}
+    columns = [name for name in METRICS if any(name in row for row in own.values())]
+    return ["System", *(METRICS[name] for name in columns)], [
+        [(name, ""), *(cell(metric, row[metric]) for metric in columns)] for name, row in own.items()
+    ]
+
+
+def _contamination_grid(summary: dict[str, dict[str, dict[str, float]]]) -> Grid:
+    rows: list[list[Cell]] = [
+        [
+            (kind_title(kind), ""),
+            (LANGUAGES[lang].title, ""),
+            (str(row["n"]), ""),
+            *((f"{100 * row[key]:.0f} %", "") for key in ("median", "greatest")),
+            (str(row["seen"]), ""),
+        ]
+        for lang, kinds in summary.items()
+        for kind, row in kinds.items()
+    ]
+    return ["Points", "Language", "n", "median share found", "greatest", "count as seen"], rows
+
+
+def _unseen_grid(study: Study, figures: dict[str, Any]) -> Grid:
+    points = figures["unseen"]["points"]
+    langs = [lang for lang in study.langs if lang in points]
+    rows: list[list[Cell]] = [
+        [(name, ""), *(_plain(own.get(lang), SCORE) for lang in langs), cell(SCORE, own.get(ALL, {}).get(SCORE))]
+        for name, own in figures["unseen"]["systems"].items()
+    ]
+    return ["System", *(f"{lang_title(lang)} (n = {points[lang]['n']})" for lang in langs), "all"], rows
+
+
+def markdown(study: Study, result: dict[str, Any], seed: int) -> str:
+    parts = ["# Study", NOTE.format(level=LEVEL, seed=seed), CLEAN.format(share=100 * CONTAMINATED)]
+    for title, (head, cells) in tables(study, result):
+        parts += [f"## {title}", markdown_table(head, cells)]
+    return "\n\n".join(parts) + "\n"
+
+
+def terminal(study: Study, result: dict[str, Any]) -> str:
+    """The comparison at each kind and length; the rest stands in `study.md`."""
+    count = sum(len(kinds) for kinds in result["lengths"].values())
+    return "\n\n".join(f"{title}\n{aligned_text(head, cells)}" for title, (head, cells) in tables(study, result)[:count])
