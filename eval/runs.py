@@ -12,6 +12,7 @@ from model.output import RUN
 LOG = "log.jsonl"
 SAMPLES = "samples.jsonl"
 ARRAYS = "routing.json"
+PROGRAMS = "programs.json"
 CODEBLEU, ROUTING = "eval.codebleu", "eval.routing"
 ROLES = ("base", "expert", "mixture")
 FACTS = ("role", "figures", "max_new_tokens")  # what a report needs of a run
