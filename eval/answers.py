@@ -5,7 +5,7 @@ Shapes: B batch, S sequence, T tokens, K experts per token, V vocabulary.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -87,16 +87,29 @@ def reference_losses(model: Any, examples: Sequence[Example], batch_size: int) -
     return losses
 
 
+def check_router(name: str, settings: dict[str, Any], router: str, langs: Iterable[str]) -> None:
+    """ValueError if the model called `name`, with these `settings` in its config.json, cannot have this router for `langs`."""
+    experts = settings.get("num_local_experts", 0)
+    if not experts:
+        raise ValueError(f"{name} is no mixture: it has no router to be {router}")
+    for lang in langs if router == ORACLE else ():
+        _expert_of((settings.get("expert_names") or [])[:experts], lang)
+
+
+def _expert_of(names: list[str], lang: str) -> int:
+    expert = own_expert(names, lang)
+    if expert is None:
+        raise ValueError(f"the router {ORACLE} needs an expert called {lang}; the model's experts: {', '.join(names) or 'without names'}")
+    return expert
+
+
 @contextmanager
 def oracle_gate(model: nn.Module, lang: str) -> Iterator[None]:
     """Within it every gate sends every token to the expert of `lang` alone, with weight 1; shared experts stay as they are.
 
     ValueError if the mixture has no expert of that name.
     """
-    names = getattr(model.config, "routed_names", None) or []
-    expert = own_expert(names, lang)
-    if expert is None:
-        raise ValueError(f"the router {ORACLE} needs an expert called {lang}; the model's experts: {', '.join(names) or 'without names'}")
+    expert = _expert_of(getattr(model.config, "routed_names", None) or [], lang)
 
     def send(router: MoERouter, _: Any, output: tuple[Tensor, Routing]) -> tuple[Tensor, Routing]:
         logits_TE, routing = output

@@ -25,7 +25,7 @@ from model.same_tokenizer import take_chat_template
 from train.data import load_pairs
 from train.data.pairs import Pair
 
-from .answers import ORACLE, ROUTERS, Answers, ask
+from .answers import ORACLE, ROUTERS, Answers, ask, check_router
 from .compiles import compile_all
 from .measure import judge, table
 from .points import pick_points
@@ -44,19 +44,19 @@ def main(args: Namespace) -> None:
         given = {"path": str(args.samples), "sha256": sha256_of(args.samples)}
         shown = write_scores(args, points, given_completions(args.samples, points), None, sandbox, samples=given, data=sources)
     else:
-        model, tokenizer = load(args)
+        model, tokenizer = load(args, points)
         answers = answer(model, tokenizer, points, args)
         completions = {lang: row.texts(tokenizer, args.max_new_tokens, args.stop) for lang, row in answers.items()}
         shown = write_scores(args, points, completions, answers, sandbox, **model_facts(args, model, tokenizer), data=sources)
     print(f"{shown}\nwritten to {args.out}")
 
 
-def load(args: Namespace) -> tuple[Any, Any]:
-    """The model and tokenizer that the flags name; ValueError for a router of what has none."""
+def load(args: Namespace, langs: Iterable[str]) -> tuple[Any, Any]:
+    """The model and tokenizer that the flags name, to be asked in `langs`; ValueError for a router that it cannot have."""
     router = None if args.router == ORACLE else args.router
     model, tokenizer = load_model(args.model, adapter=args.adapter, device=args.device, precision=args.precision, router_type=router)
-    if args.router and not getattr(model.config, "num_local_experts", 0):
-        raise ValueError(f"{args.model} is no mixture: it has no router to be {args.router}")
+    if args.router:
+        check_router(args.model, model.config.to_dict(), args.router, langs)
     if args.prompt_of:
         take_chat_template(tokenizer, [model_folder(args.prompt_of)])
     return model, tokenizer

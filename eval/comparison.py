@@ -71,7 +71,7 @@ def estimate(systems: dict[str, Langs], metric: str, languages: int, seed: str) 
         means = {name: {lang: ratio(nats[name][lang], tokens[name][lang]) for lang in own} for name, own in nats.items()}
     else:
         means = _by_language(systems, metric, seed)
-    return {name: own | ({ALL: average(list(own.values()))} if len(own) == languages else {}) for name, own in means.items()}
+    return {name: own | ({ALL: average(list(own.values()))} if own and len(own) == languages else {}) for name, own in means.items()}
 
 
 def _by_language(systems: dict[str, Langs], key: str, seed: str) -> Means:
@@ -93,7 +93,7 @@ def claims(study: Study, systems: dict[str, Langs], means: dict[str, Means], see
     found: list[dict[str, Any]] = []
     for against in dict.fromkeys(name for name in (study.baseline, study.experts) if name):
         for name in systems:
-            for metric in CLAIMED if name != against else ():
+            for metric in CLAIMED if name not in (study.baseline, against) else ():
                 ours, theirs = means[metric][name], means[metric][against]
                 if metric == LOSS and not _same_tokens(systems[name], systems[against]):
                     continue

@@ -13,13 +13,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from model.adapters import is_adapter
 from model.checkpoint import read_json
 from model.cli import add_precision, make_parser, run_command
-from model.load import model_fingerprint
+from model.config_file import read_config
+from model.load import model_fingerprint, model_folder
 from model.output import RUN, locked, write_json, write_run
 from train.data import load_pairs
 
 from . import codebleu
+from .answers import check_router
 from .codebleu import SETTINGS, Points, answer, load, load_points, model_facts, write_scores
 from .comparison import compare, read_rows
 from .contamination import CONTAMINATED, found_shares
@@ -33,9 +36,8 @@ REUSED_IF_SAME = (*(key for key in SETTINGS if key != "batch_size"), "seed", "na
 def main(args: Namespace) -> None:
     study = read_study(args.study)
     _check_folder(args.out)
-    prints = {  # all of them first: what is missing is said before hours of work
-        source.run: model_fingerprint(source.model, source.adapter) for system in study.systems for source in system.sources(study.langs)
-    }
+    # all of them first: what is missing is said before hours of work
+    prints = {source.run: _fingerprint(system, source) for system in study.systems for source in system.sources(study.langs)}
     flags = ["--model", "", "--out", str(args.out), "--data", study.data, "--split", study.split, "--limit", str(study.limit)]
     points, sources = load_points(codebleu.parse().parse_args([*flags, "--seed", str(args.seed)]), study.langs)
     with locked(args.out):
@@ -52,6 +54,14 @@ def main(args: Namespace) -> None:
     print(f"written to {args.out}")
 
 
+def _fingerprint(system: System, source: Source) -> str:
+    """Of the weights; ValueError if there is no such model, or if it cannot have the system's router."""
+    folder = model_folder(source.model)
+    if system.router:
+        check_router(source.model, {} if is_adapter(folder) else read_config(folder), system.router, source.langs)
+    return model_fingerprint(source.model, source.adapter)
+
+
 def _score(args: Namespace, study: Study, system: System, source: Source, points: Points, sources: dict[str, Any], weights: str) -> None:
     """Writes the runs of one model at those lengths that are not there yet."""
     outs = {length: args.out / str(length) / source.run for length in study.lengths}
@@ -64,7 +74,7 @@ def _score(args: Namespace, study: Study, system: System, source: Source, points
         return
     print(f"\n{source.run}")
     chosen = {lang: points[lang] for lang in source.langs}
-    model, tokenizer = load(settings[missing[-1]])
+    model, tokenizer = load(settings[missing[-1]], chosen)
     answers = answer(model, tokenizer, chosen, settings[missing[-1]])
     for length in missing:
         outs[length].parent.mkdir(exist_ok=True)

@@ -46,7 +46,7 @@ def make_gates(given: Ingredients, seed: int) -> Gates:
         return _prompt_gates(given, tokenizer, prompts)
     gates_LED = random_gates(mode, given.config.num_hidden_layers, len(prompts), given.config.hidden_size, seed)
     if not all(own.positive for own in prompts):
-        return Gates(dict.fromkeys(_blocks(given), gates_LED), None)
+        return Gates({block: gates_LED.clone() for block in _blocks(given)}, None)  # safetensors refuses one tensor by two names
     return _walk(given, _prompt_texts(tokenizer, prompts), [own.positive for own in prompts], lambda layer, block, seen: gates_LED[layer])
 
 
