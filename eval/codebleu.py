@@ -112,7 +112,12 @@ def write_scores(
 
 def model_facts(args: Namespace, model: Any, tokenizer: Any) -> dict[str, Any]:
     """What `run.json` says of the model that answered."""
-    facts = {"role": role_of(model, args), "prompt_template": prompt_template(tokenizer), **precision_facts(model), "cost": model_cost(model)}
+    facts = {
+        "role": role_of(model, args),
+        "prompt_template": prompt_template(tokenizer),
+        **precision_facts(model),
+        "cost": model_cost(model),
+    }
     return {**facts, "fingerprint": model_fingerprint(args.model, args.adapter)}
 
 

@@ -31,15 +31,18 @@ def active_parameters(model: Any) -> int:
     experts = getattr(model.config, "num_local_experts", 0) or 0
     shared = getattr(model.config, "num_shared_experts", 0) or 0
     idle = experts - _chosen(model)
-    stacks = [shape for module in model.modules() for shape in _shapes(module) if len(shape) == 3 and shape[0] in (experts, experts + shared)]
+    stacks = [
+        shape for module in model.modules() for shape in _shapes(module) if len(shape) == 3 and shape[0] in (experts, experts + shared)
+    ]
     return int(model.num_parameters()) - sum(idle * torch.Size(shape[1:]).numel() for shape in stacks)
 
 
 def _chosen(model: Any) -> int:
     """K: of our router by its kind, else as the configuration says."""
-    kind = next((module.kind for module in model.modules() if isinstance(module, MoERouter)), None)
-    fixed = {"softmax": getattr(model.config, "num_local_experts", 0), "switch": 1, "sequence": 1}
-    return int(fixed.get(kind, getattr(model.config, "num_experts_per_tok", 0)) or 0)
+    kind = next((module.kind for module in model.modules() if isinstance(module, MoERouter)), "topk")
+    if kind in ("switch", "sequence"):
+        return 1
+    return int(getattr(model.config, "num_local_experts" if kind == "softmax" else "num_experts_per_tok", 0) or 0)
 
 
 def _shapes(module: nn.Module) -> Iterable[Sequence[int]]:

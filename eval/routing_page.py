@@ -10,19 +10,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from .html_parts import page
 from .tables import kind_title, lang_title
 
 SLOTS = 7  # experts with a colour of their own: those with the most weight; the rest share one
 STYLE, SCRIPT = (Path(__file__).with_name(f"routing.{suffix}") for suffix in ("css", "js"))
-PAGE_STYLE = Path(__file__).with_name("style.css")
 
 
 def programs_page(shown: dict[str, Any]) -> str:
     """The page of `programs.json`: {"model", "experts", "max_new_tokens", "programs"}."""
-    meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    style = PAGE_STYLE.read_text(encoding="utf-8")
-    body = f"<main><h1>Experts, token by token</h1>{programs_section(shown)}</main>"
-    return f'<!doctype html><html lang="en"><head>{meta}<title>Experts, token by token</title><style>{style}</style></head><body>{body}</body></html>\n'
+    return page("Experts, token by token", f"<h1>Experts, token by token</h1>{programs_section(shown)}")
 
 
 def programs_section(shown: dict[str, Any]) -> str:
@@ -31,8 +28,8 @@ def programs_section(shown: dict[str, Any]) -> str:
     layers = next((len(program["choices"][0]) for program in programs if program["choices"]), 0)
     slots = _slots(programs, len(names))
     note = (
-        f"Programs that the mixture {shown['model']} wrote itself: greedy decoding, at most {shown['max_new_tokens']} new tokens, the first "
-        "points of each language. A token has the colour of the expert with the most weight, in the mean of all "
+        f"Programs that the mixture {shown['model']} wrote itself: greedy decoding, at most {shown['max_new_tokens']} new tokens, "
+        "the first points of each language. A token has the colour of the expert with the most weight, in the mean of all "
         f"{layers} layers or in the one chosen. Hover or tap to read the weights."
     )
     options = "".join(f"<option value='{layer}'>layer {layer}</option>" for layer in range(layers))

@@ -43,7 +43,7 @@ def language_joint(languages: dict[str, dict[str, Any]]) -> list[Any]:
 
 
 def class_shares(row: dict[str, Any], own: int | None) -> dict[str, dict[str, Any]]:
-    """{class: its share of the tokens, first choices by expert [E], `own`: the share whose first choice is the own expert}; means over layers.
+    """{class: `share` of the tokens, `top1` [E]: their first choices, `own`: the share of the own expert among these}; means over layers.
 
     `row["by_class"]` as in `train.routing.measure_routing`, by layer or its mean. A class without tokens is left out.
     """
@@ -61,9 +61,7 @@ def class_table(languages: dict[str, dict[str, Any]], owns: dict[str, int | None
     """Per cent of the tokens of each class whose first choice is the language's own expert, and the NMI of class and expert."""
     shares = {lang: class_shares(row, owns[lang]) for lang, row in languages.items() if owns[lang] is not None}
     head = ["own expert first, %", *map(lang_title, shares)]
-    rows = [
-        [(name, ""), *((f"{100 * own[name]['own']:.1f}" if name in own else "-", "") for own in shares.values())] for name in CLASSES
-    ]
+    rows = [[(name, ""), *((f"{100 * own[name]['own']:.1f}" if name in own else "-", "") for own in shares.values())] for name in CLASSES]
     figures = [means(languages[lang]["nmi_class"]) for lang in shares]
     rows.append([("NMI, class and expert", ""), *(("-" if value is None else f"{value:.3f}", "") for value in figures)])
     return aligned_text(head, rows) if shares else ""

@@ -77,7 +77,7 @@ def measure_routing(
 
 
 def _sums(routings: list[Routing], counted_T: Tensor, classes: list[int], num_classes: int) -> dict[str, Tensor]:
-    """Sums over the counted tokens of a forward, fp64: `top1`, `chosen`, `weight` [L, E], `entropy_bits`, `dropped` [L], `by_class` [L, C, E]."""
+    """Sums over counted tokens, fp64: `top1`, `chosen`, `weight` [L, E], `entropy_bits`, `dropped` [L], `by_class` [L, C, E]."""
     layers: dict[str, list[Tensor]] = {"top1": [], "chosen": [], "weight": [], "entropy_bits": [], "dropped": []}
     if num_classes:
         layers["by_class"] = []
