@@ -9,6 +9,7 @@ from typing import Any
 from .report_tables import Listing
 from .tables import HEADS, Cell, kind_title, lang_title
 
+LABEL = " class='label'"  # of a cell that is no number
 STYLE = Path(__file__).with_name("style.css")
 
 
@@ -44,7 +45,9 @@ class Links:
 
 def html_table(listing: Listing, links: Links) -> str:
     title = f"<h3>{escape(listing.title)}</h3>" if listing.title else ""
-    lines = ["<tr>" + "".join(f"<th>{escape(text)}</th>" for text in listing.head) + "</tr>"]
+    labels = [not names for names in listing.sources[0]]
+    head = zip(listing.head, labels, strict=True)
+    lines = ["<tr>" + "".join(f"<th{LABEL if label else ''}>{escape(text)}</th>" for text, label in head) + "</tr>"]
     for number, (row, sources) in enumerate(zip(listing.cells, listing.sources, strict=True), start=1):
         cells = "".join(_cell(cell, names, links) for cell, names in zip(row, sources, strict=True))
         lines.append(f"<tr{' class=all' if listing.last and number == len(listing.cells) else ''}>{cells}</tr>")
@@ -54,7 +57,7 @@ def html_table(listing: Listing, links: Links) -> str:
 def _cell(cell: Cell, names: Sequence[str], links: Links) -> str:
     figure, interval = cell
     note = f"<span class='interval'>{escape(interval)}</span>" if interval else ""
-    return f"<td>{links(figure, names)}{note}</td>"
+    return f"<td{'' if names else LABEL}>{links(figure, names)}{note}</td>"
 
 
 def html_figure(name: str, paths: dict[str, Path], caption: str, behind: str) -> str:

@@ -15,7 +15,7 @@ PARTS = ("Empty", "CodeBLEU", "n-gram", "Keywords", "Syntax", "Data flow", "Corp
 
 PASS_TEXT = (
     f"The share of tasks that a model solves by k completions, unbiased (Chen et al. 2021), with {LEVEL} % intervals from a bootstrap over "
-    "tasks. Programs run against the tasks' tests in a sandbox. What could not be judged counts nowhere."
+    "tasks. Programs run against the tasks' tests, each within the wall time and memory given. What could not be judged counts nowhere."
 )
 COST_TEXT = (
     "As the runs themselves say. Peak memory is the process's, on a GPU what torch allocated. Tokens per second are of all completions, "
@@ -84,17 +84,19 @@ def measures(report: dict[str, Any]) -> list[Listing]:
 def passes(report: dict[str, Any]) -> list[Listing]:
     """pass@k with its conditions, a row a run."""
     ks = sorted({k for row in report["passes"] for k in row["figures"]["pass_at_k"]}, key=int)
-    head = ["Model", "Tasks", "Language", "n tasks", "Completions", "Temperature", "top-p", "New tokens", "Sandbox", "Not judged"]
+    head = ["Model", "Tasks", "Language", *(f"pass@{k}, %" for k in ks)]
+    head += ["Tasks, n", "Completions", "Not judged", "Temperature", "top-p", "New tokens", "Seconds", "MiB", "Sandbox"]
     cells: list[list[Cell]] = []
     for row in report["passes"]:
         figures, how = row["figures"], row["conditions"]
         unjudged = sum(figures["outcomes"][name] for name in ("tool missing", "sandbox error"))
-        sampled = [_text(how[key]) for key in ("temperature", "top_p", "max_new_tokens")]
-        about = [row["name"], row["tasks"], lang_title(row["lang"]), str(figures["tasks"]), str(figures["samples"]), *sampled]
-        shown = [*about, "yes" if how["isolated"] else "no", str(unjudged)]
-        cells.append([*((text, "") for text in shown), *(cell("pass", figures["pass_at_k"].get(k)) for k in ks)])
+        settings = [_text(how[key]) for key in ("temperature", "top_p", "max_new_tokens", "timeout", "memory")]
+        shown = [*(str(count) for count in (figures["tasks"], figures["samples"], unjudged)), *settings, "yes" if how["isolated"] else "no"]
+        about = (row["name"], row["tasks"], lang_title(row["lang"]))
+        rates = [cell("pass", figures["pass_at_k"].get(k)) for k in ks]
+        cells.append([*((text, "") for text in about), *rates, *((text, "") for text in shown)])
     sources = [sourced(line, row["sources"], 3) for line, row in zip(cells, report["passes"], strict=True)]
-    return [Listing("", [*head, *(f"pass@{k}, %" for k in ks)], cells, sources)] if cells else []
+    return [Listing("", head, cells, sources)] if cells else []
 
 
 def routing(report: dict[str, Any]) -> list[Listing]:
@@ -126,8 +128,13 @@ def routing(report: dict[str, Any]) -> list[Listing]:
         [(name, ""), *((_percent(row["classes"][name]["own"]) if name in row["classes"] else "–", "") for row in langs.values())]
         for name in CLASSES
     ]
-    cells.append([("NMI", ""), *((_text(row["nmi_class"], ".3f"), "") for row in langs.values())])
     tables.append(Listing("Own expert first by class of token, %", head, cells, [sourced(row, names) for row in cells]))
+    cells = [
+        [("class of token", ""), *((_text(row["nmi_class"], ".3f"), "") for row in langs.values()), ("–", "")],
+        [("language", ""), *[("–", "")] * len(langs), (_text(found["nmi_language"], ".3f"), "")],
+    ]
+    head = ["NMI of first choice and", *map(lang_title, langs), "All languages"]
+    tables.append(Listing("How much one tells of the other", head, cells, [sourced(row, names) for row in cells]))
     return tables
 
 
@@ -176,4 +183,6 @@ def _text(value: Any, form: str = "") -> str:
 
 
 def _millions(count: int | None) -> str:
-    return "–" if not count else f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M"
+    if not count:
+        return "–"
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count:,}"

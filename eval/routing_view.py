@@ -31,13 +31,14 @@ def view(model: Any, tokenizer: Any, points: dict[str, dict[str, list[Pair]]], c
 
 def pieces(tokenizer: Any, ids: list[int]) -> list[str]:
     """The text of each token; together they are the text of all. A character of several tokens stands with the last of them."""
+    if not ids:
+        return []
     texts = tokenizer.batch_decode([ids[:end] for end in range(1, len(ids) + 1)], skip_special_tokens=True)
     ends: list[int] = []
-    whole = texts[-1] if texts else ""
     for text in texts[:-1]:
         ends.append(max(len(text.rstrip("\ufffd")), ends[-1] if ends else 0))
-    ends.append(len(whole))
-    return [whole[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    ends.append(len(texts[-1]))
+    return [texts[-1][start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 @torch.inference_mode()
