@@ -144,7 +144,7 @@ def cost(inputs: Inputs, logs: Logs, sources: Sources) -> list[dict[str, Any]]:
 
 
 def _all_names(behind: dict[str, dict[str, str]], role: str) -> list[str]:
-    return [roles[role] for roles in behind.values() if role in roles]
+    return list(dict.fromkeys(roles[role] for roles in behind.values() if role in roles))
 
 
 def headlines(tables: dict[str, Any], behind: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
@@ -161,7 +161,7 @@ def headlines(tables: dict[str, Any], behind: dict[str, dict[str, str]]) -> list
             if row is None or column not in row:
                 continue
             figure, interval = cell(column, row[column])
-            sources = sorted({name for part in (role, BASE_OF[column]) for name in _all_names(behind, part)})
+            sources = [name for part in (BASE_OF[column], role) for name in _all_names(behind, part)]
             text = f"{text} · {kind_title(kind).lower()}, n = {row['n']}"
             note = f"{LEVEL} % interval {interval}" if interval else ""
             found.append(
