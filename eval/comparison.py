@@ -5,6 +5,7 @@ where a system has all of them. Intervals and tests are over problems (`bootstra
 """
 
 from collections import defaultdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,6 @@ def compare(study: Study, rows: Rows, seed: int) -> dict[str, Any]:
     figures = {}
     for kind, systems in rows.items():
         means = {metric: estimate(systems, metric, len(study.langs), f"{seed}/{kind}") for metric in METRICS}
-        unseen = {
-            name: {lang: [row for row in own if row["seen"] < CONTAMINATED] for lang, own in langs.items()}
-            for name, langs in systems.items()
-        }
         unseen = {name: _unseen(langs) for name, langs in systems.items()}
         left = {lang for langs in unseen.values() for lang in langs}
         figures[kind] = {
@@ -90,22 +87,21 @@ def claims(study: Study, systems: dict[str, Langs], means: dict[str, Means], see
     `p_holm` is adjusted for the number of claims about a metric over all languages; claims about one language have none. The losses of
     models with different tokenizers are of different tokens, so they are not compared.
     """
+    references = [name for name in dict.fromkeys((study.baseline, study.experts)) if name]
+    pairs = [(name, against) for against in references for name in systems if name not in (study.baseline, against)]
     found: list[dict[str, Any]] = []
-    for against in dict.fromkeys(name for name in (study.baseline, study.experts) if name):
-        for name in systems:
-            for metric in CLAIMED if name not in (study.baseline, against) else ():
-                ours, theirs = means[metric][name], means[metric][against]
-                if metric == LOSS and not _same_tokens(systems[name], systems[against]):
-                    continue
-                for lang in [lang for lang in ours if lang in theirs]:
-                    langs = list(systems[name]) if lang == ALL else [lang]
-                    differences = problem_differences(systems[name], systems[against], metric, langs)
-                    figures = {
-                        "difference": difference(ours[lang], theirs[lang]).as_dict(),
-                        "ratio": ratio(ours[lang], theirs[lang]).as_dict(),
-                        "p": paired_test(differences, f"{seed}/{name}/{against}"),
-                    }
-                    found.append({"system": name, "against": against, "metric": metric, "lang": lang, **figures})
+    for (name, against), metric in product(pairs, CLAIMED):
+        if metric == LOSS and not _same_tokens(systems[name], systems[against]):
+            continue
+        ours, theirs = means[metric][name], means[metric][against]
+        for lang in [lang for lang in ours if lang in theirs]:
+            differences = problem_differences(systems[name], systems[against], metric, list(systems[name]) if lang == ALL else [lang])
+            figures = {
+                "difference": difference(ours[lang], theirs[lang]).as_dict(),
+                "ratio": ratio(ours[lang], theirs[lang]).as_dict(),
+                "p": paired_test(differences, f"{seed}/{name}/{against}"),
+            }
+            found.append({"system": name, "against": against, "metric": metric, "lang": lang, **figures})
     for metric in CLAIMED:
         tested = [claim for claim in found if claim["metric"] == metric and claim["lang"] == ALL and claim["p"] is not None]
         for claim, adjusted in zip(tested, holm([claim["p"] for claim in tested]), strict=True):

@@ -26,6 +26,7 @@ from .answers import check_router
 from .codebleu import SETTINGS, Points, answer, load, load_points, model_facts, write_scores
 from .comparison import compare, read_rows
 from .contamination import CONTAMINATED, found_shares
+from .figures import ALL, SCORE
 from .study_file import Source, Study, System, read_study
 from .study_tables import markdown, terminal
 
@@ -46,10 +47,16 @@ def main(args: Namespace) -> None:
                 _score(args, study, system, source, points, sources, prints[source.run])
         shares = _shares(study, points)
         figures = {str(length): compare(study, read_rows(args.out / str(length), study, shares), args.seed) for length in study.lengths}
-        result = {"study": asdict(study), "points": sources, "contamination": shares and _summary(shares), "lengths": figures}
+        result = {
+            "study": asdict(study),
+            "points": sources,
+            "prompt_templates": _templates(args.out / str(study.lengths[0]), study),
+            "contamination": shares and _summary(shares),
+            "lengths": figures,
+        }
         write_json(args.out / "study.json", result)
         (args.out / "study.md").write_text(markdown(study, result, args.seed), encoding="utf-8")
-        write_run(args.out, seed=args.seed, figures={}, program=STUDY, study=str(args.study), data=sources)
+        write_run(args.out, seed=args.seed, figures=_headlines(figures), program=STUDY, study=str(args.study), data=sources)
     print(terminal(study, result))
     print(f"written to {args.out}")
 
@@ -107,6 +114,22 @@ def _is_there(run: Path, wanted: dict[str, Any]) -> bool:
 def _check_folder(out: Path) -> None:
     if out.is_dir() and any(out.iterdir()) and not (out / "lock").exists():
         raise FileExistsError(f"the output {out} exists and is not a study's; name another or remove it first")
+
+
+def _templates(folder: Path, study: Study) -> dict[str, str]:
+    """{system: the prompt's template}: a model with a chat template is asked in its own."""
+    return {system.name: read_json(folder / system.sources(study.langs)[0].run / RUN)["prompt_template"] for system in study.systems}
+
+
+def _headlines(lengths: dict[str, Any]) -> dict[str, Any]:
+    """{length: {kind: {system: CodeBLEU over all languages}}}."""
+    return {
+        length: {
+            kind: {name: own[ALL][SCORE]["value"] for name, own in figures["systems"].items() if ALL in own}
+            for kind, figures in kinds.items()
+        }
+        for length, kinds in lengths.items()
+    }
 
 
 def _shares(study: Study, points: Points) -> dict[str, dict[str, list[float]]] | None:

@@ -111,6 +111,9 @@ def _unseen_grid(study: Study, figures: dict[str, Any]) -> Grid:
 
 def markdown(study: Study, result: dict[str, Any], seed: int) -> str:
     parts = ["# Study", NOTE.format(level=LEVEL, seed=seed), CLEAN.format(share=100 * CONTAMINATED)]
+    templates = result["prompt_templates"]
+    if others := [name for name, template in templates.items() if template != templates[study.baseline]]:
+        parts.append(f"Asked in a prompt template of their own, not in that of {study.baseline}: {', '.join(others)}.")
     for title, (head, cells) in tables(study, result):
         parts += [f"## {title}", markdown_table(head, cells)]
     return "\n\n".join(parts) + "\n"

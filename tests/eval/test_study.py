@@ -1,5 +1,6 @@
 """The command on tiny models: its runs are those of eval.codebleu, its figures follow from their rows, and it goes on where it stopped."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -7,7 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
+from transformers import BloomConfig, BloomForCausalLM
 
 import eval.study as command
 from eval import codebleu
@@ -17,6 +21,7 @@ from eval.report import parse as parse_report
 from eval.runs import read_run
 from eval.study_file import read_study
 from model.cli import run_command
+from model.prompt import set_format
 
 LENGTHS = (6, 20)
 
@@ -38,8 +43,21 @@ def study_data(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="session")
-def make_study(study_data: Path, base_folder: Path, mixture_folder: Path) -> Any:
-    """Writes a study of base, experts (here: another model by language), mixture and oracle."""
+def bloom_folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of another architecture, with a chat template of its own."""
+    folder = tmp_path_factory.mktemp("bloom")
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    torch.manual_seed(0)
+    BloomForCausalLM(BloomConfig(vocab_size=len(tokenizer), hidden_size=32, n_layer=2, n_head=2, **ids)).save_pretrained(folder)
+    own = copy.deepcopy(tokenizer)
+    set_format(own, "instruct")
+    own.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_study(study_data: Path, base_folder: Path, mixture_folder: Path, bloom_folder: Path) -> Any:
+    """Writes a study of base, experts (here: another model by language), mixture, oracle, and a model from outside."""
 
     def make(path: Path, **changes: Any) -> Path:
         systems = [
@@ -47,6 +65,7 @@ def make_study(study_data: Path, base_folder: Path, mixture_folder: Path) -> Any
             {"name": "experts", "model": {"python": str(mixture_folder), "cpp": str(base_folder)}},
             {"name": "mixture", "model": str(mixture_folder)},
             {"name": "oracle", "model": str(mixture_folder), "router": "oracle"},
+            {"name": "outside", "model": str(bloom_folder)},
         ]
         settings = {"data": str(study_data), "langs": ["python", "cpp"], "limit": 4, "lengths": list(LENGTHS), "experts": "experts"}
         path.write_text(yaml.safe_dump({**settings, "systems": systems, **changes}))
@@ -109,6 +128,7 @@ def test_tables_are_written_and_the_report_reads_the_runs(made: Path, tmp_path: 
     text = (made / "study.md").read_text()
     assert all(f"## Unseen problem families, at most {length} new tokens" in text for length in LENGTHS)
     assert "| System | Python (n = 4) | C++ (n = 4) | all | / base | p, base | / experts | p, experts | loss |" in text
+    assert "Asked in a prompt template of their own, not in that of base: outside.\n" in text
     runs = [str(made / "20" / name) for name in ("base", "mixture")]
     assert run_command(report, parse_report(), [*runs, "--out", str(tmp_path / "report")]) == 0
 
@@ -118,11 +138,11 @@ def test_it_goes_on_where_it_stopped(make_study: Any, base_folder: Path, tmp_pat
     loaded, load = [], command.load
     monkeypatch.setattr(command, "load", lambda args, langs: loaded.append(args.name) or load(args, langs))
     assert run(study, "--out", out) == 0
-    assert loaded == ["base", "experts-cpp", "mixture", "oracle"]
+    assert loaded == ["base", "experts-cpp", "mixture", "oracle", "outside"]
     before = (out / "20" / "base" / "run.json").read_bytes()
     shutil.rmtree(out / "6" / "mixture")
     assert run(study, "--out", out) == 0
-    assert loaded[4:] == ["mixture"]
+    assert loaded[5:] == ["mixture"]
     assert (out / "20" / "base" / "run.json").read_bytes() == before
     assert json.loads((out / "study.json").read_text())["contamination"] is None
 
@@ -136,8 +156,6 @@ def test_a_run_of_other_weights_or_settings_is_refused(
     assert run(study, "--out", tmp_path / "out") == 0
     assert run(study, "--out", tmp_path / "out", "--seed", "1") == 2
     assert "was made with seed = 0, but the study says 1" in capsys.readouterr().err
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(model / "model.safetensors")
     tensors["model.norm.weight"] += 1
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
@@ -229,3 +247,12 @@ def test_differences_by_problem_sum_to_the_difference_of_means() -> None:
     ]
     assert sum(problem_differences(ours, theirs, "loss", list(ours)).values()) == pytest.approx(losses[0] - losses[1])
     assert list(problem_differences(ours, theirs, "codebleu", ["cpp"])) == ["g0", "g1"]
+
+
+def test_the_example_is_read() -> None:
+    study = read_study(Path(__file__).parents[2] / "examples" / "study.yml")
+    assert (study.baseline, study.experts, study.lengths) == ("base", "experts", [256, 650])
+    assert [source.run for system in study.systems[:2] for source in system.sources(study.langs)] == [
+        "base",
+        *(f"experts-{lang}" for lang in ("python", "java", "javascript", "cpp")),
+    ]
