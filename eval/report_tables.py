@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from train.routing import CONFUSED
+from train.routing import CONFUSED, own_expert
 
 from .bootstrap import LEVEL
 from .figures import ALL, SCORE
@@ -115,7 +115,7 @@ def routing(report: dict[str, Any]) -> list[Listing]:
         for lang, row in langs.items()
     ]
     tables = [Listing("First choice by language, % of tokens", head, cells, [sourced(row, names) for row in cells])]
-    places = [experts.index(lang) if lang in experts else None for lang in CONFUSED]
+    places = [own_expert(experts, lang) for lang in CONFUSED]
     if None not in places and set(CONFUSED) <= langs.keys():
         head = ["Tokens of", *(f"{lang_title(lang)} {how}" for how in ("first", "in K") for lang in CONFUSED)]
         cells = [
