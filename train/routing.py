@@ -76,7 +76,7 @@ def measure_routing(
     }
 
 
-def _sums(routings: list[Routing], counted_T: Tensor, classes: list[int], num_classes: int) -> dict[str, Tensor]:
+def _sums(routings: list[Routing], counted_T: Tensor, classes: list[int] | None = None, num_classes: int = 0) -> dict[str, Tensor]:
     """Sums over counted tokens, fp64: `top1`, `chosen`, `weight` [L, E], `entropy_bits`, `dropped` [L], `by_class` [L, C, E]."""
     layers: dict[str, list[Tensor]] = {"top1": [], "chosen": [], "weight": [], "entropy_bits": [], "dropped": []}
     if num_classes:
