@@ -82,7 +82,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=[pattern for room in ROOMS for pattern in (room, f"{room}.*")]),
-    package_data={"eval": ["style.css", "judge/harness/*"], "moe_kernels": ["tables/*.json"], "benchmarks": ["cpu/probe.cpp"]},
+    package_data={"eval": ["*.css", "*.js", "judge/harness/*"], "moe_kernels": ["tables/*.json"], "benchmarks": ["cpu/probe.cpp"]},
     install_requires=INSTALL_REQUIRES,
     extras_require={"test": TEST_REQUIRES, "dev": TEST_REQUIRES + DEV_REQUIRES},
     **optional_extension(),

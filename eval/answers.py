@@ -39,12 +39,16 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True)
 class Answers:
-    """In the order of the points: token ids of completions, losses of references. Completing took `seconds` per point at this `length`."""
+    """In the order of the points: token ids of completions, losses of references. Completing took `seconds` per point at this `length`.
+
+    `tokens` is how many were generated, each completion's EOS included and the padding behind it not.
+    """
 
     ids: list[list[int]]
     losses: list[Loss]
     seconds: float
     length: int  # in tokens, at most
+    tokens: int
 
     def texts(self, tokenizer: Any, length: int, stop: Sequence[str]) -> list[str]:
         """The completions of at most `length` tokens, each cut before its first stop sequence.
@@ -64,7 +68,9 @@ def ask(
         ids = complete_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
         seconds = (time.perf_counter() - started) / len(points)
         losses = reference_losses(model, [encode_pair(point, tokenizer) for point in points], batch_size)
-    return Answers(ids, losses, seconds, max_new_tokens)
+    eos = tokenizer.eos_token_id
+    tokens = sum(row.index(eos) + 1 if eos in row else len(row) for row in ids)
+    return Answers(ids, losses, seconds, max_new_tokens, tokens)
 
 
 @torch.inference_mode()

@@ -27,6 +27,7 @@ from train.data.pairs import Pair
 
 from .answers import ORACLE, ROUTERS, Answers, ask, check_router
 from .compiles import compile_all
+from .cost import model_cost, speed
 from .measure import judge, table
 from .points import pick_points
 from .runs import CODEBLEU, SAMPLES, read_lines
@@ -96,6 +97,9 @@ def write_scores(
         samples += rows
     settings = {key: getattr(args, key) for key in SETTINGS}
     facts = {"program": CODEBLEU, "role": "base", "samples": None, **settings, "sandbox": sandbox.facts if sandbox else None, **facts}
+    if answers and all(own.length == args.max_new_tokens for own in answers.values()):
+        seconds = sum(own.seconds * len(own.ids) for own in answers.values())
+        facts["cost"] = {**facts["cost"], **speed(sum(own.tokens for own in answers.values()), seconds, args.batch_size)}
     name = args.name or facts["role"]
     with output_folder(args.out) as folder:
         with (folder / SAMPLES).open("w", encoding="utf-8") as file:
@@ -108,7 +112,12 @@ def write_scores(
 
 def model_facts(args: Namespace, model: Any, tokenizer: Any) -> dict[str, Any]:
     """What `run.json` says of the model that answered."""
-    facts = {"role": role_of(model, args), "prompt_template": prompt_template(tokenizer), **precision_facts(model)}
+    facts = {
+        "role": role_of(model, args),
+        "prompt_template": prompt_template(tokenizer),
+        **precision_facts(model),
+        "cost": model_cost(model),
+    }
     return {**facts, "fingerprint": model_fingerprint(args.model, args.adapter)}
 
 

@@ -12,7 +12,7 @@ from tree_sitter import Node
 
 from train.data.filters import parser
 
-_STRINGS = {"string", "string_literal", "raw_string_literal", "char_literal", "character_literal", "template_string", "regex"}
+STRINGS = {"string", "string_literal", "raw_string_literal", "char_literal", "character_literal", "template_string", "regex"}
 _COMMENTS = {"comment", "line_comment", "block_comment", "html_comment"}
 _WORDS = re.compile(r"\w+|[^\w\s]")
 
@@ -22,27 +22,27 @@ def code_tokens(code: str, lang: str) -> list[str]:
     source = code.encode("utf-8", "replace")
     tokens: list[str] = []
     end = 0  # of the last leaf, in bytes
-    for node in _leaves(parser(lang).parse(source).root_node):
+    for node in leaves(parser(lang).parse(source).root_node):
         tokens += _WORDS.findall(source[end : node.start_byte].decode("utf-8", "replace"))
         end = max(end, node.end_byte)
-        if not _is_silent(node):
+        if not is_silent(node):
             tokens += _texts(node, source[node.start_byte : node.end_byte].decode("utf-8", "replace"))
     return tokens + _WORDS.findall(source[end:].decode("utf-8", "replace"))
 
 
-def _leaves(root: Node) -> list[Node]:
+def leaves(root: Node) -> list[Node]:
     """Leaves in source order, without recursion: a degenerate program nests deeper than Python's stack."""
     stack, leaves = [root], []
     while stack:
         node = stack.pop()
-        if node.type in _STRINGS or _is_silent(node) or not node.children:
+        if node.type in STRINGS or is_silent(node) or not node.children:
             leaves.append(node)
         else:
             stack += reversed(node.children)
     return leaves
 
 
-def _is_silent(node: Node) -> bool:
+def is_silent(node: Node) -> bool:
     """Comments, and Python's docstrings (a statement that is one string)."""
     if node.type in _COMMENTS:
         return True
@@ -51,6 +51,6 @@ def _is_silent(node: Node) -> bool:
 
 def _texts(node: Node, text: str) -> list[str]:
     """One token, except for leaves that hold blanks though they are no strings (preprocessor lines, an unparsed root)."""
-    if not text or node.type in _STRINGS:
+    if not text or node.type in STRINGS:
         return [text] if text else []
     return _WORDS.findall(text) if text.startswith("#") or any(sign.isspace() for sign in text) else [text]

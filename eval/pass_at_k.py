@@ -28,11 +28,10 @@ from model.output import check_absent, output_folder, sha256_of, write_run
 from .completions import generate, prompt_of
 from .judge import UNJUDGED, Judge
 from .pass_rates import TASKS, compare, format_change, read_counts, summarise, table
+from .runs import PASS_AT_K, SAMPLES
 from .sandbox import Limits, Sandbox, SandboxError
 from .tasks import CORPUS, Task, load_tasks
 
-PASS_AT_K = "eval.pass_at_k"
-SAMPLES = "samples.jsonl"
 Sample = dict[str, Any]  # task_id, sample (its number), completion, lang, prompt; judged: outcome, detail
 
 

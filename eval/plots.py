@@ -76,7 +76,7 @@ def means_figure(tables: Sequence[Table], colours: Theme) -> Figure:
         _grouped_bars(axis, rows, colours)
         axis.set_title(kind_title(kind))
     axes[0][0].set_ylabel("CodeBLEU × 100 (corrected)")
-    _role_legend(figure, axes[0][0])
+    _legend(figure, axes[0][0])
     return figure
 
 
@@ -154,7 +154,7 @@ def training_figure(logs: Sequence[tuple[str, list[dict[str, Any]]]], colours: T
         axis.grid(axis="x", visible=False)
     for axis in axes.flat[len(logs) :]:
         axis.set_visible(False)
-    axes[0][0].legend(loc="upper right", fontsize=9)
+    _legend(figure, axes[0][0])
     figure.supxlabel("optimiser step", fontsize=10.5)
     figure.supylabel("loss, nats per token", fontsize=10.5)
     return figure
@@ -204,7 +204,7 @@ def _heat(axis: Axes, shares: Sequence[Sequence[float]], colours: Theme) -> None
         axis.text(column + 0.5, row + 0.5, f"{value:.0f}", ha="center", va="center", color=colour)
 
 
-def _role_legend(figure: Figure, axis: Axes) -> None:
+def _legend(figure: Figure, axis: Axes) -> None:
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), fontsize=9.5)
 

@@ -12,7 +12,9 @@ from model.output import RUN
 LOG = "log.jsonl"
 SAMPLES = "samples.jsonl"
 ARRAYS = "routing.json"
-CODEBLEU, ROUTING = "eval.codebleu", "eval.routing"
+PROGRAMS = "programs.json"
+STUDY_FILE = "study.json"
+CODEBLEU, ROUTING, PASS_AT_K, STUDY = "eval.codebleu", "eval.routing", "eval.pass_at_k", "eval.study"
 ROLES = ("base", "expert", "mixture")
 FACTS = ("role", "figures", "max_new_tokens")  # what a report needs of a run
 COLUMNS = ("id", "lang", "kind", "group", "text", "reference", "prediction", "codebleu")  # and of a sample
@@ -23,7 +25,7 @@ Sample = dict[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """One run of an evaluation command. `samples` = {lang: {kind: rows in file order}}, empty for a routing run."""
+    """One run of an evaluation command. `samples` = {lang: {kind: rows in file order}}, of eval.codebleu alone."""
 
     path: Path
     facts: dict[str, Any]
@@ -50,12 +52,33 @@ class Systems:
         return {role: run for role, run in found.items() if run is not None and lang in run.samples}
 
 
-def read_runs(paths: Iterable[Path]) -> tuple[Systems, Run | None]:
-    """The CodeBLEU runs by role and the routing run, if there is one; `ValueError` if a role is taken twice."""
+@dataclass(frozen=True)
+class Inputs:
+    """What a report is made of."""
+
+    systems: Systems
+    routing: Run | None
+    passes: list[Run]
+    study: Run | None
+
+    @property
+    def runs(self) -> list[Run]:
+        """All but those in the study's folder."""
+        scored = [self.systems.base, *self.systems.experts.values(), self.systems.mixture]
+        found = [run for run in (*scored, self.routing, *self.passes, self.study) if run is not None]
+        return list({run.path: run for run in found}.values())
+
+
+def read_inputs(paths: Iterable[Path]) -> Inputs:
+    """The runs by what they are; `ValueError` if a role is taken twice, or nothing is there to compare."""
     runs = [read_run(path) for path in paths]
-    scored = [run for run in runs if run.facts["program"] == CODEBLEU]
-    if not scored:
-        raise ValueError(f"none of the runs is of {CODEBLEU}, so there is nothing to report")
+    of = {program: [run for run in runs if run.facts["program"] == program] for program in (CODEBLEU, ROUTING, PASS_AT_K, STUDY)}
+    if not (of[CODEBLEU] or of[PASS_AT_K] or of[STUDY]):
+        raise ValueError(f"none of the runs is of {CODEBLEU}, {PASS_AT_K} or {STUDY}, so there is nothing to report")
+    return Inputs(_systems(of[CODEBLEU]), _only(of[ROUTING], "routing"), of[PASS_AT_K], _only(of[STUDY], "study"))
+
+
+def _systems(scored: list[Run]) -> Systems:
     experts: dict[str, Run] = {}
     for run in scored:
         for lang in run.samples if run.role == "expert" else ():
@@ -65,7 +88,7 @@ def read_runs(paths: Iterable[Path]) -> tuple[Systems, Run | None]:
     base, mixture = (_only([run for run in scored if run.role == role], role) for role in ("base", "mixture"))
     systems = Systems(base, mixture, experts)
     check_comparable(systems)
-    return systems, _only([run for run in runs if run.facts["program"] == ROUTING], "routing")
+    return systems
 
 
 def read_run(path: Path) -> Run:
@@ -76,9 +99,10 @@ def read_run(path: Path) -> Run:
         raise ValueError(f"{path} is not the output of a finished command: it has no {RUN}")
     facts = read_json(path / RUN)
     program = facts.get("program")
-    if program not in (CODEBLEU, ROUTING):
-        raise ValueError(f"{path} was not written by {CODEBLEU} or {ROUTING}{f' but by {program}' if program else ''}")
-    if program == ROUTING:
+    known = (CODEBLEU, ROUTING, PASS_AT_K, STUDY)
+    if program not in known:
+        raise ValueError(f"{path} was not written by {', '.join(known[:-1])} or {STUDY}{f' but by {program}' if program else ''}")
+    if program != CODEBLEU:
         _check_keys(facts, ("figures",), f"{path / RUN}")
         return Run(path, facts, {})
     _check_keys(facts, FACTS, f"{path / RUN}")

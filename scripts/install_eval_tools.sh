@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs the system packages that evaluation runs programs with, on Debian or Ubuntu: the sandbox, compilers, and what task sets import.
-# Usage: scripts/install_eval_tools.sh            (as root, or with sudo)
+# With --browser also Chromium, in which the report's tests look at its page.
+# Usage: scripts/install_eval_tools.sh [--browser]            (as root, or with sudo)
 set -euo pipefail
 say() { printf '== %s\n' "$*"; }
 
@@ -9,6 +10,7 @@ packages=(bubblewrap util-linux python3 libboost-dev libssl-dev node-lodash libj
 command -v g++ > /dev/null || packages+=(g++)
 command -v javac > /dev/null || packages+=(default-jdk-headless)
 command -v node > /dev/null || packages+=(nodejs)
+[ "${1:-}" != --browser ] || command -v chromium chromium-browser google-chrome > /dev/null || packages+=(chromium)
 
 missing=()
 for package in "${packages[@]}"; do

@@ -1,6 +1,6 @@
 """What a mixture's gates choose: shares of experts by layer, teacher-forced.
 
-Shapes: T tokens, K experts per token, E experts, L layers.
+Shapes: T tokens, K experts per token, E experts, L layers, C classes of token.
 """
 
 import re
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from model.routers import MoERouter
+from moe_kernels.routing import Routing
 
 from .data.prompts import IGNORED, Example, collate
 
@@ -23,26 +24,43 @@ def own_expert(names: list[str], lang: str) -> int | None:
 
 
 @torch.inference_mode()
-def measure_routing(model: nn.Module, examples: list[Example], own: int | None, batch_size: int, progress: bool = True) -> dict[str, Any]:
+def route_examples(model: nn.Module, examples: list[Example]) -> tuple[Tensor, list[Routing]]:
+    """One forward over a batch, noise off: which tokens are completions' [T], row after row, and each layer's routing of all T tokens."""
+    device = next(model.parameters()).device
+    model.eval()
+    batch = collate(examples, pad_token_id=0)
+    by_prompt = getattr(model.config, "router_type", None) == "sequence"  # which tells the prompt by its labels
+    labels_BS = batch["labels"] if by_prompt else batch.pop("labels")
+    model(**{name: tensor.to(device) for name, tensor in batch.items()}, use_cache=False)
+    routers = [module for name, module in model.named_modules() if isinstance(module, MoERouter) and name.endswith(".mlp.gate")]
+    routings = [router.last_routing for router in routers]
+    return (labels_BS.flatten() != IGNORED).to(device), [routing for routing in routings if routing is not None]
+
+
+def measure_routing(
+    model: nn.Module,
+    examples: list[Example],
+    own: int | None,
+    batch_size: int,
+    progress: bool = True,
+    classes: list[list[int]] | None = None,
+    num_classes: int = 0,
+) -> dict[str, Any]:
     """Arrays over layers of what the completions' tokens chose, noise off; `own` is the index of the language's own expert.
 
     `top1`, `load` [L][E]: shares of tokens (first choice) and of all K choices; `weight` [L][E]: mean gate weight; `entropy_bits` [L]: of a
     token's gate weights; `topk` [L][E]: shares of tokens any of whose K choices it is; `own_top1`, `own_topk` [L]: shares of tokens whose
-    first choice, or any of whose K choices, is `own`. `dropped`: how many of the T·K·L choices went to no expert.
+    first choice, or any of whose K choices, is `own`. `dropped`: how many of the T·K·L choices went to no expert. With `classes`, an index
+    below `num_classes` (C) for each token of each completion, also `by_class` [L][C][E]: the share of all tokens that are of class c and
+    have expert e as first choice.
     """
-    device = next(model.parameters()).device
-    model.eval()
-    by_prompt = getattr(model.config, "router_type", None) == "sequence"  # which tells the prompt by its labels
-    routers = [module for name, module in model.named_modules() if isinstance(module, MoERouter) and name.endswith(".mlp.gate")]
     totals: dict[str, Any] = {}
     tokens = 0
     for start in tqdm(range(0, len(examples), batch_size), desc="routing", unit="batch", disable=not progress):
-        batch = collate(examples[start : start + batch_size], pad_token_id=0)
-        labels_BS = batch["labels"] if by_prompt else batch.pop("labels")
-        counted = labels_BS.flatten() != IGNORED
-        model(**{name: tensor.to(device) for name, tensor in batch.items()}, use_cache=False)
-        tokens += int(counted.sum())
-        for name, value in _sums(routers, counted.to(device)).items():
+        counted_T, routings = route_examples(model, examples[start : start + batch_size])
+        tokens += int(counted_T.sum())
+        flat = [index for row in (classes or [])[start : start + batch_size] for index in row]
+        for name, value in _sums(routings, counted_T, flat, num_classes).items():
             totals[name] = totals.get(name, 0) + value
     dropped = int(totals.pop("dropped").sum())
     shares = {name: value / tokens for name, value in totals.items()}
@@ -58,16 +76,20 @@ def measure_routing(model: nn.Module, examples: list[Example], own: int | None, 
     }
 
 
-def _sums(routers: list[MoERouter], counted_T: Tensor) -> dict[str, Tensor]:
-    """Sums over the counted tokens of the last forward, fp64: `top1`, `chosen`, `weight` [L, E], `entropy_bits`, `dropped` [L]."""
+def _sums(routings: list[Routing], counted_T: Tensor, classes: list[int] | None = None, num_classes: int = 0) -> dict[str, Tensor]:
+    """Sums over counted tokens, fp64: `top1`, `chosen`, `weight` [L, E], `entropy_bits`, `dropped` [L], `by_class` [L, C, E]."""
     layers: dict[str, list[Tensor]] = {"top1": [], "chosen": [], "weight": [], "entropy_bits": [], "dropped": []}
-    for router in routers:
-        routing = router.last_routing
-        assert routing is not None
+    if num_classes:
+        layers["by_class"] = []
+    for routing in routings:
         experts_TK, weights_TK = routing.experts_TK[counted_T], routing.weights_TK[counted_T].double()
-        zeros_TE = torch.zeros(len(experts_TK), router.weight.shape[0], dtype=torch.float64, device=weights_TK.device)
+        zeros_TE = torch.zeros(len(experts_TK), routing.logits_TE.shape[1], dtype=torch.float64, device=weights_TK.device)
         first_T1 = experts_TK.gather(1, weights_TK.argmax(1, keepdim=True))
-        layers["top1"].append(zeros_TE.scatter(1, first_T1, 1.0).sum(0))
+        first_TE = zeros_TE.scatter(1, first_T1, 1.0)
+        layers["top1"].append(first_TE.sum(0))
+        if num_classes:
+            classes_T = torch.tensor(classes, device=weights_TK.device)
+            layers["by_class"].append(first_TE.new_zeros(num_classes, first_TE.shape[1]).index_add(0, classes_T, first_TE))
         layers["chosen"].append(zeros_TE.scatter(1, experts_TK, 1.0).sum(0))
         layers["dropped"].append(experts_TK.numel() - layers["chosen"][-1].sum())
         layers["weight"].append(zeros_TE.scatter(1, experts_TK, weights_TK).sum(0))

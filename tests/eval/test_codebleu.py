@@ -12,7 +12,7 @@ from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadMo
 
 import eval.codebleu as command
 from eval.answers import Loss
-from eval.runs import read_run, read_runs
+from eval.runs import read_inputs, read_run
 from model import MoEForCausalLM
 from model.cli import run_command
 from model.output import check_manifest
@@ -28,7 +28,8 @@ def run(*arguments: str) -> int:
 def answer(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """{prompt: completion} of a model that is not there; a prompt it lacks is completed with nothing."""
     answers: dict[str, str] = {}
-    model = SimpleNamespace(config=SimpleNamespace(), dtype=torch.bfloat16)
+    model = SimpleNamespace(config=SimpleNamespace(), dtype=torch.bfloat16, device=torch.device("cpu"))
+    model.num_parameters, model.modules = lambda: 12, list
     monkeypatch.setattr(command, "load_model", lambda *_, **__: (model, None))
     monkeypatch.setattr(command, "model_folder", Path)
 
@@ -37,7 +38,7 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     def ask(model: Any, tokenizer: Any, lang: str, points: Any, **options: Any) -> Any:
         assert options == {"max_new_tokens": 7, "batch_size": 3, "router": None}
         texts = [answers.get(format_prompt(point.text, lang, tokenizer), "") for point in points]
-        return SimpleNamespace(texts=lambda *_: texts, losses=[Loss(6.0, 3)] * len(points), seconds=1.0, length=7)
+        return SimpleNamespace(texts=lambda *_: texts, losses=[Loss(6.0, 3)] * len(points), seconds=1.0, length=7, ids=points, tokens=27)
 
     monkeypatch.setattr(command, "ask", ask)
     return answers
@@ -62,6 +63,9 @@ def test_figures_follow_from_the_samples(
     assert (facts["name"], facts["role"], facts["max_new_tokens"]) == ("base", "base", 7)
     assert (facts["dtype"], facts["quantization"]) == ("bfloat16", None)
     assert facts["data"]["cpp"]["rows"] == 10
+    speed = {"generated_tokens": 27, "generation_seconds": 9.0, "tokens_per_second": 3.0, "batch_size": 3}
+    assert {key: facts["cost"][key] for key in speed} == speed
+    assert (facts["cost"]["parameters"], facts["cost"]["device"]) == (12, "cpu")
     samples = read_run(tmp_path / "run").samples["cpp"]
     assert {row["id"] for row in samples["family"]} == {row["id"] for row in rows if row["kind"] == "family"}
     assert all(row["prediction"] == row["reference"] and row["codebleu"] == 1.0 and row["group"] for row in samples["family"])
@@ -77,7 +81,8 @@ def test_a_base_is_asked_in_the_prompt_of_an_expert(answer: dict[str, str], data
     tokenizer.save_pretrained(tmp_path / "expert")
     rows = [json.loads(line) for line in (data_folder / "cpp.test.jsonl").read_text().splitlines()]
     answer.update({format_prompt(row["text"], "cpp", tokenizer): row["code"] for row in rows})
-    model = SimpleNamespace(config=SimpleNamespace(), dtype=torch.bfloat16)
+    model = SimpleNamespace(config=SimpleNamespace(), dtype=torch.bfloat16, device=torch.device("cpu"))
+    model.num_parameters, model.modules = lambda: 12, list
     monkeypatch.setattr(command, "load_model", lambda *_, **__: (model, train_tokenizer(["int a;"])))
     for name, more, score in (("plain", [], 0.0), ("asked", ["--prompt-of", str(tmp_path / "expert")], 1.0)):
         assert run(*flags(data_folder, tmp_path / name), "--lang", "cpp", *more) == 0
@@ -89,13 +94,13 @@ def test_a_base_is_asked_in_the_prompt_of_an_expert(answer: dict[str, str], data
 def test_two_models_get_the_same_points(answer: dict[str, str], data_folder: Path, tmp_path: Path) -> None:
     for name in ("base", "mixture"):
         assert run(*flags(data_folder, tmp_path / name), "--name", name) == 0
-    systems, _ = read_runs([tmp_path / "base", tmp_path / "mixture"])
+    systems = read_inputs([tmp_path / "base", tmp_path / "mixture"]).systems
     assert systems.base is not None
     assert systems.mixture is not None
     assert systems.base.samples == systems.mixture.samples
     assert list(systems.base.samples) == ["python", "java", "javascript", "cpp"]
     assert run(*flags(data_folder, tmp_path / "cpp"), "--lang", "cpp", "--name", "expert-cpp") == 0
-    read_runs([tmp_path / "base", tmp_path / "cpp"])  # a single language draws the same points
+    read_inputs([tmp_path / "base", tmp_path / "cpp"])  # a single language draws the same points
 
 
 def test_a_failure_leaves_nothing(answer: dict[str, str], data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from eval.judge import OUTCOMES
 from eval.report import main, parse
-from eval.runs import ARRAYS, ROUTING
+from eval.runs import ARRAYS, PASS_AT_K, PROGRAMS, ROUTING
+from eval.token_classes import CLASSES
 from model.cli import run_command
 from model.output import check_manifest, output_folder, write_json, write_run
 
@@ -31,12 +33,24 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, write_codebleu_run: WriteRu
     layers = {"cpp": [[0.7, 0.3], [0.9, 0.1]], "java": [[0.2, 0.8], [0.4, 0.6]]}
     rows = {lang: _routing(layers[lang], own) for own, lang in enumerate(EXPERTS)}
     with output_folder(folder / "routing") as routing:
-        write_json(routing / ARRAYS, {"experts": list(EXPERTS), "languages": rows})
+        arrays = {"experts": list(EXPERTS), "classes": CLASSES, "languages": rows, "nmi_language": [0.25, 0.5]}
+        write_json(routing / ARRAYS, arrays)
+        program = {"lang": "cpp", "id": "p", "kind": "family", "text": "do </script> it", "pieces": ["int", " a<b;"]}
+        programs = [{**program, "choices": [[[0, 60, 1, 40], [1, 90, 0, 10]], [[0, 100, 1, 0], [0, 70, 1, 30]]]}]
+        shown = {"model": "mixture", "experts": list(EXPERTS), "max_new_tokens": 9, "programs": programs}
+        write_json(routing / PROGRAMS, shown)
         write_run(routing, seed=0, figures={"cpp": {"own_top1": 0.8}}, program=ROUTING)
+    with output_folder(folder / "pass") as passed:
+        rates = {"1": {"value": 0.125, "low": 0.0625, "high": 0.25, "tasks": 16}}
+        outcomes = dict.fromkeys(OUTCOMES, 0) | {"passed": 8, "failed": 55, "tool missing": 1}
+        figures = {"tasks": 16, "samples": 64, "outcomes": outcomes, "pass_at_k": rates}
+        how = {"n": 4, "temperature": 0.8, "top_p": 0.95, "max_new_tokens": 77, "template": True, "timeout": 10.0, "memory": 512}
+        about = {"name": "mixture", "model": "m", "tasks": "sets/humaneval_x.cpp.jsonl.gz", "lang": "cpp", "data": None}
+        write_run(passed, seed=0, figures=figures, program=PASS_AT_K, sandbox={"isolated": True}, **about, **how)
     log = folder / "expert-cpp.training"
     log.mkdir()
     (log / "log.jsonl").write_text('{"step": 10, "loss": 2.5, "seconds": 4}\n{"step": 20, "loss": 1.5}\n{"step": 20, "eval_loss": 1.75}\n')
-    return [*map(str, runs), str(folder / "routing"), "--training", str(log)]
+    return [*map(str, runs), str(folder / "routing"), str(folder / "pass"), "--training", str(log)]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +63,11 @@ def made(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 
 def _routing(top1: list[list[float]], own: int) -> dict[str, Any]:
-    return {"n": 4, "tokens": 100, "top1": top1, "own_top1": [layer[own] for layer in top1], "own_topk": [1.0, 1.0]}
+    by_class = [[[0.0, 0.0] for _ in CLASSES] for _ in top1]
+    for layer, shares in zip(by_class, top1, strict=True):
+        layer[CLASSES.index("keyword")] = shares
+    row = {"n": 4, "tokens": 100, "top1": top1, "topk": [[1.0, 1.0]] * 2, "own_top1": [layer[own] for layer in top1]}
+    return {**row, "own_topk": [1.0, 1.0], "entropy_bits": [0.5, 1.0], "by_class": by_class, "nmi_class": [0.1, 0.2]}
 
 
 def test_the_numbers_are_those_worked_out_by_hand(made: tuple[Path, str]) -> None:
@@ -75,9 +93,8 @@ def test_the_numbers_are_those_worked_out_by_hand(made: tuple[Path, str]) -> Non
     names = {headline["name"]: headline["figure"] for headline in report["headlines"]}
     assert names["wording/mixture/kept"] == "96.4 %"
     assert names["wording/expert/ratio"] == "1.87×"
-    assert report["training"] == {
-        "expert-cpp.training": {"steps": 20, "first_loss": 2.5, "last_loss": 1.5, "best_eval_loss": 1.75, "seconds": 4}
-    }
+    trained = {"steps": 20, "first_loss": 2.5, "last_loss": 1.5, "best_eval_loss": 1.75, "seconds": 4, "sources": []}
+    assert report["training"] == {"expert-cpp.training": trained}
     assert report["generations"]["cpp"]["id"] == "cpp/wording/3"  # expert scores 0.6 0.8 0.5 0.5: the lower median is the second 0.5
     assert "Table 1" in printed
     assert "Table 2" in printed
@@ -92,27 +109,33 @@ class Page(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.sources: list[str] = []
+        self.links: dict[str, list[str]] = {}  # text: where it leads
+        self.ids: list[str] = []
         self.text = ""
         self.feed(text)
         assert not self.open
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in ("meta", "img", "source"):
+        if tag not in ("meta", "link", "img", "source"):
             self.open.append(tag)
-        self.sources += [value or "" for name, value in attrs if name in ("src", "srcset", "href")]
+        self.sources += [value or "" for name, value in attrs if name in ("src", "srcset")]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        self.target = dict(attrs).get("href") if tag == "a" else None
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
         self.text += data
+        if self.open and self.open[-1] == "a":
+            self.links.setdefault(data, []).append(self.target or "")
 
 
 def test_the_page_is_whole_and_fetches_nothing(made: tuple[Path, str]) -> None:
     out, _ = made
     text = (out / "report.html").read_text()
     page = Page(text)
-    assert "://" not in text.split("</style>")[0]
+    assert "://" not in text
     assert len(page.sources) == 8  # four figures, light and dark
     assert all(source.startswith("data:image/png;base64,iVBOR") for source in page.sources)
     for shown in (
@@ -123,17 +146,47 @@ def test_the_page_is_whole_and_fetches_nothing(made: tuple[Path, str]) -> None:
         "96.4 %",
         "n = 4 a language",
         "Every measure of the text",
+        "12.5[6.2, 25.0]166410.80.957710.0512yes",  # pass@1 with its conditions
+        "Own expert first by class of token",
+        "do </script> it",
     ):
         assert shown in page.text
     assert "base float32, expert bfloat16, mixture float32 with NF4 matrices" in page.text
     assert "quantizationnf4" in page.text  # in the mixture's conditions
     check_manifest(out)
+    assert {path.parent.name for path in (out / "runs").glob("*/run.json")} == set(json.loads((out / "report.json").read_text())["sources"])
     names = ("means", "distributions", "gates", "training")
     assert {path.name for path in out.glob("*.png")} == {f"{name}{ending}.png" for name in names for ending in ("", "-dark")}
     markdown = (out / "report.md").read_text()
     assert "| C++ | 4 | 25.0 [20.0, 30.0] | 60.0 [50.0, 70.0] |" in markdown
     assert "| C++ | Base | wording | 25.0 [10.0, 40.0] |" in markdown
     assert all(f"({name}.png)" in markdown for name in names)
+
+
+def test_every_number_leads_to_the_runs_that_it_came_from(made: tuple[Path, str], inputs: list[str]) -> None:
+    out, _ = made
+    page = Page((out / "report.html").read_text())
+    for targets in page.links.values():
+        for target in targets:
+            assert target[1:] in page.ids if target.startswith("#") else (out / target).is_file()
+    for folder in inputs[:6]:
+        assert (out / "runs" / Path(folder).name / "run.json").read_bytes() == (Path(folder) / "run.json").read_bytes()
+    assert set(page.links["25.0"]) >= {"runs/base/run.json"}  # Table 1's base in C++
+    assert page.links["12.5"] == ["runs/pass/run.json"]
+    assert set(page.links["96.4 %"]) == {page.links["96.4 %"][0]}
+    text = (out / "report.html").read_text()
+    kept = text.split(f"<li id='{page.links['96.4 %'][0][1:]}'>")[1].split("</li>")[0]
+    assert {part.split("/")[1] for part in kept.split("href='")[1:]} == {"expert-cpp", "expert-java", "mixture"}
+    cells = text.split("<td>")[1:]  # cells that are not labels
+    plain = [cell.split("</td>")[0] for cell in cells if "href=" not in cell.split("</td>")[0]]
+    assert {cell for cell in plain if any(sign.isdigit() for sign in cell)} == set()
+
+
+def test_pass_rates_alone_make_a_report(inputs: list[str], tmp_path: Path) -> None:
+    assert run_command(main, parse(), [inputs[5], "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "runs/pass/run.json" in text
+    assert "Table 1" not in text
 
 
 def test_a_report_of_the_base_alone_has_no_tables(tmp_path: Path, write_codebleu_run: WriteRun) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.runs import read_run, read_runs, read_training
+from eval.runs import read_inputs, read_run, read_training
 
 WriteRun = Callable[..., Path]
 
@@ -16,32 +16,32 @@ def test_roles_come_from_the_name_or_else_from_what_was_found(tmp_path: Path, wr
     base = write_codebleu_run(tmp_path, "base", "base", scores)
     named = write_codebleu_run(tmp_path, "expert-cpp", "base", scores)  # a merged expert is a plain checkpoint
     found = write_codebleu_run(tmp_path, "my-4x7b", "mixture", scores)
-    systems, routing = read_runs([found, named, base])
-    assert {role: run.path for role, run in systems.of("cpp").items()} == {"base": base, "expert": named, "mixture": found}
-    assert routing is None
+    inputs = read_inputs([found, named, base])
+    assert {role: run.path for role, run in inputs.systems.of("cpp").items()} == {"base": base, "expert": named, "mixture": found}
+    assert inputs.routing is None
 
 
 def test_different_points_are_refused_and_named(tmp_path: Path, write_codebleu_run: WriteRun) -> None:
     base = write_codebleu_run(tmp_path, "base", "base", {"cpp": {"test": [0.5, 0.6]}})
     expert = write_codebleu_run(tmp_path, "expert", "expert", {"cpp": {"test": [0.5, 0.6, 0.7]}})
     with pytest.raises(ValueError, match=r"base and .*expert scored different cpp points, such as 'cpp/test/2' \(test\)"):
-        read_runs([base, expert])
+        read_inputs([base, expert])
 
 
 def test_different_lengths_are_refused(tmp_path: Path, write_codebleu_run: WriteRun) -> None:
     base = write_codebleu_run(tmp_path, "base", "base", {"cpp": {"test": [0.5]}})
     mixture = write_codebleu_run(tmp_path, "mixture", "mixture", {"cpp": {"test": [0.5]}}, max_new_tokens=650)
     with pytest.raises(ValueError, match="cannot be compared: max_new_tokens is 100 and 650"):
-        read_runs([base, mixture])
+        read_inputs([base, mixture])
 
 
 def test_two_runs_for_one_role_are_refused(tmp_path: Path, write_codebleu_run: WriteRun) -> None:
     runs = [write_codebleu_run(tmp_path, name, "expert", {"cpp": {"test": [0.5]}}) for name in ("expert-a", "expert-b")]
     with pytest.raises(ValueError, match=r"expert-a and .*expert-b are both expert runs on cpp"):
-        read_runs(runs)
+        read_inputs(runs)
     runs = [write_codebleu_run(tmp_path, name, "base", {"cpp": {"test": [0.5]}}) for name in ("base-a", "base-b")]
     with pytest.raises(ValueError, match=r"base-a and .*base-b are all base runs"):
-        read_runs(runs)
+        read_inputs(runs)
 
 
 def test_wrong_folders_are_named(tmp_path: Path) -> None:
@@ -50,7 +50,9 @@ def test_wrong_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no run\.json"):
         read_run(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps({"program": "train.expert"}))
-    with pytest.raises(ValueError, match=r"not written by eval\.codebleu or eval\.routing but by train\.expert"):
+    with pytest.raises(
+        ValueError, match=r"not written by eval\.codebleu, eval\.routing, eval\.pass_at_k or eval\.study but by train\.expert"
+    ):
         read_run(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps({"program": "eval.codebleu", "role": "base", "figures": {}, "max_new_tokens": 1}))
     with pytest.raises(FileNotFoundError, match=r"samples\.jsonl is missing"):

@@ -13,7 +13,6 @@ from transformers import AutoTokenizer
 
 from model import MoEConfig, MoEForCausalLM
 from model.languages import LANGUAGES
-from model.routers import MoERouter
 from moe_kernels.routing import Routing
 from train import gate, routing, trainer
 
@@ -208,11 +207,10 @@ def test_the_default_is_a_small_balanced_share(tiny_base, tiny_data, tmp_path):
 
 
 def test_a_choice_that_no_expert_got_is_counted():
-    router = MoERouter(MoEConfig(**SHAPE), 0)
     weights_TK = torch.tensor([[0.6, 0.4], [0.7, 0.3], [0.5, 0.5]])
     twice = torch.tensor([[0, 1], [2, 2], [3, 3]])
-    router.last_routing = Routing(weights_TK, twice, torch.zeros(3, 4), torch.zeros(4), torch.zeros(4))
-    assert routing._sums([router], torch.tensor([True, True, False]))["dropped"].tolist() == [1]
+    chosen = Routing(weights_TK, twice, torch.zeros(3, 4), torch.zeros(4), torch.zeros(4))
+    assert routing._sums([chosen], torch.tensor([True, True, False]))["dropped"].tolist() == [1]
 
 
 @pytest.mark.parametrize("trained", ["gate", "gate+lora"])
