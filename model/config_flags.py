@@ -77,6 +77,6 @@ def printed_config(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
     """All flags and their values as a YAML file, if `args` ask for it."""
     if not getattr(args, _PRINT, False):
         return None
-    values = {_name(action): getattr(args, action.dest) for action in parser._actions if action.dest not in _NOT_PRINTED}
+    values = {_name(action): getattr(args, action.dest, None) for action in parser._actions if action.dest not in _NOT_PRINTED}
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items() if value is not None}
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)

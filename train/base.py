@@ -35,7 +35,7 @@ from huggingface_hub import hf_hub_download
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast, set_seed
 
 from model.cli import make_parser
 from model.languages import LANGUAGES, get_language
@@ -46,6 +46,8 @@ from .data import load_pairs
 from .data.pairs import Pair
 from .data.prompts import IGNORED, collate
 from .data.sources import MIN_CARD_BYTES, find_source, has_card
+from .plan import read_config
+from .plan_data import find_tokenizer, takes_xlcost
 from .processes import LAUNCHED, processes, run_in_all
 from .settings import add_training_flags, check_flags
 from .trainer import PairTrainer, newest_checkpoint, train_pairs, write_output
@@ -182,6 +184,24 @@ def resolve_base(name: str) -> tuple[str, str]:
         return MISTRAL, f"{MISTRAL} (auto: a CUDA card of {MIN_CARD_BYTES / 1e9:.0f} GB and the hub are there)"
     folder = embedded_base()
     return str(folder), f"the embedded base in {folder} (auto: {reason})"
+
+
+def planned_base(name: str, gpu: str) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase | None, str]:
+    """The configuration and, if it is at hand, the tokenizer of what `resolve_base` would be on a card, and one line that says which it is.
+
+    Nothing is trained or downloaded for "auto" and Mistral-7B.
+    """
+    if name in (MISTRAL, "mistral-7b") or (name == "auto" and takes_xlcost(gpu)):
+        return (
+            MistralConfig(vocab_size=32000),
+            find_tokenizer(MISTRAL),
+            f"{MISTRAL}{' (auto: the card has room for it)' * (name == 'auto')}",
+        )
+    if name != "auto":
+        return read_config(name), find_tokenizer(name), name
+    args = make_base_parser().parse_args([])
+    cached = _cache_folder(args, find_source(args.data, next(iter(LANGUAGES)), "program")[0], 1)
+    return MistralConfig(vocab_size=VOCABULARY, **SHAPE), find_tokenizer(cached), "the embedded base (auto: the card has no room for a 7B)"
 
 
 def _within_reach(repository: str) -> bool:

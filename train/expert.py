@@ -22,11 +22,11 @@ from model.checkpoint import Checkpoint, model_folder
 from model.cli import make_parser
 from model.prompt import prompt_template, set_format
 
-from .base import resolve_base
+from .base import planned_base, resolve_base
 from .data.prompts import collate_packed
 from .lora import ExpertTrainer, add_lora, add_lora_flags, check_lora_flags, go_on_from
-from .plan import add_plan_flags, plan_training, read_config, show_plan
-from .plan_data import find_tokenizer, plan_rows
+from .plan import Prepare, TrainingPlan, add_plan_flags, plan_training, read_config, show_plan
+from .plan_data import plan_rows
 from .processes import run_in_all
 from .rows import add_row_flags, check_rows, load_rows
 from .settings import add_training_flags, check_flags, has_bf16, use_checkpointing
@@ -58,6 +58,17 @@ def load_base(path: str, *, checkpointing: bool) -> tuple[PreTrainedModel, Any]:
     return prepare, tokenizer
 
 
+def _planned_lora(args: argparse.Namespace) -> Prepare:
+    """A plan takes DoRA for LoRA: the norms of its rows are those of values, which a plan's tensors do not have."""
+    return partial(add_lora, args=argparse.Namespace(**{**vars(args), "dora": False}))
+
+
+def _plan(args: argparse.Namespace) -> TrainingPlan:
+    config, tokenizer, why = planned_base(args.base, args.gpu)
+    print(f"base: {why}")
+    return plan_training(config, args, _planned_lora(args), plan_rows(args, [args.lang], tokenizer))
+
+
 def train_expert(args: argparse.Namespace) -> None:
     """The command: loads, trains in a workspace, and writes the adapter to `--out`."""
     check_flags(args)
@@ -66,13 +77,11 @@ def train_expert(args: argparse.Namespace) -> None:
     if not args.plan:  # what can be known before the base is trained, downloaded or loaded
         check_free(out, resume=args.resume)
     check_rows(args)
+    if args.plan:
+        return show_plan(_plan(args))
     base, why = resolve_base(args.base)
     print(f"base: {why}")
-    # A plan takes DoRA for LoRA: the norms of its rows are those of values, which a plan's tensors do not have.
-    config, prepare = read_config(base), partial(add_lora, args=argparse.Namespace(**{**vars(args), "dora": False}))
-    if args.plan:
-        return show_plan(plan_training(config, args, prepare, plan_rows(args, [args.lang], find_tokenizer(base))))
-    plan_training(config, args, prepare).check()
+    plan_training(read_config(base), args, _planned_lora(args)).check()
     set_seed(args.seed)
     model, tokenizer = load_base(base, checkpointing=use_checkpointing(args, torch.cuda.is_available()))
     set_format(tokenizer, args.format)
@@ -87,6 +96,7 @@ def train_expert(args: argparse.Namespace) -> None:
         "base": base,
         BASE_FACT: base_fingerprint(model_folder(base)),
         **data,
+        "valid_sha256": eval_data["data_sha256"],
         "rows": {"train": data["rows"], "valid": eval_data["rows"]},
         **({"init_fingerprint": Adapter(Path(args.init)).fingerprint} if args.init else {}),
         "prompt_template": prompt_template(tokenizer),

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from model import MoEForCausalLM
-from model.adapters import base_fact
+from model.adapters import base_fact, base_fingerprint
 from model.checkpoint import model_folder
 from model.cli import make_parser
 from model.configuration_moe import ROUTER_TYPES, MoEConfig
@@ -101,15 +101,34 @@ def to_stored_dtype(model: MoEForCausalLM) -> None:
             parameter.data = parameter.data.to(model.dtype)
 
 
+def languages_of(args: argparse.Namespace, names: list[str]) -> list[str]:
+    """The known languages that have an expert, and with data of one's own the languages that experts are called by; all known ones if none.
+
+    An expert of a language without rows is named, as the gate will not learn when to choose it.
+    """
+    known = [lang for lang in LANGUAGES if own_expert(names, lang) is not None]
+    found, absent = [], []
+    for name in names:
+        if any(own_expert([name], lang) == 0 for lang in known):
+            continue
+        try:
+            load_pairs(args.data, name, "train", level=args.level, limit=1, seed=args.seed)
+            found.append(name)
+        except ValueError:
+            absent.append(name)
+    if (known or found) and absent:
+        print(f"no rows of {args.data} are in the language of the experts {', '.join(absent)}: the gate does not learn when to choose them")
+    return [*known, *found] or list(LANGUAGES)
+
+
 def load_rows(
     args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, names: list[str], split: str, share: float, limit: int | None
 ) -> tuple[dict[str, list[Example]], dict[str, str]]:
-    """Encoded rows of each language that has an expert (of all if none has), and each language's data hash.
+    """Encoded rows of each of `languages_of`, and each language's data hash.
 
     Equally many: `share` of the smallest language's rows, at most `limit`, drawn with the seed; too long ones then leave all languages.
     """
-    known = [lang for lang in LANGUAGES if own_expert(names, lang) is not None] or list(LANGUAGES)
-    loaded = {lang: load_pairs(args.data, lang, split, level=args.level, seed=args.seed) for lang in known}
+    loaded = {lang: load_pairs(args.data, lang, split, level=args.level, seed=args.seed) for lang in languages_of(args, names)}
     wanted = math.ceil(share * min(len(of_lang.rows) for of_lang in loaded.values()))
     wanted = wanted if limit is None else min(limit, wanted)
     rows = {}
@@ -150,12 +169,19 @@ def train_gate(args: argparse.Namespace) -> None:
     plan_training(model.config, args, prepare).check()
     prepare(model)
     names = model.config.routed_names or [f"expert{index}" for index in range(model.config.num_local_experts)]
-    if args.label_loss and not any(own_expert(names, lang) is not None for lang in LANGUAGES):
+    if args.label_loss and not any(own_expert(names, lang) is not None for lang in languages_of(args, names)):
         raise ValueError(f"--label-loss needs experts that are named after languages; those of {args.model} are {', '.join(names)}")
     train_rows, hashes = load_rows(args, tokenizer, names, "train", args.share, args.limit)
-    eval_rows, _ = load_rows(args, tokenizer, names, "valid", 1.0, args.eval_limit)
+    eval_rows, eval_hashes = load_rows(args, tokenizer, names, "valid", 1.0, args.eval_limit)
     settings = {key: value for key, value in vars(args).items() if key not in ("resume", "plan", "out")}
-    facts = {"model": args.model, "data_sha256": hashes, "settings": settings}
+    facts = {
+        "model": args.model,
+        "model_fingerprint": base_fingerprint(model_folder(args.model)),
+        "data_sha256": hashes,
+        "valid_sha256": eval_hashes,
+        "rows": {lang: len(rows) for lang, rows in train_rows.items()},
+        "settings": settings,
+    }
     before = measure_languages(model, eval_rows, names, args.batch_size)
     print(f"before: {format_line(before)}")
     with workspace(out, facts, resume=args.resume) as folder:

@@ -38,7 +38,7 @@ class Rows:
 def plan_rows(args: argparse.Namespace, languages: Iterable[str], tokenizer: PreTrainedTokenizerBase | None, share: float = 1.0) -> Rows:
     """The rows of `languages`, of each as many as of the least, that `share`, --limit and --max-length leave. Nothing is downloaded."""
     shares = parse_levels(args.level)
-    published = args.data == "xlcost" or (args.data == "auto" and _takes_xlcost(args.gpu))
+    published = args.data == "xlcost" or (args.data == "auto" and takes_xlcost(args.gpu))
     lengths: list[list[int]] = []
     for lang in languages:
         if published:
@@ -79,6 +79,6 @@ def find_tokenizer(folder: Any) -> PreTrainedTokenizerBase | None:
         return None
 
 
-def _takes_xlcost(gpu: str) -> bool:
+def takes_xlcost(gpu: str) -> bool:
     """What `--data auto` would be on the card, with the hub in reach."""
     return CARDS[gpu].memory >= MIN_CARD_BYTES if gpu in CARDS else gpu == "auto" and has_card()

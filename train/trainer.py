@@ -33,9 +33,11 @@ from transformers import (
     ProgressCallback,
     Trainer,
     TrainerCallback,
+    TrainerState,
     set_seed,
 )
 from transformers.integrations import TensorBoardCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from transformers.utils import logging
 
@@ -89,9 +91,9 @@ class StopOnBadGradient(TrainerCallback):
     """Raises `NotFinite` between the backward pass and the optimizer's step."""
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        for name, parameter in kwargs["model"].named_parameters():
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-                raise NotFinite(f"the gradient of {name} is not finite at step {state.global_step + 1}; the step was not applied")
+        # Of no parameter in particular: clipping has spread it to all.
+        if not all(torch.isfinite(parameter.grad).all() for parameter in kwargs["model"].parameters() if parameter.grad is not None):
+            raise NotFinite(f"a gradient is not finite at step {state.global_step + 1}; the step was not applied")
 
 
 class ProgressBar(TrainerCallback):
@@ -152,6 +154,18 @@ class PairTrainer(Trainer):
             raise NotFinite(f"the loss is {of_all.mean().item()} at step {self.state.global_step + 1}; the step was not applied")
         return loss
 
+    def train(self, *args: Any, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        """As Trainer's; but of a run whose steps were all taken before it was interrupted, only the best weights are loaded.
+
+        transformers would take one more step: it asks whether to stop after a step alone.
+        """
+        state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME)) if resume_from_checkpoint else None
+        if state is None or not _is_over(state):
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        self.state = state
+        self._load_best_model()
+        return None
+
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """As Trainer's, but its outputs have losses [B, S] for logits. There is no cache: it would copy the keys, and hide packed rows."""
         inputs["use_cache"] = False
@@ -210,6 +224,12 @@ class PairTrainer(Trainer):
             "peak_bytes": peak,
             "processes": self.args.world_size,
         }
+
+
+def _is_over(state: TrainerState) -> bool:
+    """Whether a run has taken its last step, or was stopped early."""
+    callbacks: Any = state.stateful_callbacks or {}
+    return state.global_step >= state.max_steps or bool(callbacks.get("TrainerControl", {}).get("args", {}).get("should_training_stop"))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

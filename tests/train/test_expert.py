@@ -11,7 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, TrainerCallback
 
-from train import expert, trainer
+from train import base, expert, trainer
 
 
 class Killed(Exception):
@@ -65,6 +65,26 @@ def test_an_interrupted_run_ends_bit_equal(whole, tiny_base, tiny_data, tmp_path
     assert expected.keys() == resumed.keys()
     for name, tensor in expected.items():
         assert torch.equal(tensor, resumed[name]), name
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_run_whose_steps_are_done_takes_no_more(tiny_base, tiny_data, tmp_path, monkeypatch, early):
+    """Interrupted while it wrote its output, twice: steps and factors are those of a run that was not."""
+    stop = ["--patience", 1, "--learning-rate", 1e-12] if early else []
+    ends = {}
+    for name, times in {"whole": 0, "cut": 2}.items():
+        flags = [*arguments(tiny_base, tiny_data, tmp_path / name), *stop]
+        for number in range(times):
+            with monkeypatch.context() as patch:
+                patch.setattr(expert, "write_output", lambda *args, **kwargs: (_ for _ in ()).throw(Killed))
+                with pytest.raises(Killed):
+                    run(patch, *flags, *(["--resume"] if number else []))
+        assert run(monkeypatch, *flags, *(["--resume"] if times else [])) == 0
+        figures = json.loads((tmp_path / name / "run.json").read_text())["figures"]
+        ends[name] = {key: figures[key] for key in ("steps", "best_step", "best_eval_loss")}
+    assert ends["cut"] == ends["whole"]
+    expected, resumed = adapter(tmp_path / "whole"), adapter(tmp_path / "cut")
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in expected.items())
 
 
 def test_early_stopping_survives_an_interruption(tiny_base, tiny_data, tmp_path, monkeypatch):
@@ -204,3 +224,12 @@ def test_the_plan_of_mistral_7b_on_two_cards(tmp_path, monkeypatch, capsys):
     assert "quantised weights     3.600 GB" in capsys.readouterr().out
     assert run(monkeypatch, *flags, "--gpu", "t4", "--batch-size", 64) == 2
     assert "the largest part is activations" in capsys.readouterr().err
+
+
+def test_a_plan_trains_no_base(tmp_path, monkeypatch, capsys):
+    """Of "auto" it is about what the card would get: Mistral-7B on an A10G, the embedded base on a CPU."""
+    monkeypatch.setattr(base, "embedded_base", lambda: pytest.fail("a plan trains nothing"))
+    monkeypatch.setattr(base, "user_cache", lambda: tmp_path)
+    for gpu, size in (("a10g", "quantised weights     3.600 GB"), ("cpu", "quantised weights     0.001 GB")):
+        assert run(monkeypatch, "--lang", "cpp", "--plan", "--gpu", gpu, "--limit", 20, "--max-length", 128, "--batch-size", 1) == 0
+        assert size in capsys.readouterr().out
