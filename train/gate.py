@@ -108,13 +108,13 @@ def languages_of(args: argparse.Namespace, names: list[str]) -> list[str]:
     """
     known = [lang for lang in LANGUAGES if own_expert(names, lang) is not None]
     found, absent = [], []
-    for name in names:
-        if any(own_expert([name], lang) == 0 for lang in known):
+    for index, name in enumerate(names):
+        if name == f"expert{index}" or any(own_expert([name], lang) == 0 for lang in known):  # the first is no one's choice of a name
             continue
         try:
             load_pairs(args.data, name, "train", level=args.level, limit=1, seed=args.seed)
             found.append(name)
-        except ValueError:
+        except (ValueError, FileNotFoundError):
             absent.append(name)
     if (known or found) and absent:
         print(f"no rows of {args.data} are in the language of the experts {', '.join(absent)}: the gate does not learn when to choose them")

@@ -160,6 +160,22 @@ def test_experts_without_names_are_trained_but_have_no_label(mixture, tiny_data,
     assert "own expert first -, in K -" in capsys.readouterr().out
 
 
+def test_a_gate_learns_languages_of_ones_own(mixture, tiny_data, tmp_path, monkeypatch, capsys):
+    """Two experts renamed to languages that only the folder of data knows; a third's has no rows, and is named."""
+    names = ["rust", "go", "cobol", *MoEForCausalLM.from_pretrained(mixture).config.expert_names[3:]]
+    MoEForCausalLM.from_pretrained(mixture, expert_names=names).save_pretrained(tmp_path / "mixture")
+    AutoTokenizer.from_pretrained(mixture).save_pretrained(tmp_path / "mixture")
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in tiny_data.glob("cpp.*"):
+        for name in {"rust", "go", *names[3:]}:
+            text = path.read_text().replace('"cpp"', f'"{name}"')
+            (data / path.name.replace("cpp", name)).write_text(text)
+    assert run(monkeypatch, *arguments(tmp_path / "mixture", data, tmp_path / "out"), "--max-steps", 2) == 0
+    assert "in the language of the experts cobol" in capsys.readouterr().out
+    assert set(json.loads((tmp_path / "out" / "run.json").read_text())["rows"]) == {"rust", "go", *names[3:]}
+
+
 def test_noise_can_be_added_to_a_router_without(mixture, tiny_data, tmp_path, monkeypatch):
     quiet = MoEForCausalLM.from_pretrained(mixture, router_type="topk")
     quiet.save_pretrained(tmp_path / "quiet")
