@@ -291,6 +291,11 @@ def test_examples_run(example, base, make_adapter, merge, tmp_path, ids):
     assert run["method"] == yaml.safe_load((out / "mergekit_config.yml").read_text())["merge_method"]
 
 
+def test_mergekits_flag_for_less_memory_is_taken(models, merge):
+    for flag in ("--low-memory", "--low-cpu-memory"):
+        assert (merge(make_config("linear", models["float32"]), flag, out=flag.strip("-")) / "config.json").is_file()
+
+
 def test_chat_templates(models, merge):
     config = make_config("linear", models["float32"])
     assert AutoTokenizer.from_pretrained(merge({**config, "chat_template": "{{ messages }}"}, out="a")).chat_template == "{{ messages }}"
