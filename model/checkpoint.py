@@ -85,6 +85,8 @@ class Checkpoint:
     def head(self, name: str, count: int) -> Tensor:
         """The first `count` values of a tensor (fewer if its first row is shorter), without reading the rest."""
         rows = self._opened(self._owner[name]).get_slice(name)
+        if not rows.get_shape():
+            return self.tensor(name).reshape(1)
         return rows[:1].reshape(-1)[:count] if len(rows.get_shape()) > 1 else rows[:count]
 
     def _opened(self, file: Path) -> Any:

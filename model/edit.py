@@ -7,6 +7,7 @@ Shapes: D model width.
 """
 
 import argparse
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +27,7 @@ from .config_file import moe_config, read_config
 from .configuration_moe import ATTENTION, MoEConfig
 from .experts import PROJECTIONS
 from .gate_report import GATE
+from .generation import encode_prompts, pad_left
 from .load import load_model
 from .mixture_tensors import SHARD_BYTES
 from .new_expert import open_new_expert
@@ -104,7 +106,10 @@ def prompt_rows(folder: Path, prompts: list[str]) -> dict[str, Tensor]:
     handles = [gate.register_forward_hook(collect(name)) for name, gate in gates.items()]
     with torch.inference_mode():
         for prompt in prompts:
-            model(**tokenizer(prompt, return_tensors="pt").to(model.device), use_cache=False)
+            rows = encode_prompts(tokenizer, [prompt])
+            if not rows[0]:
+                raise ValueError(f"--prompts holds {prompt!r}, which has no tokens")
+            model(**pad_left(tokenizer, rows, model.device), use_cache=False)
     for handle in handles:
         handle.remove()
     return {name: (sums[name] / sums[name].norm() * gate.weight.float().norm(dim=1).mean()).cpu() for name, gate in gates.items()}
@@ -147,6 +152,10 @@ def edit_mixture(args: argparse.Namespace) -> None:
 
 
 def _check_flags(args: argparse.Namespace) -> None:
+    if not math.isfinite(args.residual_scale):
+        raise ValueError(f"--residual-scale is {args.residual_scale}; it must be a finite number")
+    if args.remove and args.name:
+        raise ValueError("--name is of a new expert: it goes with --add or --replace")
     if not args.add and (args.prompts or args.like or args.shared):
         raise ValueError("--prompts, --like and --shared are about an expert that is added: they go with --add")
     if args.add and sum(map(bool, (args.prompts, args.like, args.shared))) != 1:

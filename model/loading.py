@@ -17,7 +17,7 @@ from .saving import check_not_interrupted
 
 # what Auto classes, pipelines and `transformers serve` hand on; everything here is local, so none of it has an effect
 _WITHOUT_EFFECT = {"_from_auto", "_commit_hash", "trust_remote_code", "cache_dir", "force_download", "local_files_only"}
-_WITHOUT_EFFECT |= {"proxies", "revision", "subfolder", "token", "use_safetensors", "code_revision", "low_cpu_mem_usage", "_from_pipeline"}
+_WITHOUT_EFFECT |= {"proxies", "token", "use_safetensors", "code_revision", "low_cpu_mem_usage", "_from_pipeline"}
 _WITHOUT_EFFECT |= {"tqdm_class", "weights_only"}
 
 
@@ -58,6 +58,8 @@ class StrictLoading(MixtralPreTrainedModel):
             raise ValueError(f"quantize is {quantize!r}; allowed: nf4, none")
         changes = {} if quantize is None else {"quantization": None if quantize == "none" else quantize}
         changes |= {name: kwargs.pop(name) for name in list(kwargs) if name in MoEConfig.__dataclass_fields__}
+        if kwargs.get("revision") == "main":
+            del kwargs["revision"]  # the default, which is the one that is read
         if unknown := [name for name, value in kwargs.items() if name not in _WITHOUT_EFFECT and value]:
             hint = ' (quantize="nf4" quantises)' if set(unknown) & {"quantization_config", "load_in_4bit", "quantise"} else ""
             raise TypeError(f"from_pretrained got unknown arguments: {', '.join(unknown)}{hint}")

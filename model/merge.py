@@ -176,6 +176,8 @@ def main() -> int:
     parser.add_argument("out", help="output folder")
     text = "of entries as large as the smallest that is kept, keep the first: TIES is much faster, but not mergekit's to the bit"
     parser.add_argument("--fast-ties", action="store_true", help=text)
+    text = "no effect, as merging always streams; mergekit has the flag"
+    parser.add_argument("--low-memory", "--low-cpu-memory", action="store_true", help=text)
     parser.add_argument("--inspect", action="store_true", help="measure the task vectors (table, JSON, heat map) and write no model")
     parser.add_argument(
         "--density", type=float, default=0.2, help="share of entries, the largest, among which --inspect counts sign conflicts"

@@ -266,10 +266,12 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
             loss = self.loss_function(logits, labels, self.vocab_size, **kwargs)
             share = _share(labels, kwargs.get("num_items_in_batch"))
             if aux_loss is not None and (is_switch or self.training):
+                self._warn_if_detached(aux_loss)
                 weight = self.config.router_aux_loss_coef if is_switch else 1.0
                 loss = loss + weight * share * aux_loss.to(loss.device)
             if wants_z:
                 z = mean_over_layers(lambda routing, mask_T: z_loss(routing.logits_TE, mask_T), outputs.routings, token_mask)
+                self._warn_if_detached(z)
                 loss = loss + self.config.router_z_loss_coef * share * z.to(loss.device)
         return MoeCausalLMOutputWithPast(
             loss=loss,
@@ -280,6 +282,15 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             router_logits=outputs.router_logits,
         )
+
+    def _warn_if_detached(self, router_loss: Tensor) -> None:
+        if not self.training or router_loss.requires_grad or not torch.is_grad_enabled():
+            return
+        if any(module.weight.requires_grad for module in self.modules() if isinstance(module, MoERouter)):
+            warnings.warn(
+                "the routers' losses have no gradient under reentrant checkpointing; enable it with use_reentrant=False",
+                stacklevel=2,
+            )
 
 
 def _kept(hidden_BSD: Tensor, logits_to_keep: int | Tensor) -> Tensor:

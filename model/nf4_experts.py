@@ -19,6 +19,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from moe_kernels.nf4 import NF4Weight, dequantize_nf4, quantize_nf4
 from moe_kernels.nf4_format import FACTS_KEY, NF4
 
+from .checkpoint import parse_dtype
 from .expert_stacks import NF4Stack
 from .experts_interface import STACKS, check_experts, experts_of, use_moe_kernels
 
@@ -89,9 +90,11 @@ class NF4ExpertsQuantizer(Bnb4BitHfQuantizer):
         model._weight_conversions = []  # type: ignore[assignment]
         return super()._process_model_after_weight_loading(model, **kwargs)
 
-    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
         from bitsandbytes.nn import Linear4bit
 
+        if isinstance(dtype, str):  # as saving leaves it in the model's configuration
+            dtype = parse_dtype(dtype)
         if any(isinstance(module, Linear4bit) for module in model.modules()):  # theirs fails where there is none
             model = super()._dequantize(model, dtype)
         for module, name in ((model.get_submodule(module), stack) for module in self._experts for stack in STACKS):

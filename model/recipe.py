@@ -56,12 +56,12 @@ def read_recipe(path: Path) -> Recipe:
         gate_data=_optional_text(raw, "gate_data", str(path)),
         gate_rows=raw.get("gate_rows", GATE_ROWS),
         dtype=raw.get("dtype"),
-        experts_per_token=raw.get("experts_per_token", 2),
+        experts_per_token=raw.get("experts_per_token", min(2, len(raw["experts"]))),
         experts=[_read_expert(value, _EXPERT_KEYS, f"{path}: expert {index}") for index, value in enumerate(raw["experts"])],
         shared_experts=[_read_expert(value, _SHARED_KEYS, f"{path}: shared expert {index}") for index, value in enumerate(shared)],
     )
     _check(recipe, raw.get("architecture"), path)
-    _check_gate(recipe, path)
+    _check_gate(recipe, raw, path)
     return recipe
 
 
@@ -86,15 +86,15 @@ def _check(recipe: Recipe, architecture: Any, path: Path) -> None:
         raise ValueError(f"{path}: experts_per_token is {recipe.experts_per_token!r}; it must be from 1 to the {count} experts")
 
 
-def _check_gate(recipe: Recipe, path: Path) -> None:
+def _check_gate(recipe: Recipe, raw: dict[str, Any], path: Path) -> None:
     """That the gate's mode has what it is made of."""
     mode, experts = recipe.gate_mode, recipe.experts
     if mode not in GATE_MODES:
         raise ValueError(f"{path}: gate_mode is {mode!r}; allowed: {', '.join(GATE_MODES)}")
     if mode == "data":
         _check_data(recipe, path)
-    elif recipe.gate_data is not None:
-        raise ValueError(f"{path}: gate_data is given, but gate_mode is {mode!r}; only 'data' reads it")
+    else:
+        _check_no_data(raw, path, mode)
     if mode not in PROMPT_MODES:
         return
     for index, expert in enumerate(experts):
@@ -102,6 +102,13 @@ def _check_gate(recipe: Recipe, path: Path) -> None:
             raise ValueError(f"{path}: expert {index} has no positive_prompts, which gate_mode {mode!r} needs")
     if len(experts) > 1 and len({expert.prompts for expert in experts}) == 1:
         raise ValueError(f"{path}: all experts have the same prompts, so no gate can tell them apart")
+
+
+def _check_no_data(raw: dict[str, Any], path: Path, mode: str) -> None:
+    experts = [(f"expert {index}: lang", expert.get("lang")) for index, expert in enumerate(raw["experts"])]
+    for what, value in [("gate_data", raw.get("gate_data")), ("gate_rows", raw.get("gate_rows")), *experts]:
+        if value is not None:
+            raise ValueError(f"{path}: {what} is given, but gate_mode is {mode!r}; only 'data' reads it")
 
 
 def _check_data(recipe: Recipe, path: Path) -> None:

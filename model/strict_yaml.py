@@ -8,6 +8,19 @@ from typing import Any
 import yaml
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a repeated key, of which SafeLoader keeps the last; before `<<` brings keys of other mappings, which may be repeated."""
+
+    def compose_mapping_node(self, anchor: dict[str, yaml.Node]) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if (key.tag, str(key.value)) in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is repeated", problem_mark=key.start_mark)
+            seen.add((key.tag, str(key.value)))
+        return node
+
+
 def read_yaml(path: Path) -> Any:
     """The value in a YAML file; FileNotFoundError, IsADirectoryError or ValueError naming it otherwise."""
     if path.is_dir():
@@ -15,7 +28,7 @@ def read_yaml(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
 

@@ -4,6 +4,7 @@ In mergekit's files a value is a number, a list of numbers (a gradient: interpol
 the layers the first number holds), or a list of `{filter, value}`, of which the first whose filter occurs in the tensor's name holds.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -63,6 +64,9 @@ def _parse_conditional(raw: Any, where: str) -> Rule:
 
 def _number(raw: Any, where: str) -> float:
     try:
-        return float(raw)  # also of a text: YAML 1.1 reads 1e-3 as one
+        value = float(raw)  # also of a text: YAML 1.1 reads 1e-3 as one
     except (TypeError, ValueError):
         raise ValueError(f"{where} holds {raw!r}, which is not a number") from None
+    if not math.isfinite(value):
+        raise ValueError(f"{where} holds {raw!r}, which is not a finite number")
+    return value

@@ -159,8 +159,9 @@ def _check_shapes(step: Step, any_vocabulary: bool) -> None:
 def _check_values(method: str, step: Step) -> None:
     for term in step.terms:
         density, epsilon = term.values.get("density", 1.0), term.values.get("epsilon")
-        if not 0 <= density <= 1:
-            raise ValueError(f"density is {density:g} for {term.name} of {term.source.name}; it must be from 0 to 1")
+        for name in ("density", "gamma"):
+            if not 0 <= (share := term.values.get(name, 1.0)) <= 1:
+                raise ValueError(f"{name} is {share:g} for {term.name} of {term.source.name}; it must be from 0 to 1")
         if epsilon is not None and 0 < density < 1 and not 0 < density - epsilon <= density + epsilon < 1:
             raise ValueError(f"density {density:g} ± epsilon {epsilon:g} for {term.name} of {term.source.name} must lie between 0 and 1")
     weights = [term.values["weight"] for term in step.terms if "weight" in term.values]

@@ -31,6 +31,15 @@ def test_one_shard_has_no_index(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [WEIGHTS]
 
 
+def test_the_head_of_a_tensor_is_its_first_values(tmp_path):
+    tensors = {"scalar": torch.tensor(3.0), "row": torch.arange(4.0), "matrix": torch.arange(6.0).reshape(2, 3)}
+    with CheckpointWriter(tmp_path) as writer:
+        for name, tensor in tensors.items():
+            writer.add(name, tensor)
+    heads = {name: Checkpoint(tmp_path).head(name, 2).tolist() for name in tensors}
+    assert heads == {"scalar": [3.0], "row": [0.0, 1.0], "matrix": [0.0, 1.0]}
+
+
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/secret.safetensors", "weights.bin"])
 def test_an_index_may_only_name_shards_beside_it(sharded, name):
     folder, _ = sharded

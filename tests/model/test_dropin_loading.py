@@ -33,6 +33,13 @@ def test_quantize_is_the_spelling_of_from_pretrained(mixtral, ids, tmp_path):
         MoEForCausalLM.from_pretrained(mixtral, load_in_4bit=True)
 
 
+def test_another_revision_or_subfolder_is_not_dropped(mixtral):
+    MoEForCausalLM.from_pretrained(mixtral, revision="main", subfolder="")
+    for name in ("revision", "subfolder"):
+        with pytest.raises(TypeError, match=f"unknown arguments: {name}"):
+            MoEForCausalLM.from_pretrained(mixtral, **{name: "v2"})
+
+
 @torch.no_grad()
 def test_auto_classes_know_the_model(ours, ids, tmp_path):
     ours.save_pretrained(tmp_path)

@@ -88,6 +88,17 @@ def test_nf4_compiles_whole(mixtral, padded):
     torch.testing.assert_close(compiled(**padded).logits, model(**padded).logits, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_that_loses_the_balance_losses_gradient_is_warned_of(noisy, ids, reentrant):
+    noisy.train().gradient_checkpointing_enable({"use_reentrant": reentrant})
+    noisy.enable_input_require_grads()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        output = noisy(ids, labels=ids)
+    assert output.aux_loss.requires_grad is not reentrant
+    assert any("no gradient under reentrant checkpointing" in str(warning.message) for warning in caught) is reentrant
+
+
 def test_compiled_training_is_not_compiled_anew_at_each_step(noisy, ids):
     noisy.train()
     noisy(ids, labels=ids)  # installs transformers' hooks that record outputs, which cannot be traced

@@ -113,8 +113,21 @@ def test_prompts_lead_to_the_added_expert(adapters, run_compose, tmp_path, monke
     assert model.config.expert_names == ["expert-0", "expert-1", "expert-2-2", "expert-2"] and model.config.num_local_experts == 3
     gate = model.model.layers[0].mlp.gate
     torch.testing.assert_close(gate.weight[2].norm(), gate.weight[:2].norm(dim=1).mean())
-    model(make_tokenizer()("sort a list", return_tensors="pt").input_ids)
+    seen = []
+    gate.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0][-1]))
+    tokenizer = make_tokenizer()
+    model(torch.tensor([[tokenizer.bos_token_id, *tokenizer("sort a list").input_ids]]))  # as in training
+    torch.testing.assert_close(gate.weight[2] / gate.weight[2].norm(), seen[0] / seen[0].norm())
     assert gate.last_routing.experts_TK[-1, 0] == 2
+
+
+def test_a_prompt_without_tokens_is_refused(adapters, run_compose, tmp_path, monkeypatch, capsys):
+    mixture, tokenizer = run_compose(adapters[:2]), make_tokenizer()
+    tokenizer.bos_token = None
+    tokenizer.save_pretrained(mixture)
+    assert run(monkeypatch, mixture, tmp_path / "out", "--add", adapters[2], "--prompts", "sort", "") == 2
+    assert "--prompts holds '', which has no tokens" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @torch.no_grad()
@@ -175,6 +188,8 @@ def test_attentions_experts_go_with_the_last_of_them(layout, adapters, make_adap
         (["--add", "ADAPTER"], "--add needs one of --prompts"),
         (["--add", "ADAPTER", "--shared", "--like", "expert-0"], "--add needs one of --prompts"),
         (["--remove", "expert-0", "--shared"], "--shared are about an expert that is added"),
+        (["--remove", "expert-0", "--name", "x"], "--name is of a new expert: it goes with --add or --replace"),
+        (["--replace", "expert-0", "ADAPTER", "--residual-scale", "nan"], "--residual-scale is nan; it must be a finite number"),
         (["--add", "ADAPTER", "--shared", "--name", "expert-1"], "there is an expert 'expert-1' already; --name another"),
         (["--replace", "expert-0", "BASE"], "is no adapter; the experts of a mixture of the lora layout are adapters of its base"),
         (["--replace", "expert-0", "WITH_Q"], "changes q_proj; of attention the experts of this mixture change none"),

@@ -291,6 +291,11 @@ def test_examples_run(example, base, make_adapter, merge, tmp_path, ids):
     assert run["method"] == yaml.safe_load((out / "mergekit_config.yml").read_text())["merge_method"]
 
 
+def test_mergekits_flag_for_less_memory_is_taken(models, merge):
+    for flag in ("--low-memory", "--low-cpu-memory"):
+        assert (merge(make_config("linear", models["float32"]), flag, out=flag.strip("-")) / "config.json").is_file()
+
+
 def test_chat_templates(models, merge):
     config = make_config("linear", models["float32"])
     assert AutoTokenizer.from_pretrained(merge({**config, "chat_template": "{{ messages }}"}, out="a")).chat_template == "{{ messages }}"
@@ -320,6 +325,7 @@ def test_mistakes_end_with_status_2_and_leave_nothing(models, with_more_tokens, 
             make_config("ties", [base, a, b, c], parameters={"density": 0.5}) | {"models": [entry(a, weight=1, density=1.5)]},
             "density is 1.5 for",
         ),
+        ({**make_config("breadcrumbs", [base, a, b, c]), "models": [entry(a, weight=1, gamma=1.5)]}, "gamma is 1.5 for"),
         ({**make_config("della", [base, a, b, c]), "models": [entry(a, weight=1, density=0.9)]}, "density 0.9 ± epsilon 0.15 for"),
         ({**linear, "models": [entry(a)], "tokenizer_source": "base"}, "tokenizer_source is 'base', but there is no base_model"),
     ]

@@ -1,5 +1,7 @@
 """A merge's YAML file: what each parameter is for each tensor, and which mistakes are named."""
 
+import math
+
 import pytest
 import yaml
 
@@ -66,6 +68,8 @@ SOURCES = [{"model": "base", "layer_range": [0, 2]}, {"model": "a", "layer_range
         ({"parameters": {"wieght": 1}}, "parameters: unknown key 'wieght'; did you mean 'weight'?"),
         ({"models": [{"model": "a", "parameters": {"densty": 1}}]}, "model 0: parameters: unknown key 'densty'; did you mean 'density'?"),
         ({"parameters": {"weight": "heavy"}}, "weight holds 'heavy', which is not a number"),
+        ({"parameters": {"weight": math.nan}}, "weight holds nan, which is not a finite number"),
+        ({"parameters": {"density": [1, -math.inf]}}, "density holds -inf, which is not a finite number"),
         ({"parameters": {"weight": []}}, "weight is an empty list"),
         ({"parameters": {"weight": [{"fitler": "mlp", "value": 1}]}}, "weight has the entry {'fitler': 'mlp', 'value': 1}"),
         ({"base_model": None}, "merge_method 'ties' needs a base_model"),

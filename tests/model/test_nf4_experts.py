@@ -24,7 +24,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
 from model import NF4ExpertsConfig, nf4_experts, use_moe_kernels
 from model.experts_interface import STACKS, moe_kernels_forward
-from moe_kernels.nf4 import quantize_nf4
+from moe_kernels.nf4 import dequantize_nf4, quantize_nf4
 
 SHAPE = {
     "vocab_size": 64,
@@ -131,6 +131,15 @@ def test_saved_keys_are_read_by_bitsandbytes(checkpoint, tmp_path):
         packed = file.get_tensor(name)
     theirs = bnb.functional.dequantize_4bit(packed, bnb.functional.QuantState.from_dict(state, torch.device("cpu")))
     assert torch.equal(theirs, model.dequantize(dtype=torch.float32).model.layers[1].mlp.experts.down_proj)
+
+
+def test_a_model_that_was_saved_is_dequantised_to_its_dtype(checkpoint, tmp_path, ids):
+    model = load(checkpoint, dtype=torch.bfloat16, quantization_config=NF4ExpertsConfig())
+    expected = {key: stack.weight for key, stack in stacks_of(model).items()}
+    model.save_pretrained(tmp_path)
+    found = stacks_of(model.dequantize())
+    assert all(torch.equal(found[key], dequantize_nf4(weight).bfloat16()) for key, weight in expected.items())
+    assert logits(model, ids).isfinite().all()
 
 
 def test_skipped_modules_stay_and_load_again(checkpoint, tmp_path, ids):

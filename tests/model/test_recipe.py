@@ -28,6 +28,10 @@ def test_defaults_are_mergekits(tmp_path):
     assert recipe.experts[1].prompts.positive == ("y",) and recipe.experts[1].prompts.negative == ("x",)
 
 
+def test_one_expert_is_all_that_a_token_takes(tmp_path):
+    assert read_recipe(write(tmp_path, {**GOOD, "experts": [FIRST]})).experts_per_token == 1
+
+
 def test_keys_of_mergekit_without_a_value_are_its_defaults(tmp_path):
     """mergekit writes null for what is not set, and takes an architecture in any case."""
     empty = dict.fromkeys(("negative_prompts", "noise_scale", "residual_scale"))
@@ -76,6 +80,8 @@ def test_uniform_random_needs_no_prompts(tmp_path):
             "expert 1 has no positive_prompts, which gate_mode",
         ),
         ({**GOOD, "gate_data": "rows.jsonl"}, "gate_data is given, but gate_mode is 'hidden'; only 'data' reads it"),
+        ({**GOOD, "gate_rows": 8}, "gate_rows is given, but gate_mode is 'hidden'; only 'data' reads it"),
+        ({**GOOD, "experts": [FIRST, {**SECOND, "lang": "go"}]}, "expert 1: lang is given, but gate_mode is 'hidden'"),
         ({**DATA, "gate_data": None}, "gate_mode 'data' needs gate_data, a file of JSON lines with the columns lang and text"),
         ({**DATA, "gate_rows": 1}, "gate_rows is 1; it must be a number of rows, at least 2"),
         ({**DATA, "experts": [FIRST, SECOND]}, "expert 0 has no lang, which gate_mode 'data' needs"),
@@ -86,11 +92,19 @@ def test_uniform_random_needs_no_prompts(tmp_path):
         ({**GOOD, "experts": [{"source_model": "a", "positive_prompts": "x"}]}, "positive_prompts must be a list of texts"),
         ("- a\n- b", "must be a mapping with the keys base_model"),
         ("a: [", "is not YAML"),
+        ("base_model: a\ndtype: float32\n'base_model': b\n", "the key 'base_model' is repeated in .* line 3"),
     ],
 )
 def test_a_mistake_is_named_with_what_is_allowed(tmp_path, value, message):
     with pytest.raises(ValueError, match=message):
         read_recipe(write(tmp_path, value))
+
+
+def test_a_key_that_another_mapping_brings_is_not_repeated(tmp_path):
+    expert = "{source_model: b, <<: &again {<<: *first, noise_scale: 2}, lang: null}"
+    text = f"base_model: base\ngate_mode: random\nexperts: [&first {{source_model: a, noise_scale: 1}}, {expert}, *again]\n"
+    experts = read_recipe(write(tmp_path, text)).experts
+    assert [(expert.source_model, expert.noise_scale) for expert in experts] == [("a", 1), ("b", 2), ("a", 2)]
 
 
 def test_the_examples_prompts_start_as_training_prompts_do():
