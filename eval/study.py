@@ -27,10 +27,10 @@ from .codebleu import SETTINGS, Points, answer, load, load_points, model_facts, 
 from .comparison import compare, read_rows
 from .contamination import CONTAMINATED, found_shares
 from .figures import ALL, SCORE
+from .runs import STUDY, STUDY_FILE
 from .study_file import Source, Study, System, read_study
 from .study_tables import markdown, terminal
 
-STUDY = "eval.study"
 REUSED_IF_SAME = (*(key for key in SETTINGS if key != "batch_size"), "seed", "name", "fingerprint", "data")
 
 
@@ -54,7 +54,7 @@ def main(args: Namespace) -> None:
             "contamination": shares and _summary(shares),
             "lengths": figures,
         }
-        write_json(args.out / "study.json", result)
+        write_json(args.out / STUDY_FILE, result)
         (args.out / "study.md").write_text(markdown(study, result, args.seed), encoding="utf-8")
         write_run(args.out, seed=args.seed, figures=_headlines(figures), program=STUDY, study=str(args.study), data=sources)
     print(terminal(study, result))

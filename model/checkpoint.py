@@ -20,6 +20,7 @@ from .saving import finish_save
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _JSON_BYTES = 100_000_000  # as safetensors' own limit for a header
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .checkpoint import INDEX, WEIGHTS, Checkpoint
 
+SHARD_BYTES = 512 << 20  # of a command that can go on: so many wait in memory, and at most so many are lost by a kill
+
 
 class CheckpointWriter:
     """Writes tensors into shards of at most `shard_bytes` (a larger tensor has its own), and the index; use as a context manager.

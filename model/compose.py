@@ -13,10 +13,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from .adapters import BASE_FACT, base_fingerprint
-from .checkpoint import Checkpoint
+from .checkpoint import GENERATION, Checkpoint
 from .checkpoint_writer import save_whole
 from .cli import make_parser, run_command
 from .configuration_moe import EXPERT_LAYOUTS
@@ -28,9 +26,9 @@ from .mixture_tensors import mixture_tensors, write_mixture
 from .output import check_absent, sha256_of, write_run
 from .resume import resumable_folder
 from .same_tokenizer import check_same_tokenizer, take_chat_template
+from .tokenizer import read_tokenizer
 
 RECIPE_COPY = "mergekit_moe_config.yml"  # as mergekit calls it
-_GENERATION = "generation_config.json"
 _CHOICES = "first_choices"
 
 
@@ -39,7 +37,7 @@ def compose(args: argparse.Namespace) -> None:
     recipe_path, out = Path(args.config), Path(args.out)
     check_absent(out)
     given = open_recipe(recipe_path, args.layout, None if args.quantize == "none" else args.quantize, args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(given.base, local_files_only=True, trust_remote_code=False)
+    tokenizer = read_tokenizer(given.base)
     for folder in dict.fromkeys(folder for source in given.sources for folder in source.folders if folder != given.base):
         check_same_tokenizer(folder, given.base, tokenizer)
     take_chat_template(tokenizer, [source.adapter.folder for source in given.sources if source.adapter])
@@ -54,8 +52,8 @@ def compose(args: argparse.Namespace) -> None:
             print(f"the gate hardly tells the experts apart in {where}: train it, or make it from other prompts or rows")
         write_mixture(folder, given.config, list(mixture_tensors(given, gates.blocks)))
         tokenizer.save_pretrained(folder)
-        if (given.base / _GENERATION).is_file():
-            shutil.copy(given.base / _GENERATION, folder / _GENERATION)
+        if (given.base / GENERATION).is_file():
+            shutil.copy(given.base / GENERATION, folder / GENERATION)
         shutil.copy(recipe_path, folder / RECIPE_COPY)
         layout, quantization = given.config.expert_layout, given.config.quantization
         facts: dict[str, Any] = {"layout": layout, "quantization": quantization, "experts": names, BASE_FACT: base_fact}

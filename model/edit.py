@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from .adapters import Adapter, base_fact
 from .checkpoint import CONFIG, INDEX, WEIGHTS, Checkpoint, model_folder
-from .checkpoint_writer import CheckpointWriter
+from .checkpoint_writer import SHARD_BYTES, CheckpointWriter
 from .cli import make_parser, run_command
 from .compose import RECIPE_COPY
 from .config_file import moe_config, read_config
@@ -29,7 +29,6 @@ from .experts import PROJECTIONS
 from .gate_report import GATE
 from .generation import encode_prompts, pad_left
 from .load import load_model
-from .mixture_tensors import SHARD_BYTES
 from .new_expert import open_new_expert
 from .output import MANIFEST, RUN, check_absent, output_folder, write_run
 from .restack import NEW, Edit, edited_tensors

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from .gate_data import find_gate_data, read_gate_data
 from .gates import PROMPT_MODES, Prompts, discriminant_gate, embedding_gate, first_choices, prompt_gate, random_gates, tokenize
 from .ingredients import Ingredients
 from .layerwise import Seen, Texts, walk_layers
+from .tokenizer import read_tokenizer
 
 ROW_TOKENS = 256  # of a row that are read: a gate needs no whole programs, and their states are kept from layer to layer
 _BATCH = 8
@@ -36,9 +36,7 @@ class Gates(NamedTuple):
 def make_gates(given: Ingredients, seed: int) -> Gates:
     """The gates of the recipe's mode."""
     mode = given.recipe.gate_mode
-    tokenizer = AutoTokenizer.from_pretrained(
-        given.base, local_files_only=True, trust_remote_code=False
-    )  # its own, as gates change how it pads
+    tokenizer = read_tokenizer(given.base)  # its own, as gates change how it pads
     if mode == "data":
         return _data_gates(given, tokenizer)
     prompts = [expert.prompts for expert in given.recipe.experts]

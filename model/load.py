@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .adapters import Adapter, base_fingerprint, is_adapter
@@ -15,6 +15,7 @@ from .configuration_moe import MoEConfig
 from .devices import present_device
 from .modeling_moe import MoEForCausalLM
 from .same_tokenizer import take_chat_template
+from .tokenizer import read_tokenizer
 
 _MIXTURES = (MoEConfig.model_type, "mixtral")
 
@@ -108,11 +109,7 @@ def _add_adapter(model: PreTrainedModel, base: Path, folder: Path) -> Any:
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # no narrower class: `tokenizers` raises bare Exceptions
-        files = ", ".join(sorted(path.name for path in folder.glob("tokenizer*"))) or "none"
-        raise ValueError(f"{folder} has no tokenizer that can be read; its tokenizer files: {files}") from error
+    tokenizer = read_tokenizer(folder)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -8,7 +8,7 @@ from accelerate import init_empty_weights
 from transformers import GenerationConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralPreTrainedModel
 
-from .checkpoint import Checkpoint, model_folder, parse_dtype
+from .checkpoint import GENERATION, Checkpoint, model_folder, parse_dtype
 from .config_file import moe_config, read_config
 from .configuration_moe import MoEConfig
 from .conversion import load_weights
@@ -71,7 +71,7 @@ class StrictLoading(MixtralPreTrainedModel):
         load_weights(model, Checkpoint(folder), lambda name: device_of(name, devices), optional=".noise_weight" if is_quiet else None)
         model.tie_weights()
         model.name_or_path = config.name_or_path = str(folder)
-        if model.can_generate() and (folder / "generation_config.json").is_file():
+        if model.can_generate() and (folder / GENERATION).is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
         dispatch(model.eval().set_precision(precision), devices, offload_folder)
         if adapter is not None:

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .checkpoint import CONFIG, Checkpoint, parse_dtype, read_json
-from .checkpoint_writer import CheckpointWriter
+from .checkpoint import CONFIG, GENERATION, Checkpoint, parse_dtype, read_json
+from .checkpoint_writer import SHARD_BYTES, CheckpointWriter
 from .cli import make_parser, run_command
 from .merging.config import MergeConfig, read_config, unused_parameters
 from .merging.methods import METHODS
@@ -27,14 +27,13 @@ from .merging.plan import Step, count_layers, make_plan
 from .merging.sources import Source, open_sources
 from .merging.task_vectors import TOTAL, draw, find_base, measure, text_table
 from .merging.tensors import Merger
-from .merging.vocabulary import Alignment, align, load_tokenizer
+from .merging.vocabulary import Alignment, align
 from .output import check_absent, output_folder, write_json, write_run
 from .resume import resumable_folder
 from .same_tokenizer import brings_tokenizer, take_chat_template
+from .tokenizer import read_tokenizer
 
 CONFIG_COPY = "mergekit_config.yml"  # as mergekit calls it
-SHARD_BYTES = 512 << 20  # so many wait in memory, and at most so many are lost by a kill
-_GENERATION = "generation_config.json"
 _TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja")
 
 
@@ -101,7 +100,7 @@ def write_tokenizer(folder: Path, merge: Merge) -> None:
         for path in [path for pattern in _TOKENIZER_FILES for path in merge.reference.folder.glob(pattern)]:
             shutil.copy(path, folder / path.name)
         return
-    tokenizer = merge.alignment.tokenizer if merge.alignment is not None else load_tokenizer(merge.reference.folder)
+    tokenizer = merge.alignment.tokenizer if merge.alignment is not None else read_tokenizer(merge.reference.folder)
     if template == "auto":
         found = Counter(map(_chat_template, merge.sources.values()))
         found.pop(None, None)
@@ -114,7 +113,7 @@ def write_tokenizer(folder: Path, merge: Merge) -> None:
 
 
 def _chat_template(source: Source) -> Any:
-    tokenizer = load_tokenizer(source.folder)
+    tokenizer = read_tokenizer(source.folder)
     take_chat_template(tokenizer, [source.adapter.folder] if source.adapter else [])
     return tokenizer.chat_template
 
@@ -149,8 +148,8 @@ def merge_models(args: argparse.Namespace) -> None:
         write_tokenizer(folder, merge)  # first, as it may fail, and the rest takes long
         dtype = write_weights(folder, make_merger(merge, args.seed, args.fast_ties), merge.steps)
         write_config(folder, merge, dtype)
-        if (merge.reference.folder / _GENERATION).is_file():
-            shutil.copy(merge.reference.folder / _GENERATION, folder / _GENERATION)
+        if (merge.reference.folder / GENERATION).is_file():
+            shutil.copy(merge.reference.folder / GENERATION, folder / GENERATION)
         shutil.copy(path, folder / CONFIG_COPY)
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         models = {name: source.name for name, source in merge.sources.items()}

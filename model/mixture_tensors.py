@@ -18,13 +18,12 @@ from tqdm import tqdm
 from moe_kernels.nf4 import quantize_nf4_parts
 
 from .checkpoint import Checkpoint, parse_dtype
-from .checkpoint_writer import CheckpointWriter
+from .checkpoint_writer import SHARD_BYTES, CheckpointWriter
 from .configuration_moe import MoEConfig
 from .experts import PROJECTIONS
 from .ingredients import Ingredients
 from .sources import Source
 
-SHARD_BYTES = 512 << 20  # so many wait in memory, and at most so many are lost by a kill
 _QUANTIZED = re.compile(r"\.self_attn\.[qkvo]_proj\.weight$|\.experts\.(gate|up|gate_up|down)_proj$")
 
 

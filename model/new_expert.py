@@ -2,19 +2,18 @@
 
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from .adapters import BASE_FACT, Adapter, base_fact, base_fingerprint, is_adapter
 from .checkpoint import Checkpoint, model_folder
 from .configuration_moe import MoEConfig
 from .same_tokenizer import check_same_tokenizer, take_chat_template
 from .sources import Source, open_source
+from .tokenizer import read_tokenizer
 
 
 def open_new_expert(text: str, config: MoEConfig, folder: Path, base: str | None) -> Source | Adapter:
     """The new expert of the mixture in `folder`; in the layout `lora` an adapter of the mixture's base, whose weights need not be there."""
     trained_on = base_fact(folder).get(BASE_FACT)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer = read_tokenizer(folder)
     place = model_folder(text.rpartition("+")[2])
     check_same_tokenizer(place, folder, tokenizer)
     asked = tokenizer.chat_template

@@ -7,9 +7,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from .checkpoint import some
+from .tokenizer import read_tokenizer
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _SPECIAL = ("bos", "eos", "unk", "pad")
@@ -22,9 +23,9 @@ def check_same_tokenizer(folder: Path, base: Path, base_tokenizer: PreTrainedTok
     if not any((folder / name).is_file() for name in _FILES):
         return
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # no narrower class: `tokenizers` raises bare Exceptions
-        raise ValueError(f"{folder} has a tokenizer that cannot be read: {' '.join(str(error).split())}") from error
+        tokenizer = read_tokenizer(folder)
+    except ValueError as error:
+        raise ValueError(f"{folder} has a tokenizer that cannot be read: {error}") from error
     if found := differences(base_tokenizer, tokenizer):
         raise ValueError(f"{folder} has another tokenizer than the base {base} (base's -> expert's): {'; '.join(found)}")
 
@@ -39,7 +40,7 @@ def take_chat_template(tokenizer: PreTrainedTokenizerBase, adapters: list[Path])
     An adapter that brings no tokenizer says nothing of it. ValueError naming two that were trained on different prompts.
     """
     folders = [folder for folder in adapters if brings_tokenizer(folder)]
-    templates = [AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False).chat_template for folder in folders]
+    templates = [read_tokenizer(folder).chat_template for folder in folders]
     for folder, template in zip(folders, templates, strict=True):
         if template != templates[0]:
             raise ValueError(f"{folders[0]} and {folder} were trained on different prompts (chat templates), but a model has one")

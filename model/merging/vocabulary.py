@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..checkpoint import model_folder
+from ..tokenizer import read_tokenizer
 from .sources import Source
 
 _SHOWN = 5  # tokens that a message names
@@ -57,14 +58,14 @@ def align(choice: str, sources: Mapping[str, Source], base: str | None, beside: 
     """
     if choice == "base" and base is None:
         raise ValueError("tokenizer_source is 'base', but there is no base_model; name a model, or union")
-    tokenizers = {name: load_tokenizer(source.folder) for name, source in sources.items()}
+    tokenizers = {name: read_tokenizer(source.folder) for name, source in sources.items()}
     vocabularies = [tokenizer.get_vocab() for tokenizer in tokenizers.values()]
     if choice == "union":
         tokenizer = _unite(list(tokenizers.values()))
     elif choice == "base":
         tokenizer = tokenizers[str(base)]
     else:
-        tokenizer = tokenizers[choice] if choice in tokenizers else load_tokenizer(model_folder(choice, beside))
+        tokenizer = tokenizers[choice] if choice in tokenizers else read_tokenizer(model_folder(choice, beside))
     tokens = tokenizer.get_vocab()
     rows = []
     for vocabulary in vocabularies:
@@ -73,14 +74,6 @@ def align(choice: str, sources: Mapping[str, Source], base: str | None, beside: 
             rows_V[index] = vocabulary.get(token, -1)
         rows.append(rows_V)
     return Alignment(tokenizer, list(sources.values()), rows, base is not None)
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model; ValueError if it has none that can be read."""
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # no narrower class: `tokenizers` raises bare Exceptions
-        raise ValueError(f"{folder} has no tokenizer that can be read: {' '.join(str(error).split())}") from error
 
 
 def _unite(tokenizers: Sequence[Any]) -> PreTrainedTokenizerBase:

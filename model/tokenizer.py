@@ -1,0 +1,15 @@
+"""The tokenizer of a folder, from its own files alone."""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`; ValueError if there is none that can be read. Nothing is downloaded, and none of its code is run."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # no narrower class: `tokenizers` raises bare Exceptions
+        files = ", ".join(sorted(path.name for path in folder.glob("tokenizer*"))) or "none"
+        cause = " ".join(str(error).split())
+        raise ValueError(f"{folder} has no tokenizer that can be read; its tokenizer files: {files} ({cause})") from error
