@@ -275,7 +275,8 @@ def _cache_folder(args: argparse.Namespace, data: Path, number_of_processes: int
     """Named after a hash of every setting, of the data, and of the source files that decide what the base becomes."""
     settings = {key: value for key, value in vars(args).items() if key not in ("resume", "out", "data")}
     room = Path(__file__).parent
-    sources = [room / "base.py", room / "trainer.py", room / "batches.py", room / "settings.py", *sorted((room / "data").glob("*.py"))]
+    names = ("base.py", "trainer.py", "batches.py", "loss.py", "settings.py")
+    sources = [*(room / name for name in names), *sorted((room / "data").glob("*.py"))]
     files = [data] if data.is_file() else sorted(path for path in data.rglob("*") if path.is_file())
     facts = [settings, number_of_processes, [sha256_of(path) for path in sources], [sha256_of(path) for path in files if path.name != RUN]]
     return user_cache() / f"base-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"

@@ -1,12 +1,46 @@
-"""Which rows make up each batch of each process."""
+"""The order of rows, and which of them make up each batch of each process."""
 
 import math
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch.utils.data import Sampler
 
 from .data.prompts import IGNORED
+
+MEGABATCH = 50  # batches that are sorted by length together: enough to save padding, few enough to stay random
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """Row indices in a random order in which rows of like length are neighbours; equal for equal (seed, epoch).
+
+    `megabatch` batches are sorted by length together; with 1 a batch is any rows.
+
+    transformers' sampler of that name draws from the global generator, whose state at a resume differs from the
+    state at the start of the interrupted epoch.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int, megabatch: int = MEGABATCH) -> None:
+        self.lengths, self.batch_size, self.seed, self.megabatch, self.epoch = lengths, batch_size, seed, megabatch, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        span = self.batch_size * self.megabatch
+        chunks = [sorted(order[i : i + span], key=lambda row: -self.lengths[row]) for i in range(0, len(order), span)]
+        batches = [chunk[i : i + self.batch_size] for chunk in chunks for i in range(0, len(chunk), self.batch_size)]
+        last = batches.pop() if batches and len(batches[-1]) < self.batch_size else []
+        for i in torch.randperm(len(batches), generator=generator).tolist():
+            yield from batches[i]
+        yield from last
 
 
 class ProcessBatches(Sampler[list[int]]):

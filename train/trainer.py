@@ -12,9 +12,8 @@ import argparse
 import json
 import resource
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedTokenizerBase,
@@ -43,76 +41,12 @@ from transformers.utils import logging
 
 from model.output import output_folder, write_run
 
-from .batches import ProcessBatches, without_labels
+from .batches import MEGABATCH, LengthGroupedSampler, ProcessBatches, without_labels
+from .callbacks import NotFinite, ProgressBar, StopOnBadGradient
 from .data.prompts import Example, collate
 from .loss import losses_for_logits
 from .processes import processes
 from .settings import training_arguments
-
-MEGABATCH = 50  # batches that are sorted by length together: enough to save padding, few enough to stay random
-
-
-class LengthGroupedSampler(Sampler[int]):
-    """Row indices in a random order in which rows of like length are neighbours; equal for equal (seed, epoch).
-
-    `megabatch` batches are sorted by length together; with 1 a batch is any rows.
-
-    transformers' sampler of that name draws from the global generator, whose state at a resume differs from the
-    state at the start of the interrupted epoch.
-    """
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int, megabatch: int = MEGABATCH) -> None:
-        self.lengths, self.batch_size, self.seed, self.megabatch, self.epoch = lengths, batch_size, seed, megabatch, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader at the start of each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        span = self.batch_size * self.megabatch
-        chunks = [sorted(order[i : i + span], key=lambda row: -self.lengths[row]) for i in range(0, len(order), span)]
-        batches = [chunk[i : i + self.batch_size] for chunk in chunks for i in range(0, len(chunk), self.batch_size)]
-        last = batches.pop() if batches and len(batches[-1]) < self.batch_size else []
-        for i in torch.randperm(len(batches), generator=generator).tolist():
-            yield from batches[i]
-        yield from last
-
-
-class NotFinite(ValueError):
-    """The loss or a gradient is NaN or infinite; the weights are those before this step."""
-
-
-class StopOnBadGradient(TrainerCallback):
-    """Raises `NotFinite` between the backward pass and the optimizer's step."""
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # Of no parameter in particular: clipping has spread it to all.
-        if not all(torch.isfinite(parameter.grad).all() for parameter in kwargs["model"].parameters() if parameter.grad is not None):
-            raise NotFinite(f"a gradient is not finite at step {state.global_step + 1}; the step was not applied")
-
-
-class ProgressBar(TrainerCallback):
-    """One bar: steps, time left, the last loss and evaluation loss."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        slow = 0.2 if sys.stderr.isatty() else 15.0  # seconds between two states of the bar: a log file needs few
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", mininterval=slow, maxinterval=slow)
-        self.shown: dict[str, str] = {}
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.update()
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        self.shown |= {name: f"{logs[name]:.3f}" for name in ("loss", "eval_loss", "eval_rewards/margins") if name in logs}
-        self.bar.set_postfix(self.shown, refresh=False)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.close()
 
 
 class PairTrainer(Trainer):

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from model import MoEConfig, MoEForCausalLM
 from model.languages import LANGUAGES
 from moe_kernels.routing import Routing
-from train import gate, routing, trainer
+from train import gate, gate_rows, routing, trainer
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
 SHAPE["num_local_experts"] = 4
@@ -211,7 +211,7 @@ def test_the_default_is_a_small_balanced_share(tiny_base, tiny_data, tmp_path):
 
     def drawn(share: float, seed: int = 0, limit: int | None = None) -> dict[str, list]:
         args = argparse.Namespace(data=tmp_path, level="program", seed=seed, max_length=512)
-        return gate.load_rows(args, tokenizer, list(LANGUAGES), "train", share, limit)[0]
+        return gate_rows.load_rows(args, tokenizer, list(LANGUAGES), "train", share, limit)[0]
 
     few, many = drawn(0.1), drawn(0.5)
     assert {lang: len(rows) for lang, rows in few.items()} == dict.fromkeys(LANGUAGES, 3)

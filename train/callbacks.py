@@ -1,0 +1,40 @@
+"""What watches a training run: a stop before a step that is not finite is applied, and one progress bar."""
+
+import sys
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+
+class NotFinite(ValueError):
+    """The loss or a gradient is NaN or infinite; the weights are those before this step."""
+
+
+class StopOnBadGradient(TrainerCallback):
+    """Raises `NotFinite` between the backward pass and the optimizer's step."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Of no parameter in particular: clipping has spread it to all.
+        if not all(torch.isfinite(parameter.grad).all() for parameter in kwargs["model"].parameters() if parameter.grad is not None):
+            raise NotFinite(f"a gradient is not finite at step {state.global_step + 1}; the step was not applied")
+
+
+class ProgressBar(TrainerCallback):
+    """One bar: steps, time left, the last loss and evaluation loss."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        slow = 0.2 if sys.stderr.isatty() else 15.0  # seconds between two states of the bar: a log file needs few
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", mininterval=slow, maxinterval=slow)
+        self.shown: dict[str, str] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.update()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.shown |= {name: f"{logs[name]:.3f}" for name in ("loss", "eval_loss", "eval_rewards/margins") if name in logs}
+        self.bar.set_postfix(self.shown, refresh=False)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.close()
