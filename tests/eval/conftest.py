@@ -13,7 +13,7 @@ from eval.runs import CODEBLEU
 from model import MoEForCausalLM
 from model.configuration_moe import MoEConfig
 from model.output import output_folder, write_run
-from train.base import train_tokenizer
+from train.documents import train_tokenizer
 
 PROGRAMS = {
     "python": "def total(values):\n    result = 0\n    for value in values:\n        result += value\n    return result\n",

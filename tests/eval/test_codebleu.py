@@ -17,7 +17,7 @@ from model import MoEForCausalLM
 from model.cli import run_command
 from model.output import check_manifest
 from model.prompt import format_prompt, set_format
-from train.base import train_tokenizer
+from train.documents import train_tokenizer
 
 
 def run(*arguments: str) -> int:

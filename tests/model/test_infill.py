@@ -4,7 +4,7 @@ import pytest
 
 from model.generation import decode_behind
 from model.infill import ANCHOR, encode_infill, encode_piece
-from train.base import train_tokenizer
+from train.documents import train_tokenizer
 
 PIECES = ["x", " x", "  x", "\n    return a;\n", "    return", "", " ", "\n", "t a) {", "é"]
 

@@ -8,7 +8,7 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from model.languages import LANGUAGES
-from train.base import train_tokenizer
+from train.documents import train_tokenizer
 
 PROGRAMS = {
     "python": "def f{i}(a):\n    return a + {i}\n",

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM, TrainingArguments
 
 from model.languages import LANGUAGES
-from train import base
+from train import base, documents
 from train.data.pairs import Pair
 
 
@@ -19,27 +19,27 @@ def pair(lang: str) -> Pair:
 
 
 def test_a_document_names_its_language_first(monkeypatch):
-    sections = "### add a and b\nread a\nread b\n" * base.PAGE_SECTIONS
+    sections = "### add a and b\nread a\nread b\n" * documents.PAGE_SECTIONS
     for kind, expected in {
         "described": '"""Python\nadd a and b | read a ; read b\n"""\nf(a, b)',
         "code": '"""Python\n"""\nf(a, b)',
         "page": "# Python\n" + sections,
     }.items():
-        monkeypatch.setattr(base, "DOCUMENTS", {kind: 1.0})
-        assert base.make_documents([pair("python")], seed=0) == [(expected, 0)]
-    monkeypatch.setattr(base, "DOCUMENTS", {"described": 1.0})
-    assert base.make_documents([pair("cpp")], seed=0) == [
+        monkeypatch.setattr(documents, "DOCUMENTS", {kind: 1.0})
+        assert documents.make_documents([pair("python")], seed=0) == [(expected, 0)]
+    monkeypatch.setattr(documents, "DOCUMENTS", {"described": 1.0})
+    assert documents.make_documents([pair("cpp")], seed=0) == [
         ("// C++\n// add a and b | read a ; read b\nf(a, b)", list(LANGUAGES).index("cpp"))
     ]
 
 
 def test_a_page_keeps_to_its_language(monkeypatch):
     """Its other sections are of texts in the same language: texts name their language too."""
-    monkeypatch.setattr(base, "DOCUMENTS", {"page": 1.0})
+    monkeypatch.setattr(documents, "DOCUMENTS", {"page": 1.0})
     rows = [replace(pair(lang), text=f"{lang} program") for lang in LANGUAGES]
-    for page, language in base.make_documents(rows, seed=0):
+    for page, language in documents.make_documents(rows, seed=0):
         lang = list(LANGUAGES)[language]
-        assert page == f"# {LANGUAGES[lang].title}\n" + f"### {lang} program\n" * base.PAGE_SECTIONS
+        assert page == f"# {LANGUAGES[lang].title}\n" + f"### {lang} program\n" * documents.PAGE_SECTIONS
 
 
 def test_the_header_loss_is_the_mean_cross_entropy_of_the_ffn_inputs(tmp_path):
@@ -51,7 +51,7 @@ def test_the_header_loss_is_the_mean_cross_entropy_of_the_ffn_inputs(tmp_path):
         )
     )
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", remove_unused_columns=False)
-    trainer = base.HeaderTrainer(model=model, args=arguments)
+    trainer = documents.HeaderTrainer(model=model, args=arguments)
     ids = torch.randint(0, 20, (2, 10))
     mask = torch.ones(2, 10, dtype=torch.long)
     mask[0, 8:] = 0
@@ -62,10 +62,10 @@ def test_the_header_loss_is_the_mean_cross_entropy_of_the_ffn_inputs(tmp_path):
     layers = [tensor.detach() for tensor in trainer._inputs]
     model.eval()
     plain = trainer.compute_loss(model, dict(inputs))
-    written = [(row, token) for row, end in ((0, 8), (1, 10)) for token in range(base.HEADER_TOKENS, end)]
+    written = [(row, token) for row, end in ((0, 8), (1, 10)) for token in range(documents.HEADER_TOKENS, end)]
     named = [cross_entropy(x[row, token, : len(LANGUAGES)], inputs["language"][row]) for x in layers for row, token in written]
     assert len(layers) == 2 and len(named) == 2 * (2 + 4)
-    assert torch.allclose(both - plain, base.HEADER_WEIGHT * torch.stack(named).mean(), atol=1e-5)
+    assert torch.allclose(both - plain, documents.HEADER_WEIGHT * torch.stack(named).mean(), atol=1e-5)
 
 
 def test_the_base_is_trained_once_and_then_found(tiny_data, tmp_path, monkeypatch, capsys):

@@ -7,10 +7,10 @@ from transformers import PreTrainedTokenizerFast
 
 from model.infill import encode_infill, find_sentinels
 from model.prompt import format_prompt
-from train.base import train_tokenizer
 from train.data import Pair
 from train.data.gaps import Gap, draw_gaps
 from train.data.prompts import IGNORED, encode_pair
+from train.documents import train_tokenizer
 
 CODES = [f"int f{number}(int a) {{\n    return a + {number};\n}}\n" for number in range(400)]
 PRE, SUF, MID = "<fim_prefix>", "<fim_suffix>", "<fim_middle>"
