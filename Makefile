@@ -1,10 +1,10 @@
-# Every target does its own set-up: a venv in .venv, the exact versions of constraints.txt, the C++ extension.
+# Every target does its own set-up: a venv in .venv, the exact versions of requirements.lock, the C++ extension.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-all bench sanitize gpu lint format setup clean
+.PHONY: help demo test test-all bench sanitize gpu lint format lock setup clean
 
 help:
 	@echo "make setup     .venv with everything in it; what the other targets begin with"
@@ -14,11 +14,12 @@ help:
 	@echo "make bench     pytest benchmarks/"
 	@echo "make sanitize  the C++ extension under AddressSanitizer and UBSan"
 	@echo "make gpu       the tests and benchmarks that need a CUDA card, in at most nine minutes"
+	@echo "make lock      requirements.lock anew, from what is installed in .venv"
 	@echo "make lint      ruff and mypy;  make format: ruff's formatter and fixes"
 
 setup: $(READY)
 
-$(READY): constraints.txt setup.py pyproject.toml $(wildcard csrc/*.* csrc/kernels/*)
+$(READY): constraints.txt requirements.lock setup.py pyproject.toml $(wildcard csrc/*.* csrc/kernels/*)
 	@bash scripts/setup.sh "$(PYTHON)" "$(VENV)"
 	@touch $@
 
@@ -59,6 +60,12 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i csrc/*.cpp csrc/*.h csrc/kernels/*.h
+
+# After an upgrade in .venv that passed `make test`, on a machine without a GPU (the CUDA build of torch would bring its libraries along).
+lock: $(READY)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/python -m pip freeze --all --exclude-editable --exclude torch --exclude pip --exclude uv | $(BIN)/uv pip compile - --no-deps --generate-hashes \
+		--no-annotate --custom-compile-command "make lock" --quiet --output-file requirements.lock > /dev/null
 
 clean:
 	rm -rf build *.egg-info runs .pytest_cache .mypy_cache .ruff_cache

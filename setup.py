@@ -28,10 +28,10 @@ INSTALL_REQUIRES = [
     "tree-sitter-cpp==0.22.3",
     "rapidfuzz>=3.9",
     "sacrebleu>=2.5",
-    "pyyaml>=6",
+    "pyyaml>=6.0.2",
     "tqdm>=4.66",
     "matplotlib>=3.10",
-    "tensorboard>=2.16",
+    "tensorboard>=2.19",
 ]
 TEST_REQUIRES = ["pytest>=8", "pytest-xdist>=3.6", "pytest-benchmark>=5"]
 DEV_REQUIRES = ["ruff>=0.12", "mypy>=1.15", "clang-format>=18"]

@@ -6,7 +6,7 @@ python=$1 venv=$2
 say() { printf '== %s\n' "$*"; }
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
 
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "constraints.txt needs Python 3.11 or newer; $python is older" >&2; exit 2; }
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "requirements.lock needs Python 3.11 or newer; $python is older" >&2; exit 2; }
 say "venv in $venv"
 "$python" -m venv "$venv" || { echo "cannot make a venv: on Debian and Ubuntu, apt install python3-venv" >&2; exit 2; }
 pip install --upgrade pip
@@ -26,9 +26,10 @@ else
     pip install "$torch"
   }
 fi
-say "the other packages, at the versions of constraints.txt"
-pip install -c constraints.txt setuptools wheel
+say "the other packages, with the versions and hashes of requirements.lock"
+pip install --require-hashes --no-deps -r requirements.lock
 say "this package, editable, with its C++ extension if a compiler is here"
-pip install --no-build-isolation -c constraints.txt -e '.[dev]'
+pip install --no-build-isolation --no-deps -e .
+pip check # setup.py may ask for what the lock lacks
 "$venv/bin/python" -c 'from moe_kernels import backend; print("==", backend.extension_problem() or "the C++ extension is built")'
 say "ready"
