@@ -39,7 +39,7 @@ SETTINGS = ("model", "adapter", "router", "split", "limit", "max_new_tokens", "b
 
 def main(args: Namespace) -> None:
     check_flags(args, "limit", "batch_size", "max_new_tokens", "jobs")
-    sandbox = _open_sandbox(args.unsafe_no_sandbox) if args.compile else None
+    sandbox = open_sandbox(args.unsafe_no_sandbox) if args.compile else None
     points, sources = load_points(args)
     if args.samples:
         given = {"path": str(args.samples), "sha256": sha256_of(args.samples)}
@@ -121,7 +121,8 @@ def model_facts(args: Namespace, model: Any, tokenizer: Any) -> dict[str, Any]:
     return {**facts, "fingerprint": model_fingerprint(args.model, args.adapter)}
 
 
-def _open_sandbox(unsafe: bool) -> Sandbox:
+def open_sandbox(unsafe: bool) -> Sandbox:
+    """The sandbox that compilers run in; ValueError if it does not hold."""
     try:
         return Sandbox.open(unsafe=unsafe)
     except SandboxError as error:

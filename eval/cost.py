@@ -52,6 +52,11 @@ def _shapes(module: nn.Module) -> Iterable[Sequence[int]]:
         yield from module.quantized_matrices().values()
 
 
+def count_tokens(rows: Iterable[list[int]], eos: int) -> int:
+    """Of completions: EOS included, the padding behind it not."""
+    return sum(row.index(eos) + 1 if eos in row else len(row) for row in rows)
+
+
 def speed(tokens: int, seconds: float, batch_size: int) -> dict[str, Any]:
     """Of completions: tokens, EOS included and padding not, over the wall time of reading the prompts and generating, by batch size."""
     rate = tokens / seconds if seconds else None

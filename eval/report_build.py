@@ -137,10 +137,13 @@ def cost(inputs: Inputs, logs: Logs, sources: Sources) -> list[dict[str, Any]]:
         if took := run.facts.get("cost"):
             more = {"precision": precision_of(run), "seconds": took.get("generation_seconds"), "sources": sources.names(run.path)}
             rows.append({"name": f"{run.path.resolve().name}, generating", **took, **more})
+        if took := run.facts.get("judging"):
+            about = f"{run.path.resolve().name}, judging {took['programs']} programs on {took['jobs']} cores"
+            rows.append({"name": about, "seconds": took["seconds"], "sources": sources.names(run.path)})
     for path, label, _ in logs:
         if names := sources.names(path):
             rows.append({"name": f"{label}, training", **read_json(path / RUN)["figures"], "sources": names})
-    return [row for row in rows if row.get("peak_bytes")]
+    return [row for row in rows if row.get("peak_bytes") or row.get("seconds")]
 
 
 def _all_names(behind: dict[str, dict[str, str]], role: str) -> list[str]:
