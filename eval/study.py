@@ -23,10 +23,11 @@ from train.data import load_pairs
 
 from . import codebleu
 from .answers import check_router
-from .codebleu import SETTINGS, Points, answer, load, load_points, model_facts, open_sandbox, write_scores
+from .codebleu import SETTINGS, answer, load, model_facts, open_sandbox, write_scores
 from .comparison import compare, read_rows
 from .contamination import CONTAMINATED, found_shares
 from .figures import ALL, SCORE
+from .points import Points, load_points
 from .runs import STUDY, STUDY_FILE
 from .sandbox import Sandbox
 from .study_file import Source, Study, System, read_study
