@@ -11,6 +11,7 @@ import pytest
 
 import eval.pass_at_k as command
 from eval import completions
+from eval.bootstrap import wilson
 from eval.judge import Judge, Verdict
 from eval.pass_at_k import run
 from eval.pass_rates import pass_at_k
@@ -104,6 +105,19 @@ def test_references_are_the_tasks_own_solutions(sandbox: Sandbox, files: dict[st
     assert run(source) == 0
     rows = [json.loads(line) for line in (files["out"] / "samples.jsonl").read_text().splitlines()]
     assert [(row["task_id"], row["completion"], row["outcome"]) for row in rows] == [(f"T/{i}", RIGHT, "passed") for i in range(2)]
+    facts = json.loads((files["out"] / "run.json").read_text())
+    low, high = wilson(2, 2)  # 2 of 2 is not certain
+    assert facts["figures"]["pass_at_k"]["1"] == {"value": 1.0, "low": low, "high": high, "interval": "wilson", "tasks": 2}
+    assert low < 0.5
+    assert facts["judging"]["programs"] == 2 and facts["judging"]["cpu_seconds"] > 0 and facts["cost"] is None
+
+
+def test_no_change_in_few_tasks_is_not_certain(sandbox: Sandbox, files: dict[str, Path]) -> None:
+    assert run(flags(files)) == 0
+    before, files["out"] = files["out"], files["out"].with_name("after")
+    assert run(flags(files, "--before", str(before))) == 0
+    change = json.loads((files["out"] / "run.json").read_text())["figures"]["before"]["1"]["difference"]
+    assert (change["low"], change["value"], change["high"]) == pytest.approx((-wilson(0, 2)[1], 0, wilson(0, 2)[1]))
 
 
 def test_the_change_from_an_earlier_run_is_paired(sandbox: Sandbox, files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,6 +238,8 @@ def test_a_model_writes_and_is_judged(sandbox: Sandbox, base_folder: Path, files
     rows = [json.loads(line) for line in (files["out"] / "samples.jsonl").read_text().splitlines()]
     assert [row["completion"] for row in rows] == [json.loads(line)["completion"] for line in kept[1:]]
     assert len(rows) == 6 and len({row["completion"] for row in rows}) > 1
+    cost = json.loads((files["out"] / "run.json").read_text())["cost"]
+    assert 6 <= cost["generated_tokens"] <= 6 * 8 and cost["tokens_per_second"] > 0 and cost["peak_bytes"] > 0
 
 
 def test_a_completion_ends_before_its_first_stop_sequence() -> None:
