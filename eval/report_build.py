@@ -118,6 +118,8 @@ def routing(run: Run, sources: Sources) -> dict[str, Any]:
     arrays = read_json(run.path / ARRAYS)
     languages = {}
     for lang, row in arrays["languages"].items():
+        if "by_class" not in row:
+            raise ValueError(f"{run.path / ARRAYS} has no by_class for {lang}: an older eval.routing wrote it; run that again")
         own = own_expert(arrays["experts"], lang)
         languages[lang] = {**{key: means(value) for key, value in row.items() if key != "by_class"}, "classes": class_shares(row, own)}
     overall = means(arrays["nmi_language"])
