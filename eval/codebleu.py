@@ -25,7 +25,7 @@ from model.same_tokenizer import take_chat_template
 
 from .answers import ORACLE, ROUTERS, Answers, ask, check_router
 from .compiles import compile_all
-from .cost import model_cost, speed
+from .cost import model_cost, precision_facts, speed
 from .measure import judge, table
 from .points import Points, add_point_flags, given_completions, load_points
 from .runs import CODEBLEU, SAMPLES
@@ -144,11 +144,6 @@ def role_of(model: Any, args: Namespace) -> str:
 def run_facts(args: Namespace, model: Any, sources: dict[str, Any]) -> dict[str, Any]:
     """What `run.json` says of every run over points: model, points, where they came from, and precision."""
     return {**{key: getattr(args, key) for key in ("model", "split", "limit")}, "data": sources, **precision_facts(model)}
-
-
-def precision_facts(model: Any) -> dict[str, Any]:
-    """The dtype that the model computes in, and "nf4" if its matrices are kept in that."""
-    return {"dtype": str(model.dtype).removeprefix("torch."), "quantization": getattr(model.config, "quantization", None)}
 
 
 def parse() -> ArgumentParser:

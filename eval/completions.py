@@ -15,7 +15,7 @@ from model.generation import context_of, encode_prompts, pad_left
 from model.load import load_model
 from model.prompt import format_prompt
 
-from .cost import count_tokens, model_cost, speed
+from .cost import count_tokens, model_cost, precision_facts, speed
 from .tasks import Task
 
 Sample = dict[str, Any]  # task_id, sample (its number), completion, lang, prompt; judged: outcome, detail
@@ -104,7 +104,7 @@ def generated(args: Namespace, tasks: list[Task], n: int, unfinished: Path) -> t
     prompts = [prompt_of(task, args.template, tokenizer) for task in tasks for _ in range(n)]
     started = time.monotonic()
     texts, tokens = generate(model, tokenizer, prompts, [task.stop for task in tasks for _ in range(n)], args)
-    cost = {**model_cost(model), **speed(tokens, time.monotonic() - started, args.batch_size)}
+    cost = {**model_cost(model), **precision_facts(model), **speed(tokens, time.monotonic() - started, args.batch_size)}
     owners = [(task, number) for task in tasks for number in range(n)]
     samples = [
         {"task_id": task.task_id, "sample": number, "prompt": prompt, "completion": task.cut(text)}

@@ -23,6 +23,11 @@ def model_cost(model: Any) -> dict[str, Any]:
     }
 
 
+def precision_facts(model: Any) -> dict[str, Any]:
+    """The dtype that the model computes in, and "nf4" if its matrices are kept in that."""
+    return {"dtype": str(model.dtype).removeprefix("torch."), "quantization": getattr(model.config, "quantization", None)}
+
+
 def active_parameters(model: Any) -> int:
     """The parameters that one token meets: all, less the experts it does not go to. Values in NF4 count as one each, embeddings count.
 

@@ -10,7 +10,6 @@ Programs run in a sandbox (docs/evaluation.md); if it does not hold on this mach
 
 import json
 import os
-import resource
 import sys
 import time
 from argparse import ArgumentParser, Namespace
@@ -86,14 +85,14 @@ def main(args: Namespace) -> int:
 def judge_samples(
     tasks: list[Task], samples: list[Sample], sandbox: Sandbox, limits: Limits, log: Path, jobs: int
 ) -> tuple[list[Sample], dict[str, Any]]:
-    """`samples` with their outcomes, and what judging took: programs, wall and CPU seconds, jobs.
+    """`samples` with their outcomes, and what judging took: programs, wall seconds, jobs.
 
     Each outcome is written to `log` once known; those in it already are not judged again, nor are equal ones.
     """
     by_id = {task.task_id: task for task in tasks}
     known = {(row["task_id"], row["completion"]): row for row in read_rows(log) if row["outcome"] not in UNJUDGED}
     todo = list(dict.fromkeys((row["task_id"], row["completion"]) for row in samples if (row["task_id"], row["completion"]) not in known))
-    started, cpu = time.monotonic(), _cpu_of_children()
+    started = time.monotonic()
     with Judge(sandbox, limits) as judge, ThreadPoolExecutor(jobs) as pool, log.open("a", encoding="utf-8") as file:
         futures = {pool.submit(judge.judge, by_id[task_id], completion): (task_id, completion) for task_id, completion in todo}
         try:
@@ -106,14 +105,9 @@ def judge_samples(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    took = {"programs": len(todo), "seconds": time.monotonic() - started, "cpu_seconds": _cpu_of_children() - cpu, "jobs": jobs}
+    took = {"programs": len(todo), "seconds": time.monotonic() - started, "jobs": jobs}
     judged = (known[row["task_id"], row["completion"]] for row in samples)
     return [{**row, "outcome": found["outcome"], "detail": found["detail"]} for row, found in zip(samples, judged, strict=True)], took
-
-
-def _cpu_of_children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def parse() -> ArgumentParser:

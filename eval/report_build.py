@@ -106,7 +106,7 @@ def pass_row(run: Run, sources: Sources) -> dict[str, Any]:
     facts = run.facts
     how = {key: facts[key] for key in ("n", "temperature", "top_p", "max_new_tokens", "template", "timeout", "memory")}
     about = {
-        "name": facts["name"] or facts["model"] or "completions made elsewhere",
+        "name": facts["name"] or facts["model"] or ("completions made elsewhere" if facts["samples"] else "the tasks' own solutions"),
         "tasks": Path(facts["tasks"]).name,
         "lang": facts["lang"],
     }
@@ -137,10 +137,11 @@ def cost(inputs: Inputs, logs: Logs, sources: Sources) -> list[dict[str, Any]]:
     rows = []
     for run in inputs.runs:
         if took := run.facts.get("cost"):
-            more = {"precision": precision_of(run), "seconds": took.get("generation_seconds"), "sources": sources.names(run.path)}
+            precision = precision_of({**run.facts, **took})
+            more = {"precision": precision, "seconds": took.get("generation_seconds"), "sources": sources.names(run.path)}
             rows.append({"name": f"{run.path.resolve().name}, generating", **took, **more})
         if took := run.facts.get("judging"):
-            about = f"{run.path.resolve().name}, judging {took['programs']} programs on {took['jobs']} cores"
+            about = f"{run.path.resolve().name}, judging {took['programs']} programs at {took['jobs']} a time"
             rows.append({"name": about, "seconds": took["seconds"], "sources": sources.names(run.path)})
     for path, label, _ in logs:
         if names := sources.names(path):

@@ -109,7 +109,7 @@ def test_references_are_the_tasks_own_solutions(sandbox: Sandbox, files: dict[st
     low, high = wilson(2, 2)  # 2 of 2 is not certain
     assert facts["figures"]["pass_at_k"]["1"] == {"value": 1.0, "low": low, "high": high, "interval": "wilson", "tasks": 2}
     assert low < 0.5
-    assert facts["judging"]["programs"] == 2 and facts["judging"]["cpu_seconds"] > 0 and facts["cost"] is None
+    assert facts["judging"]["programs"] == 2 and facts["judging"]["seconds"] > 0 and facts["cost"] is None
 
 
 def test_no_change_in_few_tasks_is_not_certain(sandbox: Sandbox, files: dict[str, Path]) -> None:
