@@ -21,8 +21,8 @@ PASS_TEXT = (
 COST_TEXT = (
     "As the runs themselves say. Peak memory is the process's, on a GPU what torch allocated. Tokens per second are of all completions, "
     "EOS included and padding not, over the wall time of reading prompts and generating at this batch size. Values in NF4 count as one "
-    "parameter each; “for one token” leaves out the experts that a token does not go to. In training, tokens are those read, without "
-    "padding, over all of its time, evaluation included; in judging, the time is that of compiling and running programs."
+    "parameter each; “for one token” leaves out the experts that a token does not go to. In judging, the "
+    "time is that of compiling and running programs."
 )
 
 

@@ -103,7 +103,6 @@ def training_arguments(args: argparse.Namespace, folder: Path, rows: int) -> Tra
         greater_is_better=False,
         logging_steps=max(1, steps // LOG_ENTRIES),
         logging_first_step=True,
-        include_num_input_tokens_seen="non_padding",
         seed=args.seed,
         data_seed=args.seed,
         remove_unused_columns=False,

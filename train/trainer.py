@@ -143,24 +143,18 @@ class PairTrainer(Trainer):
         return self._before + time.monotonic() - self._started
 
     def figures(self) -> dict[str, Any]:
-        """What `run.json` says of a finished run; peak memory is the process's, or the device's on CUDA.
-
-        Tokens are those read in training, without padding; their rate is over all of the run's time, evaluation included.
-        """
+        """What `run.json` says of a finished run; peak memory is the process's, or the device's on CUDA."""
         losses = [entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry]
         model: Any = self.model
         trained = sum(int(parameter.numel()) for parameter in model.parameters() if parameter.requires_grad)
         cuda = torch.cuda.is_available()
         peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        seconds, tokens = self._seconds(), int(self.state.num_input_tokens_seen)
         return {
             "steps": self.state.global_step,
             "trainable_parameters": trained,
             "best_eval_loss": min(losses, default=None),
             "best_step": self.state.best_global_step,
-            "seconds": round(seconds, 1),
-            "tokens": tokens,
-            "tokens_per_second": tokens / seconds,
+            "seconds": round(self._seconds(), 1),
             "peak_bytes": peak,
             "processes": self.args.world_size,
         }
