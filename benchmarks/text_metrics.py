@@ -14,7 +14,8 @@ from collections import Counter
 from tqdm import tqdm
 
 from eval.lexer import code_tokens
-from eval.score import keywords, score_row
+from eval.score import score_row
+from eval.score_parts import keywords
 from eval.text_metrics import METRICS as TEXT_METRICS
 from eval.text_metrics import text_score
 from model.cli import make_parser, run_command

@@ -24,6 +24,7 @@ from train.data.pairs import Pair
 from train.data.prompts import IGNORED, Example, collate, encode_pair
 from train.routing import own_expert
 
+from .cost import count_tokens
 from .tasks.task import cut
 
 ORACLE = "oracle"
@@ -68,8 +69,7 @@ def ask(
         ids = complete_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
         seconds = (time.perf_counter() - started) / len(points)
         losses = reference_losses(model, [encode_pair(point, tokenizer) for point in points], batch_size)
-    eos = tokenizer.eos_token_id
-    tokens = sum(row.index(eos) + 1 if eos in row else len(row) for row in ids)
+    tokens = count_tokens(ids, tokenizer.eos_token_id)
     return Answers(ids, losses, seconds, max_new_tokens, tokens)
 
 

@@ -1,5 +1,7 @@
 """Confidence intervals of means, paired differences and ratios (Efron and Tibshirani 1993, percentile method).
 
+Resampling calls 0 of n and n of n certain. A mean of 0 or 1 in all problems, of scores in [0, 1], therefore has Wilson's interval (1927).
+
 Resampled are problems, not rows: two wordings of one problem, or its versions in two languages, are not independent observations. All
 systems are resampled together, so a difference or ratio is paired. R resamples, G problems.
 """
@@ -7,6 +9,7 @@ systems are resampled together, so a difference or ratio is paired. R resamples,
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -19,17 +22,30 @@ Stratum = tuple[Sequence[str], Mapping[str, Sequence[float]]]  # the problem of 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its bootstrap draws [RESAMPLES]; `draws` is None where an interval makes no sense."""
+    """A figure and its bootstrap draws [RESAMPLES]; `draws` is None where an interval makes no sense.
+
+    `problems` is how many were drawn where the figure is a mean, else None.
+    """
 
     value: float | None
     draws: np.ndarray | None
+    problems: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """{"value", "low", "high"}; low and high are None without an interval."""
         if self.draws is None:
             return {"value": self.value, "low": None, "high": None}
         low, high = np.nanpercentile(self.draws, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
+        if self.problems and self.value in (0.0, 1.0):
+            low, high = wilson(self.value * self.problems, self.problems)
         return {"value": self.value, "low": float(low), "high": float(high)}
+
+
+def wilson(passed: float, n: int) -> tuple[float, float]:
+    """Wilson's score interval of `passed` of `n`, in [0, 1]."""
+    z2 = NormalDist().inv_cdf((100 + LEVEL) / 200) ** 2
+    centre, half = passed + z2 / 2, (z2 * (passed * (n - passed) / n + z2 / 4)) ** 0.5
+    return max((centre - half) / (n + z2), 0.0), min((centre + half) / (n + z2), 1.0)
 
 
 def bootstrap(strata: Mapping[str, Stratum], seed: str) -> dict[str, dict[str, Estimate]]:
@@ -50,7 +66,7 @@ def bootstrap(strata: Mapping[str, Stratum], seed: str) -> dict[str, dict[str, E
         for system, values in scores.items():
             sums_G = np.bincount(member, weights=np.asarray(values, dtype=float), minlength=len(names))
             draws = times_RG @ sums_G / rows_R if len(set(groups)) > 1 else None
-            estimates[stratum][system] = Estimate(float(np.mean(values)), draws)
+            estimates[stratum][system] = Estimate(float(np.mean(values)), draws, len(set(groups)))
     return estimates
 
 
@@ -58,7 +74,8 @@ def average(estimates: Sequence[Estimate]) -> Estimate:
     """The mean of the strata (the languages), each with equal weight."""
     values, draws = [e.value for e in estimates if e.value is not None], [e.draws for e in estimates if e.draws is not None]
     complete = len(draws) == len(estimates)
-    return Estimate(float(np.mean(values)), np.mean(draws, axis=0) if complete else None)
+    problems = [e.problems for e in estimates if e.problems]
+    return Estimate(float(np.mean(values)), np.mean(draws, axis=0) if complete else None, min(problems, default=None))
 
 
 def difference(of: Estimate, minus: Estimate) -> Estimate:

@@ -17,29 +17,26 @@ from typing import Any
 
 from model.adapters import is_adapter
 from model.cli import add_precision, make_parser, run_command
-from model.languages import LANGUAGES, get_language
+from model.languages import get_language
 from model.load import load_model, model_fingerprint, model_folder
 from model.output import check_absent, output_folder, sha256_of, write_run
 from model.prompt import prompt_template
 from model.same_tokenizer import take_chat_template
-from train.data import load_pairs
-from train.data.pairs import Pair
 
 from .answers import ORACLE, ROUTERS, Answers, ask, check_router
 from .compiles import compile_all
-from .cost import model_cost, speed
+from .cost import model_cost, precision_facts, speed
 from .measure import judge, table
-from .points import pick_points
-from .runs import CODEBLEU, SAMPLES, read_lines
+from .points import Points, add_point_flags, given_completions, load_points
+from .runs import CODEBLEU, SAMPLES
 from .sandbox import Sandbox, SandboxError
 
-Points = dict[str, dict[str, list[Pair]]]  # [language][kind]
 SETTINGS = ("model", "adapter", "router", "split", "limit", "max_new_tokens", "batch_size", "precision", "stop", "prompt_of")
 
 
 def main(args: Namespace) -> None:
     check_flags(args, "limit", "batch_size", "max_new_tokens", "jobs")
-    sandbox = _open_sandbox(args.unsafe_no_sandbox) if args.compile else None
+    sandbox = open_sandbox(args.unsafe_no_sandbox) if args.compile else None
     points, sources = load_points(args)
     if args.samples:
         given = {"path": str(args.samples), "sha256": sha256_of(args.samples)}
@@ -121,7 +118,8 @@ def model_facts(args: Namespace, model: Any, tokenizer: Any) -> dict[str, Any]:
     return {**facts, "fingerprint": model_fingerprint(args.model, args.adapter)}
 
 
-def _open_sandbox(unsafe: bool) -> Sandbox:
+def open_sandbox(unsafe: bool) -> Sandbox:
+    """The sandbox that compilers run in; ValueError if it does not hold."""
     try:
         return Sandbox.open(unsafe=unsafe)
     except SandboxError as error:
@@ -136,21 +134,6 @@ def check_flags(args: Namespace, *counts: str) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
 
 
-def load_points(args: Namespace, langs: Iterable[str] = LANGUAGES) -> tuple[Points, dict[str, Any]]:
-    """{lang: {kind: points}} and where they came from, which is printed too: {lang: {"source", "sha256", "rows"}}.
-
-    Of `--lang`, or of `langs` without it.
-    """
-    points: Points = {}
-    sources: dict[str, dict[str, Any]] = {}
-    for lang in [args.lang] if args.lang else langs:
-        loaded = load_pairs(args.data, lang, args.split)
-        points[lang] = pick_points(loaded.rows, args.split, args.limit, args.seed)
-        sources[lang] = {"source": loaded.source, "sha256": loaded.sha256, "rows": len(loaded.rows)}
-    print("data: " + ", ".join(dict.fromkeys(row["source"] for row in sources.values())))
-    return points, sources
-
-
 def role_of(model: Any, args: Namespace) -> str:
     """What the loaded model is: a mixture has experts, an expert is a base with an adapter, anything else is a base."""
     if getattr(model.config, "num_local_experts", 0):
@@ -161,34 +144,6 @@ def role_of(model: Any, args: Namespace) -> str:
 def run_facts(args: Namespace, model: Any, sources: dict[str, Any]) -> dict[str, Any]:
     """What `run.json` says of every run over points: model, points, where they came from, and precision."""
     return {**{key: getattr(args, key) for key in ("model", "split", "limit")}, "data": sources, **precision_facts(model)}
-
-
-def precision_facts(model: Any) -> dict[str, Any]:
-    """The dtype that the model computes in, and "nf4" if its matrices are kept in that."""
-    return {"dtype": str(model.dtype).removeprefix("torch."), "quantization": getattr(model.config, "quantization", None)}
-
-
-def given_completions(path: Path, points: Points) -> dict[str, list[str]]:
-    """{lang: completions in the order of the points} from a JSONL file with `id` and `completion`; rows of other points are left out.
-
-    `lang` is needed where points of two languages have one id. ValueError for a row without its columns, two rows of one point, or a point
-    without one.
-    """
-    found: dict[tuple[str | None, str], str] = {}
-    for row in read_lines(path, ("id", "completion")):
-        key = (row.get("lang"), row["id"])
-        if not isinstance(row["completion"], str) or key in found:
-            raise ValueError(f"{path}: point {row['id']!r} has " + ("two completions" if key in found else "a completion that is no text"))
-        found[key] = row["completion"]
-    completions = {}
-    for lang, kinds in points.items():
-        chosen = [point for group in kinds.values() for point in group]
-        rows = [found.get((lang, point.id), found.get((None, point.id))) for point in chosen]
-        if absent := [point.id for point, row in zip(chosen, rows, strict=True) if row is None]:
-            message = f"{path} lacks {len(absent)} of the {len(rows)} {lang} points, such as {absent[0]!r}"
-            raise ValueError(f"{message}; the points depend on --data, --split, --limit and --seed")
-        completions[lang] = [row for row in rows if row is not None]
-    return completions
 
 
 def parse() -> ArgumentParser:
@@ -216,17 +171,6 @@ def parse() -> ArgumentParser:
     add_point_flags(parser)
     add_precision(parser)
     return parser
-
-
-def add_point_flags(parser: ArgumentParser) -> None:
-    """The flags that choose points, and those that every command with a model and points has."""
-    parser.add_argument("--data", default="auto", help="auto, corpus, xlcost, a file or a folder with columns text and code")
-    parser.add_argument("--lang", choices=list(LANGUAGES), help="one language only (default: all)")
-    parser.add_argument("--split", default="test", choices=("train", "valid", "test"), help="whose rows")
-    parser.add_argument("--limit", type=int, default=50, help="points of each language and kind, drawn by --seed and their ids")
-    parser.add_argument("--batch-size", type=int, default=16, help="points run together")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from .text_metrics import METRICS as TEXT_METRICS
 
 LOSS = "loss"
 METRICS = (SCORE, "codebleu_library", *TEXT_METRICS, LOSS)
+COMPILED = ("compiles", "reference_compiles")  # of studies that ask for it
 CLAIMED = (SCORE, LOSS)
 
 Langs = dict[str, list[Sample]]  # [language], in the order of the points
@@ -43,7 +44,8 @@ def compare(study: Study, rows: Rows, seed: int) -> dict[str, Any]:
     """{kind: {"points", "systems", "unseen", "claims"}} as they stand in `study.json`."""
     figures = {}
     for kind, systems in rows.items():
-        means = {metric: estimate(systems, metric, len(study.langs), f"{seed}/{kind}") for metric in METRICS}
+        metrics = METRICS + (COMPILED if study.compile else ())
+        means = {metric: estimate(systems, metric, len(study.langs), f"{seed}/{kind}") for metric in metrics}
         unseen = {name: _unseen(langs) for name, langs in systems.items()}
         left = {lang for langs in unseen.values() for lang in langs}
         figures[kind] = {
@@ -72,11 +74,14 @@ def estimate(systems: dict[str, Langs], metric: str, languages: int, seed: str) 
 
 
 def _by_language(systems: dict[str, Langs], key: str, seed: str) -> Means:
+    """Over the points at which all systems have the figure: a program that no compiler could look at leaves the rates."""
     strata: dict[str, Stratum] = {}
     for lang in dict.fromkeys(lang for langs in systems.values() for lang in langs):
         scored = {name: langs[lang] for name, langs in systems.items() if lang in langs}
-        groups = [row["group"] for row in next(iter(scored.values()))]
-        strata[lang] = groups, {name: [float(row[key]) for row in rows] for name, rows in scored.items()}
+        points = [rows for rows in zip(*scored.values(), strict=True) if all(row[key] is not None for row in rows)]
+        if points:
+            values = {name: [float(rows[place][key]) for rows in points] for place, name in enumerate(scored)}
+            strata[lang] = [rows[0]["group"] for rows in points], values
     found = bootstrap(strata, seed) if strata else {}
     return {name: {lang: row[name] for lang, row in found.items() if name in row} for name in systems}
 

@@ -1,15 +1,24 @@
-"""Sampled completions of tasks, ended by stop sequences."""
+"""Completions of tasks: a model's, cut at stop sequences, those of a file, or the tasks' own solutions."""
 
+import json
+import time
 from argparse import Namespace
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
+from transformers import set_seed
 
 from model.generation import context_of, encode_prompts, pad_left
+from model.load import load_model
 from model.prompt import format_prompt
 
+from .cost import count_tokens, model_cost, precision_facts, speed
 from .tasks import Task
+
+Sample = dict[str, Any]  # task_id, sample (its number), completion, lang, prompt; judged: outcome, detail
 
 
 def prompt_of(task: Task, template: bool, tokenizer: Any = None) -> str:
@@ -18,12 +27,15 @@ def prompt_of(task: Task, template: bool, tokenizer: Any = None) -> str:
 
 
 @torch.inference_mode()
-def generate(model: Any, tokenizer: Any, prompts: list[str], stops: list[tuple[str, ...]], args: Namespace) -> list[str]:
-    """A completion of each prompt, in batches of one task set's order; a batch ends when all of it has met a stop sequence or EOS."""
+def generate(model: Any, tokenizer: Any, prompts: list[str], stops: list[tuple[str, ...]], args: Namespace) -> tuple[list[str], int]:
+    """A completion of each prompt, in batches of one task set's order, and their tokens, EOS included and padding not.
+
+    A batch ends when all of it has met a stop sequence or EOS.
+    """
     rows = encode_prompts(tokenizer, prompts)
     room = context_of(model)
     sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p} if args.temperature else {"do_sample": False}
-    texts = []
+    texts, tokens = [], 0
     for start in tqdm(range(0, len(rows), args.batch_size), desc="Generating", unit="batch", disable=None):
         batch = rows[start : start + args.batch_size]
         inputs = pad_left(tokenizer, batch, model.device)
@@ -40,4 +52,81 @@ def generate(model: Any, tokenizer: Any, prompts: list[str], stops: list[tuple[s
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         )
         texts += tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
-    return texts
+        tokens += count_tokens(output[:, width:].tolist(), tokenizer.eos_token_id)
+    return texts, tokens
+
+
+def given(path: Path, tasks: list[Task]) -> list[Sample]:
+    """The completions of a JSONL file, in order. ValueError for one of no known task."""
+    known = {task.task_id for task in tasks}
+    numbers: Counter[str] = Counter()
+    samples = []
+    for row in read_rows(path, missing_ok=False):
+        if not isinstance(row.get("completion"), str) or row.get("task_id") not in known:
+            raise ValueError(f"{path}: a row needs a completion and the task_id of one of the {len(known)} tasks, not {str(row)[:80]}")
+        samples.append({"task_id": row["task_id"], "sample": numbers[row["task_id"]], "completion": row["completion"]})
+        numbers[row["task_id"]] += 1
+    if not samples:
+        raise ValueError(f"{path} holds no completions")
+    return samples
+
+
+def references(tasks: list[Task]) -> list[Sample]:
+    """The tasks' own solutions. ValueError if none has one."""
+    samples = [{"task_id": task.task_id, "sample": 0, "completion": task.reference} for task in tasks if task.reference is not None]
+    if not samples:
+        raise ValueError("no task of this set comes with a reference solution")
+    return samples
+
+
+def generated(args: Namespace, tasks: list[Task], n: int, unfinished: Path) -> tuple[list[Sample], dict[str, Any]]:
+    """n completions of each task, cut at stop sequences, and what they cost. Both are kept, so that a run can go on with judging."""
+    log = unfinished / "completions.jsonl"
+    facts = [
+        args.model,
+        args.adapter,
+        args.seed,
+        n,
+        args.temperature,
+        args.top_p,
+        args.max_new_tokens,
+        args.template,
+        [task.task_id for task in tasks],
+    ]
+    if kept := read_rows(log):
+        if kept[0]["facts"] == facts:
+            return kept[1:], kept[0]["cost"]
+        raise ValueError(f"{unfinished} is of a run with other settings; remove it or take another --out")
+    if args.temperature == 0 and n > 1:
+        raise ValueError("at --temperature 0 all completions of a task are equal; take -n 1, or a temperature such as 0.8")
+    model, tokenizer = load_model(args.model, adapter=args.adapter, device=args.device, precision=args.precision)
+    set_seed(args.seed)
+    prompts = [prompt_of(task, args.template, tokenizer) for task in tasks for _ in range(n)]
+    started = time.monotonic()
+    texts, tokens = generate(model, tokenizer, prompts, [task.stop for task in tasks for _ in range(n)], args)
+    cost = {**model_cost(model), **precision_facts(model), **speed(tokens, time.monotonic() - started, args.batch_size)}
+    owners = [(task, number) for task in tasks for number in range(n)]
+    samples = [
+        {"task_id": task.task_id, "sample": number, "prompt": prompt, "completion": task.cut(text)}
+        for (task, number), prompt, text in zip(owners, prompts, texts, strict=True)
+    ]
+    write_rows(log, [{"facts": facts, "cost": cost}, *samples])
+    return samples, cost
+
+
+def read_rows(path: Path, *, missing_ok: bool = True) -> list[dict[str, Any]]:
+    """The rows of a JSONL file; a last line that was cut off by a crash is left out."""
+    if missing_ok and not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except ValueError:
+            if not missing_ok:
+                raise ValueError(f"{path} holds a line that is not JSON: {line[:80]!r}") from None
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows), encoding="utf-8")

@@ -23,6 +23,11 @@ def model_cost(model: Any) -> dict[str, Any]:
     }
 
 
+def precision_facts(model: Any) -> dict[str, Any]:
+    """The dtype that the model computes in, and "nf4" if its matrices are kept in that."""
+    return {"dtype": str(model.dtype).removeprefix("torch."), "quantization": getattr(model.config, "quantization", None)}
+
+
 def active_parameters(model: Any) -> int:
     """The parameters that one token meets: all, less the experts it does not go to. Values in NF4 count as one each, embeddings count.
 
@@ -50,6 +55,11 @@ def _shapes(module: nn.Module) -> Iterable[Sequence[int]]:
     yield from (parameter.shape for parameter in module.parameters(recurse=False))
     if isinstance(module, MatrixModule):
         yield from module.quantized_matrices().values()
+
+
+def count_tokens(rows: Iterable[list[int]], eos: int) -> int:
+    """Of completions: EOS included, the padding behind it not."""
+    return sum(row.index(eos) + 1 if eos in row else len(row) for row in rows)
 
 
 def speed(tokens: int, seconds: float, batch_size: int) -> dict[str, Any]:

@@ -113,13 +113,13 @@ def training_summary(logs: list[tuple[str, list[dict[str, Any]]]]) -> dict[str, 
 def precision(systems: Systems) -> str:
     """The dtype and quantisation of each role's runs, e.g. "base float32, expert float32, mixture float32 with NF4 matrices"."""
     runs: dict[str, list[Run | None]] = {"base": [systems.base], "expert": [*systems.experts.values()], "mixture": [systems.mixture]}
-    found = {role: dict.fromkeys(precision_of(run) for run in runs[role] if run) for role in ROLES}
+    found = {role: dict.fromkeys(precision_of(run.facts) for run in runs[role] if run) for role in ROLES}
     return ", ".join(f"{role} {' and '.join(names)}" for role, names in found.items() if names)
 
 
-def precision_of(run: Run) -> str:
-    """Such as "float32 with NF4 matrices"."""
-    dtype, quantization = run.facts.get("dtype", "of unknown precision"), run.facts.get("quantization")
+def precision_of(facts: dict[str, Any]) -> str:
+    """Of a run's facts, such as "float32 with NF4 matrices"."""
+    dtype, quantization = facts.get("dtype", "of unknown precision"), facts.get("quantization")
     return f"{dtype} with {quantization.upper()} matrices" if quantization else dtype
 
 

@@ -11,28 +11,24 @@ Programs run in a sandbox (docs/evaluation.md); if it does not hold on this mach
 import json
 import os
 import sys
+import time
 from argparse import ArgumentParser, Namespace
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from transformers import set_seed
 
 from model.cli import add_precision, make_parser, run_command
 from model.languages import LANGUAGES
-from model.load import load_model
 from model.output import check_absent, output_folder, sha256_of, write_run
 
-from .completions import generate, prompt_of
+from .completions import Sample, generated, given, prompt_of, read_rows, references, write_rows
 from .judge import UNJUDGED, Judge
 from .pass_rates import TASKS, compare, format_change, read_counts, summarise, table
 from .runs import PASS_AT_K, SAMPLES
 from .sandbox import Limits, Sandbox, SandboxError
 from .tasks import CORPUS, Task, load_tasks
-
-Sample = dict[str, Any]  # task_id, sample (its number), completion, lang, prompt; judged: outcome, detail
 
 
 def main(args: Namespace) -> int:
@@ -48,25 +44,29 @@ def main(args: Namespace) -> int:
     sandbox = Sandbox.open(unsafe=args.unsafe_no_sandbox)
     unfinished = args.out.parent / f".{args.out.name}.unfinished"
     unfinished.mkdir(parents=True, exist_ok=True)
+    cost = None
     if args.model:
-        samples = _generated(args, tasks, max(args.n, *ks), unfinished)
+        samples, cost = generated(args, tasks, max(args.n, *ks), unfinished)
     else:
-        samples = _given(args.samples, tasks) if args.samples else _references(tasks)
+        samples = given(args.samples, tasks) if args.samples else references(tasks)
     prompts = {task.task_id: prompt_of(task, args.template) for task in tasks}
     samples = [{"lang": args.lang, "prompt": prompts[row["task_id"]], **row} for row in samples]
-    rows = judge_samples(tasks, samples, sandbox, Limits(wall_s=args.timeout, memory_mib=args.memory), unfinished / SAMPLES, args.jobs)
+    limits = Limits(wall_s=args.timeout, memory_mib=args.memory)
+    rows, judging = judge_samples(tasks, samples, sandbox, limits, unfinished / SAMPLES, args.jobs)
     figures, counts = summarise(tasks, rows, ks, f"{args.seed}")
     if before is not None:
         figures["before"] = compare(before, counts, ks, f"{args.seed}")
     with output_folder(args.out) as folder:
-        _write_rows(folder / SAMPLES, rows)
-        _write_rows(folder / TASKS, counts)
+        write_rows(folder / SAMPLES, rows)
+        write_rows(folder / TASKS, counts)
         data = {"source": args.tasks, "sha256": None if args.tasks == CORPUS else sha256_of(Path(args.tasks)), "rows": len(tasks)}
         samples_from = {"path": str(args.samples), "sha256": sha256_of(args.samples)} if args.samples else None
         more = {
             "data": data,
             "samples": samples_from,
             "sandbox": sandbox.facts,
+            "cost": cost,
+            "judging": judging,
             "stop": sorted({mark for task in tasks for mark in task.stop}),
         }
         write_run(folder, seed=args.seed, figures=figures, program=PASS_AT_K, name=args.name, **facts, **more)
@@ -82,11 +82,17 @@ def main(args: Namespace) -> int:
     return 1 if unjudged else 0
 
 
-def judge_samples(tasks: list[Task], samples: list[Sample], sandbox: Sandbox, limits: Limits, log: Path, jobs: int) -> list[Sample]:
-    """`samples` with their outcomes. Each is written to `log` once known; those in it already are not judged again, nor are equal ones."""
+def judge_samples(
+    tasks: list[Task], samples: list[Sample], sandbox: Sandbox, limits: Limits, log: Path, jobs: int
+) -> tuple[list[Sample], dict[str, Any]]:
+    """`samples` with their outcomes, and what judging took: programs, wall seconds, jobs.
+
+    Each outcome is written to `log` once known; those in it already are not judged again, nor are equal ones.
+    """
     by_id = {task.task_id: task for task in tasks}
-    known = {(row["task_id"], row["completion"]): row for row in _read_rows(log) if row["outcome"] not in UNJUDGED}
+    known = {(row["task_id"], row["completion"]): row for row in read_rows(log) if row["outcome"] not in UNJUDGED}
     todo = list(dict.fromkeys((row["task_id"], row["completion"]) for row in samples if (row["task_id"], row["completion"]) not in known))
+    started = time.monotonic()
     with Judge(sandbox, limits) as judge, ThreadPoolExecutor(jobs) as pool, log.open("a", encoding="utf-8") as file:
         futures = {pool.submit(judge.judge, by_id[task_id], completion): (task_id, completion) for task_id, completion in todo}
         try:
@@ -99,82 +105,9 @@ def judge_samples(tasks: list[Task], samples: list[Sample], sandbox: Sandbox, li
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    took = {"programs": len(todo), "seconds": time.monotonic() - started, "jobs": jobs}
     judged = (known[row["task_id"], row["completion"]] for row in samples)
-    return [{**row, "outcome": found["outcome"], "detail": found["detail"]} for row, found in zip(samples, judged, strict=True)]
-
-
-def _given(path: Path, tasks: list[Task]) -> list[Sample]:
-    """The completions of a JSONL file, in order. ValueError for one of no known task."""
-    known = {task.task_id for task in tasks}
-    numbers: Counter[str] = Counter()
-    samples = []
-    for row in _read_rows(path, missing_ok=False):
-        if not isinstance(row.get("completion"), str) or row.get("task_id") not in known:
-            raise ValueError(f"{path}: a row needs a completion and the task_id of one of the {len(known)} tasks, not {str(row)[:80]}")
-        samples.append({"task_id": row["task_id"], "sample": numbers[row["task_id"]], "completion": row["completion"]})
-        numbers[row["task_id"]] += 1
-    if not samples:
-        raise ValueError(f"{path} holds no completions")
-    return samples
-
-
-def _references(tasks: list[Task]) -> list[Sample]:
-    """The tasks' own solutions. ValueError if none has one."""
-    samples = [{"task_id": task.task_id, "sample": 0, "completion": task.reference} for task in tasks if task.reference is not None]
-    if not samples:
-        raise ValueError("no task of this set comes with a reference solution")
-    return samples
-
-
-def _generated(args: Namespace, tasks: list[Task], n: int, unfinished: Path) -> list[Sample]:
-    """n completions of each task, cut at stop sequences. Whole files of them are kept, so that a run can go on with judging."""
-    log = unfinished / "completions.jsonl"
-    facts = [
-        args.model,
-        args.adapter,
-        args.seed,
-        n,
-        args.temperature,
-        args.top_p,
-        args.max_new_tokens,
-        args.template,
-        [task.task_id for task in tasks],
-    ]
-    if kept := _read_rows(log):
-        if kept[0] == {"facts": facts}:
-            return kept[1:]
-        raise ValueError(f"{unfinished} is of a run with other settings; remove it or take another --out")
-    if args.temperature == 0 and n > 1:
-        raise ValueError("at --temperature 0 all completions of a task are equal; take -n 1, or a temperature such as 0.8")
-    model, tokenizer = load_model(args.model, adapter=args.adapter, device=args.device, precision=args.precision)
-    set_seed(args.seed)
-    prompts = [prompt_of(task, args.template, tokenizer) for task in tasks for _ in range(n)]
-    texts = generate(model, tokenizer, prompts, [task.stop for task in tasks for _ in range(n)], args)
-    owners = [(task, number) for task in tasks for number in range(n)]
-    samples = [
-        {"task_id": task.task_id, "sample": number, "prompt": prompt, "completion": task.cut(text)}
-        for (task, number), prompt, text in zip(owners, prompts, texts, strict=True)
-    ]
-    _write_rows(log, [{"facts": facts}, *samples])
-    return samples
-
-
-def _read_rows(path: Path, *, missing_ok: bool = True) -> list[dict[str, Any]]:
-    """The rows of a JSONL file; a last line that was cut off by a crash is left out."""
-    if missing_ok and not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
-        try:
-            rows += [json.loads(line)] if line.strip() else []
-        except ValueError:
-            if not missing_ok:
-                raise ValueError(f"{path} holds a line that is not JSON: {line[:80]!r}") from None
-    return rows
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows), encoding="utf-8")
+    return [{**row, "outcome": found["outcome"], "detail": found["detail"]} for row, found in zip(samples, judged, strict=True)], took
 
 
 def parse() -> ArgumentParser:

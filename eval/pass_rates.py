@@ -9,7 +9,7 @@ from typing import Any
 from model.checkpoint import read_json
 from model.output import RUN
 
-from .bootstrap import bootstrap, difference
+from .bootstrap import bootstrap, difference, wilson
 from .judge import OUTCOMES, PASSED, UNJUDGED
 from .tasks import Task
 
@@ -44,11 +44,26 @@ def summarise(tasks: list[Task], rows: list[dict[str, Any]], ks: list[int], seed
     for k in ks:
         scored = {name: pass_at_k(len(passed), sum(passed), k) for name, passed in passes.items() if len(passed) >= k}
         if scored:
-            estimate = bootstrap({"": (list(scored), {"": list(scored.values())})}, f"{seed}/{k}")[""][""].as_dict()
-            figures["pass_at_k"][str(k)] = {**estimate, "tasks": len(scored)}
+            once = all(len(passes[name]) == k for name in scored)
+            figures["pass_at_k"][str(k)] = {**_with_interval(list(scored.values()), once, f"{seed}/{k}"), "tasks": len(scored)}
         else:
-            figures["pass_at_k"][str(k)] = {"value": None, "low": None, "high": None, "tasks": 0}
+            figures["pass_at_k"][str(k)] = {"value": None, "low": None, "high": None, "interval": None, "tasks": 0}
     return figures, counts
+
+
+def _with_interval(scores: list[float], once: bool, seed: str) -> dict[str, Any]:
+    """The mean of the tasks' estimates with its interval, and that interval's method.
+
+    Wilson's where each task says yes or no `once` (as many completions as k), else a bootstrap over tasks. That has no spread where all
+    estimates agree: Wilson's again, as no scores in [0, 1] vary more than zeros and ones of their mean.
+    """
+    mean = sum(scores) / len(scores)
+    if once or (len(scores) > 1 and max(scores) - min(scores) < 1e-9):
+        low, high = wilson(sum(scores), len(scores))
+        return {"value": mean, "low": low, "high": high, "interval": "wilson"}
+    names = [str(place) for place in range(len(scores))]
+    estimate = bootstrap({"": (names, {"": scores})}, seed)[""][""].as_dict()
+    return {**estimate, "interval": None if estimate["low"] is None else "bootstrap"}
 
 
 def table(figures: dict[str, Any], lang: str) -> str:
@@ -91,7 +106,11 @@ def compare(before: Counts, after: Counts, ks: list[int], seed: str) -> dict[str
         }
         drawn = bootstrap({"": (names, scores)}, f"{seed}/{k}")[""]
         drawn["difference"] = difference(drawn["after"], drawn["before"])
-        figures[str(k)] = {"tasks": len(both), **{name: estimate.as_dict() for name, estimate in drawn.items()}}
+        change = {name: estimate.as_dict() for name, estimate in drawn.items()}
+        if scores["before"] == scores["after"]:  # as many tasks might differ as where none of so many did
+            width = wilson(0, len(both))[1]
+            change["difference"] |= {"low": -width, "high": width}
+        figures[str(k)] = {"tasks": len(both), **change}
     return figures
 
 

@@ -106,7 +106,7 @@ def pass_row(run: Run, sources: Sources) -> dict[str, Any]:
     facts = run.facts
     how = {key: facts[key] for key in ("n", "temperature", "top_p", "max_new_tokens", "template", "timeout", "memory")}
     about = {
-        "name": facts["name"] or facts["model"] or "completions made elsewhere",
+        "name": facts["name"] or facts["model"] or ("completions made elsewhere" if facts["samples"] else "the tasks' own solutions"),
         "tasks": Path(facts["tasks"]).name,
         "lang": facts["lang"],
     }
@@ -118,6 +118,8 @@ def routing(run: Run, sources: Sources) -> dict[str, Any]:
     arrays = read_json(run.path / ARRAYS)
     languages = {}
     for lang, row in arrays["languages"].items():
+        if "by_class" not in row:
+            raise ValueError(f"{run.path / ARRAYS} has no by_class for {lang}: an older eval.routing wrote it; run that again")
         own = own_expert(arrays["experts"], lang)
         languages[lang] = {**{key: means(value) for key, value in row.items() if key != "by_class"}, "classes": class_shares(row, own)}
     overall = means(arrays["nmi_language"])
@@ -135,12 +137,16 @@ def cost(inputs: Inputs, logs: Logs, sources: Sources) -> list[dict[str, Any]]:
     rows = []
     for run in inputs.runs:
         if took := run.facts.get("cost"):
-            more = {"precision": precision_of(run), "seconds": took.get("generation_seconds"), "sources": sources.names(run.path)}
+            precision = precision_of({**run.facts, **took})
+            more = {"precision": precision, "seconds": took.get("generation_seconds"), "sources": sources.names(run.path)}
             rows.append({"name": f"{run.path.resolve().name}, generating", **took, **more})
+        if took := run.facts.get("judging"):
+            about = f"{run.path.resolve().name}, judging {took['programs']} programs at {took['jobs']} a time"
+            rows.append({"name": about, "seconds": took["seconds"], "sources": sources.names(run.path)})
     for path, label, _ in logs:
         if names := sources.names(path):
             rows.append({"name": f"{label}, training", **read_json(path / RUN)["figures"], "sources": names})
-    return [row for row in rows if row.get("peak_bytes")]
+    return [row for row in rows if row.get("peak_bytes") or row.get("seconds")]
 
 
 def _all_names(behind: dict[str, dict[str, str]], role: str) -> list[str]:

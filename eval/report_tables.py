@@ -14,13 +14,15 @@ BEHIND = {"difference": ("base", "other"), "ratio": ("base", "other"), "kept": (
 PARTS = ("Empty", "CodeBLEU", "n-gram", "Keywords", "Syntax", "Data flow", "Corpus level", "Library")
 
 PASS_TEXT = (
-    f"The share of tasks that a model solves by k completions, unbiased (Chen et al. 2021), with {LEVEL} % intervals from a bootstrap over "
-    "tasks. Programs run against the tasks' tests, each within the wall time and memory given. What could not be judged counts nowhere."
+    f"The share of tasks that a model solves by k completions, unbiased (Chen et al. 2021), with {LEVEL} % intervals: Wilson's where each "
+    "task has k completions or all tasks agree, else from a bootstrap over tasks. Programs run against the tasks' tests, each within the "
+    "wall time and memory given. What could not be judged counts nowhere."
 )
 COST_TEXT = (
     "As the runs themselves say. Peak memory is the process's, on a GPU what torch allocated. Tokens per second are of all completions, "
     "EOS included and padding not, over the wall time of reading prompts and generating at this batch size. Values in NF4 count as one "
-    "parameter each; “for one token” leaves out the experts that a token does not go to."
+    "parameter each; “for one token” leaves out the experts that a token does not go to. In judging, the "
+    "time is that of compiling and running programs."
 )
 
 

@@ -20,8 +20,9 @@ from train.data.pairs import Pair
 from train.data.prompts import encode_pair
 from train.routing import format_confusion, means, measure_routing, overall, own_expert
 
-from .codebleu import add_point_flags, check_flags, load_points, run_facts
+from .codebleu import check_flags, run_facts
 from .figures import ALL
+from .points import add_point_flags, load_points
 from .routing_page import programs_page
 from .routing_view import view
 from .runs import ARRAYS, PROGRAMS, ROUTING

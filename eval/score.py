@@ -18,26 +18,16 @@ as the package does. `codebleu_library` is the package's own formula (spaces sep
 docs/metrics.md has the measurements behind the rules.
 """
 
-import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-from codebleu.bleu import corpus_bleu
-from codebleu.codebleu import PACKAGE_DIR
-from codebleu.dataflow_match import dfg_function, get_data_flow, normalize_dataflow
-from codebleu.parser import remove_comments_and_docstrings
-from codebleu.weighted_ngram_match import corpus_bleu as corpus_weighted_recall
 from tqdm import tqdm
 
-from model.languages import get_language
-
-from .lexer import code_tokens, parser
+from .lexer import code_tokens
+from .score_parts import Match, bare_program, bleu, clean, dataflow_match, f1, matched, syntax_match, weighted_recall
 
 PARTS = ("ngram", "weighted_ngram", "syntax", "dataflow")
-KEYWORD_WEIGHT, OTHER_WEIGHT = 1.0, 0.2
 
 
 @dataclass(frozen=True)
@@ -89,16 +79,6 @@ def mean_of(values: Iterable[float | None]) -> float | None:
 
 
 @dataclass(frozen=True)
-class _Match:
-    """How many of the reference's items the prediction holds and of how many, and the same the other way round."""
-
-    found: int
-    expected: int
-    right: int
-    given: int
-
-
-@dataclass(frozen=True)
 class _Evidence:
     """What one row adds to any score: tokens for the n-grams, matches of subtrees and of data-flow edges."""
 
@@ -106,8 +86,8 @@ class _Evidence:
     tokens: list[str]
     ref_words: list[str]
     words: list[str]
-    syntax: _Match
-    dataflow: _Match
+    syntax: Match
+    dataflow: Match
 
 
 def _evidence(reference: str, prediction: str, lang: str) -> _Evidence:
@@ -121,102 +101,22 @@ def _evidence(reference: str, prediction: str, lang: str) -> _Evidence:
         tokens=code_tokens(prediction, lang),
         ref_words=reference.split(),
         words=prediction.split(),
-        syntax=_syntax(bare_reference, bare_prediction, lang),
-        dataflow=_dataflow(bare_reference, bare_prediction, lang),
+        syntax=syntax_match(bare_reference, bare_prediction, lang),
+        dataflow=dataflow_match(bare_reference, bare_prediction, lang),
     )
 
 
 def _combine(rows: Sequence[_Evidence], lang: str) -> Score:
     """The score of rows taken together: n-gram, subtree and edge counts are summed before dividing."""
-    (syntax, syntax_found), (flow, flow_found) = _matched([row.syntax for row in rows]), _matched([row.dataflow for row in rows])
+    (syntax, syntax_found), (flow, flow_found) = matched([row.syntax for row in rows]), matched([row.dataflow for row in rows])
     references, predictions = [row.ref_words for row in rows], [row.words for row in rows]
-    library = [_bleu(references, predictions), _weighted_recall(references, predictions, lang), syntax_found, flow_found or 1.0]
+    library = [bleu(references, predictions), weighted_recall(references, predictions, lang), syntax_found, flow_found or 1.0]
     has_flow = any(row.dataflow.expected for row in rows)
     if not any(row.tokens for row in rows):
         return Score(0.0, 0.0, 0.0, 0.0 if has_flow else None, 0.0, sum(library) / 4)
     references, predictions = [row.ref_tokens for row in rows], [row.tokens for row in rows]
-    ngram = _bleu(references, predictions)
-    weighted = _f1(_weighted_recall(references, predictions, lang), _weighted_recall(predictions, references, lang))
+    ngram = bleu(references, predictions)
+    weighted = f1(weighted_recall(references, predictions, lang), weighted_recall(predictions, references, lang))
     dataflow = min(flow, syntax) if has_flow else None
     parts = [part for part in (ngram, weighted, syntax, dataflow) if part is not None]
     return Score(ngram, weighted, syntax, dataflow, sum(parts) / len(parts), sum(library) / 4)
-
-
-def _matched(rows: Sequence[_Match]) -> tuple[float, float]:
-    """F1 and recall; 0 where there is nothing to find."""
-    found, expected, right, given = (sum(getattr(row, name) for row in rows) for name in ("found", "expected", "right", "given"))
-    recall = found / expected if expected else 0.0
-    return _f1(recall, right / given if given else 0.0), recall
-
-
-def _f1(recall: float, precision: float) -> float:
-    return 2 * recall * precision / (recall + precision) if recall and precision else 0.0
-
-
-def clean(text: str) -> str:
-    """Without lone surrogates (a byte-level model can emit halves of a character), which do not encode."""
-    return text.encode("utf-8", "replace").decode("utf-8").strip()
-
-
-def bare_program(code: str, lang: str) -> str:
-    """`code` without comments and docstrings."""
-    if lang == "python":  # the package counts a tab as one space, which moves lines out of their block
-        code = re.sub(r"^[ \t]+", lambda indent: indent[0].expandtabs(), code, flags=re.MULTILINE)
-    try:
-        return remove_comments_and_docstrings(code, get_language(lang).codebleu)
-    except Exception:  # Python's tokenizer refuses broken programs: like the package, take them as they are
-        return code
-
-
-def _bleu(references: Sequence[list[str]], predictions: Sequence[list[str]]) -> float:
-    """BLEU-4 of token lists, smoothed by the package's method 1."""
-    return float(corpus_bleu([[tokens] for tokens in references], predictions))
-
-
-def _weighted_recall(references: Sequence[list[str]], predictions: Sequence[list[str]], lang: str) -> float:
-    """Recall of the references' n-grams with single keywords weighted more (the package's reading of the paper's equation 2)."""
-    weighted = [
-        [[tokens, {token: KEYWORD_WEIGHT if token in keywords(lang) else OTHER_WEIGHT for token in tokens}]] for tokens in references
-    ]
-    return float(corpus_weighted_recall(weighted, predictions))
-
-
-@lru_cache
-def keywords(lang: str) -> frozenset[str]:
-    """The package's list for `lang`."""
-    file = PACKAGE_DIR / "keywords" / f"{get_language(lang).codebleu}.txt"
-    return frozenset(line.strip() for line in file.read_text(encoding="utf-8").splitlines())
-
-
-def _syntax(reference: str, prediction: str, lang: str) -> _Match:
-    """Subtrees that are found on the other side (equation 4 as the package counts it: a subtree may be found by several)."""
-    expected, given = subtrees(reference, lang), subtrees(prediction, lang)
-    present, wanted = set(given), set(expected)
-    return _Match(sum(subtree in present for subtree in expected), len(expected), sum(subtree in wanted for subtree in given), len(given))
-
-
-def subtrees(code: str, lang: str) -> list[str]:
-    """S-expressions of the root, which comes first, and of every inner node."""
-    stack, subtrees = [parser(lang).parse(code.encode()).root_node], []
-    while stack:
-        node = stack.pop()
-        subtrees.append(str(node))
-        stack += [child for child in node.children if child.children]
-    return subtrees
-
-
-def _dataflow(reference: str, prediction: str, lang: str) -> _Match:
-    expected, given = _edges(reference, lang), _edges(prediction, lang)
-    common = (expected & given).total()
-    return _Match(common, expected.total(), common, given.total())
-
-
-def _edges(code: str, lang: str) -> "Counter[tuple[str, str, tuple[str, ...]]]":
-    """Data-flow edges (variable, relation, sources) with variables numbered in order of appearance."""
-    flow = get_data_flow(code, [parser(lang), dfg_function[get_language(lang).codebleu]])
-    first: dict[str, int] = {}
-    for variable, position, *_ in flow:
-        first[variable] = min(position, first.get(variable, position))
-    last = max(first.values(), default=0) + 1
-    ordered = [(*edge[:3], sorted(edge[3], key=lambda source: (first.get(source, last), source)), edge[4]) for edge in flow]
-    return Counter((variable, relation, tuple(sources)) for variable, relation, sources in normalize_dataflow(ordered))

@@ -23,15 +23,17 @@ from train.data import load_pairs
 
 from . import codebleu
 from .answers import check_router
-from .codebleu import SETTINGS, Points, answer, load, load_points, model_facts, write_scores
+from .codebleu import SETTINGS, answer, load, model_facts, open_sandbox, write_scores
 from .comparison import compare, read_rows
 from .contamination import CONTAMINATED, found_shares
 from .figures import ALL, SCORE
+from .points import Points, load_points
 from .runs import STUDY, STUDY_FILE
+from .sandbox import Sandbox
 from .study_file import Source, Study, System, read_study
 from .study_tables import markdown, terminal
 
-REUSED_IF_SAME = (*(key for key in SETTINGS if key != "batch_size"), "seed", "name", "fingerprint", "data")
+REUSED_IF_SAME = (*(key for key in SETTINGS if key != "batch_size"), "seed", "name", "fingerprint", "data", "sandbox")
 
 
 def main(args: Namespace) -> None:
@@ -41,10 +43,11 @@ def main(args: Namespace) -> None:
     prints = {source.run: _fingerprint(system, source) for system in study.systems for source in system.sources(study.langs)}
     flags = ["--model", "", "--out", str(args.out), "--data", study.data, "--split", study.split, "--limit", str(study.limit)]
     points, sources = load_points(codebleu.parse().parse_args([*flags, "--seed", str(args.seed)]), study.langs)
+    sandbox = open_sandbox(args.unsafe_no_sandbox) if study.compile else None
     with locked(args.out):
         for system in study.systems:
             for source in system.sources(study.langs):
-                _score(args, study, system, source, points, sources, prints[source.run])
+                _score(args, study, system, source, points, sources, prints[source.run], sandbox)
         shares = _shares(study, points)
         figures = {str(length): compare(study, read_rows(args.out / str(length), study, shares), args.seed) for length in study.lengths}
         result = {
@@ -69,12 +72,21 @@ def _fingerprint(system: System, source: Source) -> str:
     return model_fingerprint(source.model, source.adapter)
 
 
-def _score(args: Namespace, study: Study, system: System, source: Source, points: Points, sources: dict[str, Any], weights: str) -> None:
+def _score(
+    args: Namespace,
+    study: Study,
+    system: System,
+    source: Source,
+    points: Points,
+    sources: dict[str, Any],
+    weights: str,
+    sandbox: Sandbox | None,
+) -> None:
     """Writes the runs of one model at those lengths that are not there yet."""
     outs = {length: args.out / str(length) / source.run for length in study.lengths}
     settings = {length: _settings(args, study, system, source, length, out) for length, out in outs.items()}
     data = {lang: sources[lang] for lang in source.langs}
-    facts = {"fingerprint": weights, "data": data}
+    facts = {"fingerprint": weights, "data": data, "sandbox": sandbox and sandbox.facts}
     missing = [length for length, out in outs.items() if not _is_there(out, {**vars(settings[length]), **facts})]
     if not missing:
         print(f"{source.run}: scored before")
@@ -86,7 +98,7 @@ def _score(args: Namespace, study: Study, system: System, source: Source, points
     for length in missing:
         outs[length].parent.mkdir(exist_ok=True)
         completions = {lang: row.texts(tokenizer, length, system.stop) for lang, row in answers.items()}
-        write_scores(settings[length], chosen, completions, answers, **model_facts(settings[length], model, tokenizer), data=data)
+        write_scores(settings[length], chosen, completions, answers, sandbox, **model_facts(settings[length], model, tokenizer), data=data)
 
 
 def _settings(args: Namespace, study: Study, system: System, source: Source, length: int, out: Path) -> Namespace:
@@ -159,6 +171,7 @@ def parse() -> ArgumentParser:
     parser.add_argument("study", type=Path, metavar="STUDY.yml", help="the systems and the protocol; examples/study.yml")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, or to go on in")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    parser.add_argument("--unsafe-no-sandbox", action="store_true", help="with `compile: true`: compile unprotected; recorded in run.json")
     add_precision(parser)
     return parser
 

@@ -11,7 +11,7 @@ from model.strict_yaml import check_mapping, read_yaml
 
 from .answers import ROUTERS
 
-KEYS = ("data", "train", "split", "langs", "limit", "lengths", "batch_size", "baseline", "experts", "systems")
+KEYS = ("data", "train", "split", "langs", "limit", "lengths", "batch_size", "compile", "baseline", "experts", "systems")
 SYSTEM_KEYS = ("name", "model", "adapter", "router", "prompt_of", "stop")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -60,6 +60,7 @@ class Study:
     limit: int
     lengths: list[int]  # tokens of a completion, ascending
     batch_size: int
+    compile: bool  # whether programs are given to their compilers
     baseline: str
     experts: str | None
     systems: list[System]
@@ -80,6 +81,7 @@ def read_study(path: Path) -> Study:
         limit=_count(raw.get("limit", 50), f"{path}: limit"),
         lengths=sorted(_count(value, f"{path}: lengths") for value in _list(raw, "lengths", int, str(path), [256, 650])),
         batch_size=_count(raw.get("batch_size", 16), f"{path}: batch_size"),
+        compile=_flag(raw, "compile", str(path)),
         baseline=_text(raw, "baseline", str(path), "base"),
         experts=_optional(raw, "experts", str(path)),
         systems=[_read_system(value, f"{path}: system {number}") for number, value in enumerate(systems, 1)],
@@ -130,6 +132,13 @@ def _text(raw: dict[str, Any], key: str, where: str, default: str | None = None)
     value = raw.get(key, default)
     if not isinstance(value, str):
         raise ValueError(f"{where}: {key} must be a text, not {value!r}")
+    return value
+
+
+def _flag(raw: dict[str, Any], key: str, where: str) -> bool:
+    value = raw.get(key, False)
+    if not isinstance(value, bool):
+        raise ValueError(f"{where}: {key} must be true or false, not {value!r}")
     return value
 
 

@@ -80,7 +80,7 @@ def _metrics_grid(figures: dict[str, Any]) -> Grid:
     own = {name: langs[ALL] for name, langs in figures["systems"].items() if ALL in langs}
     columns = [name for name in METRICS if any(name in row for row in own.values())]
     return ["System", *(METRICS[name] for name in columns)], [
-        [(name, ""), *(cell(metric, row[metric]) for metric in columns)] for name, row in own.items()
+        [(name, ""), *(cell(metric, row.get(metric)) for metric in columns)] for name, row in own.items()
     ]
 
 

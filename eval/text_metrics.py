@@ -13,7 +13,7 @@ from sacrebleu.metrics import CHRF
 from train.data.filters import parses
 
 from .lexer import code_tokens
-from .score import bare_program, clean, subtrees
+from .score_parts import bare_program, clean, subtrees
 
 METRICS = ("exact_match", "edit_similarity", "chrf", "parses")
 _CHRF = CHRF()  # Popovic 2015: character 6-grams without spaces, recall weighted twice

@@ -5,7 +5,7 @@
 set -euo pipefail
 say() { printf '== %s\n' "$*"; }
 
-packages=(bubblewrap util-linux python3 libboost-dev libssl-dev node-lodash libjavatuples-java)
+packages=(bubblewrap util-linux python3 libboost-dev libssl-dev node-lodash libjavatuples-java junit4 junit5 libassertj-core-java)
 # Compilers that are there already, from whatever source, are left as they are.
 command -v g++ > /dev/null || packages+=(g++)
 command -v javac > /dev/null || packages+=(default-jdk-headless)

@@ -1,6 +1,7 @@
 """How each language's programs are written to files, compiled and run: the candidate on one side, the tests on the other."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -11,8 +12,11 @@ from .signature import function_names, read_signature
 # A JVM takes its memory limit from -Xmx; one thread of the simple collector and the first compiler start fastest.
 _JVM = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-XX:-UsePerfData")
 _NODE = ("--max-old-space-size=512",)  # MiB
-_JARS = "/usr/share/java/javatuples.jar"
+_JARS = ":".join(
+    f"/usr/share/java/{name}.jar" for name in ("javatuples", "junit-jupiter-api", "apiguardian-api", "opentest4j", "junit4", "assertj-core")
+)
 _JAVAC = ("javac", *(f"-J{flag}" for flag in _JVM), "-proc:none", "-nowarn", "-encoding", "UTF-8", "-cp", f"../support:{_JARS}", "-d", ".")
+_JAVA_HARNESS = ("Wire.java", "Candidate.java", "Server.java", "Tests.java", "Remote.java", "JUnit.java")
 _GCC = ("g++", "-std=c++17", "-O0", "-w", "-pipe")
 
 
@@ -55,6 +59,8 @@ def _plan(task: Task) -> dict[str, str]:
 
 
 def _javascript(task: Task, completion: str) -> Program:
+    if task.classes:
+        return Program({"program.mjs": task.program(completion)}, ("node", *_NODE, "../support/module.js"))
     return Program({"program.js": task.program(completion)}, ("node", *_NODE, "../support/candidate.js", _entry(task, completion)))
 
 
@@ -65,6 +71,8 @@ def _cpp(name: str, source: str, needs: str) -> Program:
 
 
 def _cpp_candidate(task: Task, completion: str) -> Program:
+    if task.classes:  # header and source are one file
+        return _cpp("program", re.sub(r'^#include ".*', "", task.program(completion), flags=re.MULTILINE), task.prompt)
     signature = read_signature(task.trusted, "cpp")
     # "signed": programs that define int as something else are common
     name = _entry(task, completion) or signature.name
@@ -73,6 +81,8 @@ def _cpp_candidate(task: Task, completion: str) -> Program:
 
 
 def _cpp_tests(task: Task) -> Program:
+    if task.classes:
+        return _cpp("tests", task.trusted + task.tests, task.prompt)
     signature = read_signature(task.trusted, "cpp")
     head = signature.head
     if any("*" in kind or "[" in kind for kind in signature.types):  # an array that crosses is a vector on the tests' side
@@ -89,6 +99,9 @@ def _java(files: dict[str, str], *arguments: str) -> Program:
 
 
 def _java_candidate(task: Task, completion: str) -> Program:
+    if task.classes:  # one file, whatever its public classes are called
+        source = re.sub(r"^public (?=(?:\w+ )*(?:class|interface|enum|record) )", "", task.program(completion), flags=re.MULTILINE)
+        return _java({"Main.java": source}, "Server")
     signature = read_signature(task.trusted, "java")
     return _java(
         {"Main.java": task.program(completion)}, "Candidate", signature.owner, _entry(task, completion) or signature.name, signature.erased
@@ -96,6 +109,8 @@ def _java_candidate(task: Task, completion: str) -> Program:
 
 
 def _java_tests(task: Task) -> Program:
+    if task.classes:
+        return _java({"Main.java": task.trusted + task.tests}, "Tests", "Main")
     signature = read_signature(task.trusted, "java")
     call = f"Tests.call(new Object[] {{{', '.join(signature.names)}}});\n"  # a lone array would be taken for all arguments
     if signature.result != "void":
@@ -115,7 +130,7 @@ TOOLCHAINS = {
     ),
     "javascript": Toolchain(
         tools=("node",),
-        support=("wire.js", "candidate.js", "tests.js"),
+        support=("wire.js", "values.js", "candidate.js", "module.js", "tests.js", "objects.js", "jest.js"),
         candidate=_javascript,
         tests=lambda task: Program(_plan(task), ("node", *_NODE, "../support/tests.js")),
         address_space=False,
@@ -124,10 +139,10 @@ TOOLCHAINS = {
     ),
     "java": Toolchain(
         tools=("javac", "java"),
-        support=("Wire.java", "Candidate.java", "Tests.java"),
+        support=_JAVA_HARNESS,
         candidate=_java_candidate,
         tests=_java_tests,
-        prepare=("javac", "-proc:none", "-nowarn", "-d", ".", "Wire.java", "Candidate.java", "Tests.java"),
+        prepare=("javac", "-proc:none", "-nowarn", "-d", ".", *_JAVA_HARNESS),
         address_space=False,
         channel=False,
         missing=r"package ([\w.]+) does not exist",
@@ -135,7 +150,7 @@ TOOLCHAINS = {
     ),
     "cpp": Toolchain(
         tools=("g++",),
-        support=("wire.h",),
+        support=("wire.h", "catch.h"),
         candidate=_cpp_candidate,
         tests=_cpp_tests,
         prepare=(*_GCC, "-x", "c++-header", "wire.h"),

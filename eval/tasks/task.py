@@ -25,6 +25,7 @@ class Task:
     reference: str | None = None  # a completion that should pass
     stop: tuple[str, ...] = ()  # a completion ends before the first of these
     whole: bool = False  # the completion is a whole program, asked for by `text`, and may name its function itself
+    classes: bool = False  # the tests use a program's module or classes, whose objects stay in its process
 
     def program(self, completion: str) -> str:
         return self.preamble + self.prompt + completion + self.ending

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.bootstrap import Estimate, average, difference, ratio
+from eval.bootstrap import Estimate, average, difference, ratio, wilson
 from eval.bootstrap import bootstrap as bootstrap_strata
 
 
@@ -77,3 +77,20 @@ def test_draws_without_a_language_s_problems_are_left_out() -> None:
     assert np.isnan(estimates["java"]["s"].draws).any()
     assert estimates["java"]["s"].as_dict() == pytest.approx({"value": 0.25, "low": 0.25, "high": 0.25})
     assert ratio(estimates["java"]["s"], estimates["cpp"]["s"]).as_dict() == pytest.approx({"value": 0.5, "low": 0.5, "high": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("passed", "n", "low", "high"), [(0, 10, 0, 0.2775), (5, 10, 0.2366, 0.7634), (1, 20, 0.0089, 0.2361), (0, 1, 0, 0.7935)]
+)
+def test_wilson_s_interval_is_the_published_one(passed: int, n: int, low: float, high: float) -> None:
+    """As tables and R's prop.test(correct = FALSE) give it; both its ends solve (p - passed / n)^2 = z^2 p (1 - p) / n."""
+    assert wilson(passed, n) == pytest.approx((low, high), abs=1e-4)
+    assert wilson(n - passed, n) == pytest.approx((1 - high, 1 - low), abs=1e-4)
+    for end in wilson(passed, n):
+        assert (end - passed / n) ** 2 == pytest.approx(1.959964**2 * end * (1 - end) / n, abs=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_none_and_all_are_not_certain(value: float) -> None:
+    row = bootstrap({"a": [value] * 12}, list("abcdef") * 2, "x")["a"].as_dict()
+    assert (row["low"], row["high"]) == pytest.approx(wilson(6 * value, 6))  # problems count, not rows

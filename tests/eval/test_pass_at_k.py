@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 import eval.pass_at_k as command
+from eval import completions
+from eval.bootstrap import wilson
 from eval.judge import Judge, Verdict
 from eval.pass_at_k import run
 from eval.pass_rates import pass_at_k
@@ -103,6 +105,19 @@ def test_references_are_the_tasks_own_solutions(sandbox: Sandbox, files: dict[st
     assert run(source) == 0
     rows = [json.loads(line) for line in (files["out"] / "samples.jsonl").read_text().splitlines()]
     assert [(row["task_id"], row["completion"], row["outcome"]) for row in rows] == [(f"T/{i}", RIGHT, "passed") for i in range(2)]
+    facts = json.loads((files["out"] / "run.json").read_text())
+    low, high = wilson(2, 2)  # 2 of 2 is not certain
+    assert facts["figures"]["pass_at_k"]["1"] == {"value": 1.0, "low": low, "high": high, "interval": "wilson", "tasks": 2}
+    assert low < 0.5
+    assert facts["judging"]["programs"] == 2 and facts["judging"]["seconds"] > 0 and facts["cost"] is None
+
+
+def test_no_change_in_few_tasks_is_not_certain(sandbox: Sandbox, files: dict[str, Path]) -> None:
+    assert run(flags(files)) == 0
+    before, files["out"] = files["out"], files["out"].with_name("after")
+    assert run(flags(files, "--before", str(before))) == 0
+    change = json.loads((files["out"] / "run.json").read_text())["figures"]["before"]["1"]["difference"]
+    assert (change["low"], change["value"], change["high"]) == pytest.approx((-wilson(0, 2)[1], 0, wilson(0, 2)[1]))
 
 
 def test_the_change_from_an_earlier_run_is_paired(sandbox: Sandbox, files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,7 +165,13 @@ def test_judged_rows_are_kept_and_unjudged_ones_tried_again(
     assert sorted(asked) == sorted({("T/0", WRONG), *SAMPLES[3:]})
     figures = json.loads((files["out"] / "run.json").read_text())["figures"]
     assert figures["outcomes"]["tool missing"] == 3
-    assert figures["pass_at_k"]["1"] == {"value": pytest.approx(1 / 3), "low": None, "high": None, "tasks": 1}
+    assert figures["pass_at_k"]["1"] == {
+        "value": pytest.approx(1 / 3),
+        "low": None,
+        "high": None,
+        "interval": None,
+        "tasks": 1,
+    }
     assert "3 completions could not be judged" in capsys.readouterr().err
 
 
@@ -212,11 +233,13 @@ def test_a_model_writes_and_is_judged(sandbox: Sandbox, base_folder: Path, files
     kept = (files["out"].parent / ".run.unfinished" / "completions.jsonl").read_text().splitlines()
     assert run([*sampled, "--seed", "1"]) == 2, "the kept completions are of another seed"
     with monkeypatch.context() as patch:
-        patch.setattr(command, "load_model", stop)  # completions are not written again
+        patch.setattr(completions, "load_model", stop)  # completions are not written again
         assert run(sampled) == 0
     rows = [json.loads(line) for line in (files["out"] / "samples.jsonl").read_text().splitlines()]
     assert [row["completion"] for row in rows] == [json.loads(line)["completion"] for line in kept[1:]]
     assert len(rows) == 6 and len({row["completion"] for row in rows}) > 1
+    cost = json.loads((files["out"] / "run.json").read_text())["cost"]
+    assert 6 <= cost["generated_tokens"] <= 6 * 8 and cost["tokens_per_second"] > 0 and cost["peak_bytes"] > 0
 
 
 def test_a_completion_ends_before_its_first_stop_sequence() -> None:
@@ -240,6 +263,9 @@ REFERENCES = [
     ("mbxp_sample.javascript.jsonl", "javascript", ["MBJSP/1", "MBJSP/4"], {}),
     ("transcoder_gfg.python.jsonl.gz", "python", ["transcoder_gfg/ADD_1_TO_A_GIVEN_NUMBER/python"], {}),
     ("exercism.python.jsonl.gz", "python", ["exercism/anagram/python", "exercism/isogram/python"], {}),
+    ("exercism.javascript.jsonl.gz", "javascript", ["exercism/zipper/javascript", "exercism/strain/javascript"], {}),
+    ("exercism.java.jsonl.gz", "java", ["exercism/forth/java"], {}),
+    ("exercism.cpp.jsonl.gz", "cpp", ["exercism/rna-transcription/cpp"], {}),
     ("transcoder_gfg.cpp.jsonl.gz", "cpp", ["transcoder_gfg/ARRAY_ELEMENT_MOVED_K_USING_SINGLE_MOVES/cpp"], {}),
 ]
 BAD = {
@@ -284,8 +310,6 @@ def test_exercises_whose_tests_need_more_than_one_function_are_left_out(
     assert task.reference is not None
     assert judge.judge(task, task.reference).outcome == "passed"
     assert judge.judge(task, "def double(n):\n    return n * n + 1\n").outcome == "failed"
-    with pytest.raises(ValueError, match="Exercism's exercises are read in Python alone"):
-        load_tasks(str(tmp_path / "tasks.jsonl"), "java")
 
 
 @pytest.mark.parametrize("lang", ["python", "javascript", "java", "cpp"])

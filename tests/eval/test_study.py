@@ -256,3 +256,29 @@ def test_the_example_is_read() -> None:
         "base",
         *(f"experts-{lang}" for lang in ("python", "java", "javascript", "cpp")),
     ]
+
+
+def test_programs_are_compiled_where_the_study_says_so(
+    make_study: Any, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A program that no compiler could look at leaves the rates of all systems."""
+
+    def compiled(programs: list[str], lang: str, **_: Any) -> list[bool | None]:
+        return [None, *(place % 2 == 0 for place in range(1, len(programs)))]
+
+    monkeypatch.setattr(codebleu, "compile_all", compiled)
+    systems = [{"name": "base", "model": str(base_folder)}]
+    settings = {"systems": systems, "experts": None, "langs": ["python"], "lengths": [6]}
+    without = make_study(tmp_path / "without.yml", **settings)
+    assert run(without, "--out", tmp_path / "out") == 0
+    study = make_study(tmp_path / "study.yml", compile=True, **settings)
+    assert run(study, "--out", tmp_path / "out", "--unsafe-no-sandbox") == 2
+    assert "was made with sandbox = None" in capsys.readouterr().err
+    assert run(study, "--out", tmp_path / "compiled", "--unsafe-no-sandbox") == 0
+    own = json.loads((tmp_path / "compiled" / "study.json").read_text())["lengths"]["6"]["family"]["systems"]["base"]["python"]
+    assert own["compiles"]["value"] == own["reference_compiles"]["value"] == pytest.approx(1 / 3)
+    assert "Compiles" in (tmp_path / "compiled" / "study.md").read_text()
+    assert "Compiles" not in (tmp_path / "out" / "study.md").read_text()
+    make_study(tmp_path / "wrong.yml", compile="yes", **settings)
+    assert run(tmp_path / "wrong.yml", "--out", tmp_path / "wrong") == 2
+    assert "compile must be true or false, not 'yes'" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import java.util.stream.Collectors;
 final class Candidate {
     /** Arguments: the class, the method's name, its parameters' simple type names joined by commas. */
     public static void main(String[] args) throws Exception {
-        Wire wire = new Wire();
+        Wire wire = new Wire(new NoReferences());
         Method method = null;
         Object target = null;
         String problem = null;
@@ -48,6 +48,18 @@ final class Candidate {
             } catch (IllegalArgumentException | UnsupportedOperationException error) {
                 wire.send(new Object[] {"error", error.getMessage()});
             }
+        }
+    }
+
+    private static final class NoReferences implements Wire.References {
+        @Override
+        public int number(Object value) {
+            throw new UnsupportedOperationException("a " + value.getClass().getName() + " cannot cross between the tests and the program");
+        }
+
+        @Override
+        public Object object(int number, String[] types) {
+            throw new IllegalArgumentException("no object was given away");
         }
     }
 

@@ -3,12 +3,13 @@ import java.io.IOException;
 import java.lang.reflect.Array;
 import java.lang.reflect.InvocationTargetException;
 import java.util.Collection;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 
 /** Runs in the tests' sandbox, where no candidate code is: the method that the candidate defines is a call to its process. */
 public final class Tests {
-    private static final Wire WIRE = new Wire();
+    private static final Wire WIRE = new Wire(new StandIns());
     private static final java.io.PrintStream ERR = System.err;
 
     /** Argument: the class whose main is the tests. */
@@ -26,9 +27,14 @@ public final class Tests {
     }
 
     public static Object call(Object[] arguments) {
+        return ask(arguments, arguments);
+    }
+
+    /** The answer to `message`; what was done to `arguments` is done here too. */
+    static Object ask(Object[] message, Object[] arguments) {
         Object answer = null;
         try {
-            WIRE.send(arguments);
+            WIRE.send(message);
         } catch (UnsupportedOperationException error) {
             finish("broken", error.getMessage());
         } catch (IOException error) {
@@ -47,6 +53,9 @@ public final class Tests {
             finish("failed", "the program's answer is malformed");
             return null;
         }
+        if (reply[0].equals("threw") && reply.length == 3) {
+            Tests.<RuntimeException>raise(thrown(String.valueOf(reply[2]), reply[1] == null ? null : reply[1].toString()));
+        }
         if (!reply[0].equals("ok")) {
             finish(reply[0].equals("memory") ? "memory" : "failed", String.valueOf(reply[1]));
         }
@@ -56,6 +65,39 @@ public final class Tests {
             }
         }
         return reply[1];
+    }
+
+    /** An exception of the JDK or of the task, as the program threw it. */
+    private static Throwable thrown(String type, String message) {
+        try {
+            if (type.matches("java\\.(lang|util|io|math|time)\\.[A-Za-z]+|[A-Za-z$]+")) {
+                Class<?> known = Class.forName(type, false, Tests.class.getClassLoader());
+                if (Exception.class.isAssignableFrom(known)) {
+                    return (Throwable) made(known, message);
+                }
+            }
+        } catch (ReflectiveOperationException error) {
+            return new RuntimeException(type + ": " + message);
+        }
+        return new RuntimeException(type + ": " + message);
+    }
+
+    private static Object made(Class<?> type, String message) throws ReflectiveOperationException {
+        for (Class<?>[] parameters : new Class<?>[][] {{String.class}, {}}) {
+            try {
+                var constructor = type.getDeclaredConstructor(parameters);
+                constructor.setAccessible(true);
+                return parameters.length == 0 ? constructor.newInstance() : constructor.newInstance(message);
+            } catch (NoSuchMethodException error) {
+                continue;
+            }
+        }
+        throw new NoSuchMethodException(type.getName());
+    }
+
+    @SuppressWarnings("unchecked")
+    private static <E extends Throwable> void raise(Throwable error) throws E {
+        throw (E) error;
     }
 
     /** What the candidate did to a mutable argument is done to the caller's. */
@@ -76,6 +118,40 @@ public final class Tests {
         } else if (mine instanceof Map<?, ?> && theirs instanceof Map<?, ?> other) {
             ((Map<Object, Object>) mine).clear();
             ((Map<Object, Object>) mine).putAll(other);
+        }
+    }
+
+    /** Objects of the program, by a class of the task that extends Remote. */
+    private static final class StandIns implements Wire.References {
+        private final Map<Integer, Object> known = new HashMap<>();
+
+        @Override
+        public int number(Object value) {
+            if (value instanceof Remote remote) {
+                return remote.number;
+            }
+            throw new UnsupportedOperationException("a " + value.getClass().getName() + " cannot cross between the tests and the program");
+        }
+
+        @Override
+        public Object object(int number, String[] types) {
+            return known.computeIfAbsent(number, fresh -> standIn(fresh, types));
+        }
+
+        private static Object standIn(int number, String[] types) {
+            for (String type : types) {
+                try {
+                    Class<?> found = type.matches("[A-Za-z0-9_$]+") ? Class.forName(type) : Object.class;
+                    if (Remote.class.isAssignableFrom(found)) {
+                        var constructor = found.getDeclaredConstructor(Remote.Handle.class);
+                        constructor.setAccessible(true);
+                        return constructor.newInstance(new Remote.Handle(number));
+                    }
+                } catch (ReflectiveOperationException error) {
+                    continue;
+                }
+            }
+            throw new IllegalArgumentException("no class of the task is " + String.join(", ", types));
         }
     }
 

@@ -3,7 +3,10 @@ import java.lang.reflect.Array;
 import java.math.BigDecimal;
 import java.math.BigInteger;
 import java.nio.charset.StandardCharsets;
+import java.time.LocalDate;
+import java.time.LocalDateTime;
 import java.util.*;
+import java.util.stream.Stream;
 
 /** Java values as bytes, by their run-time types: the JDK's plain data only, never java.io serialization. */
 final class Wire {
@@ -11,11 +14,22 @@ final class Wire {
     private static final List<Class<?>> PRIMITIVES =
             List.of(int.class, long.class, double.class, float.class, boolean.class, char.class, byte.class, short.class);
 
+    /** Objects that stay in the program's process, by number. */
+    interface References {
+        /** UnsupportedOperationException for an object that cannot cross. */
+        int number(Object value);
+
+        /** `types` are the names of the object's class and of what it extends and implements. */
+        Object object(int number, String[] types);
+    }
+
+    final References references;
     final DataInputStream in;
     final DataOutputStream out;
 
     /** Messages of 4 bytes of length and the value, on standard input and output, which the program itself then loses. */
-    Wire() {
+    Wire(References references) {
+        this.references = references;
         in = new DataInputStream(new BufferedInputStream(new FileInputStream(FileDescriptor.in)));
         out = new DataOutputStream(new BufferedOutputStream(new FileOutputStream(FileDescriptor.out)));
         System.setIn(InputStream.nullInputStream());
@@ -43,7 +57,7 @@ final class Wire {
         return get(new DataInputStream(new ByteArrayInputStream(bytes)));
     }
 
-    private static void put(DataOutputStream out, Object value) throws IOException {
+    private void put(DataOutputStream out, Object value) throws IOException {
         if (value == null) {
             out.writeByte('0');
         } else if (value instanceof Boolean b) {
@@ -105,12 +119,25 @@ final class Wire {
             List<Object> parts = new ArrayList<>();
             ((Iterable<?>) value).forEach(parts::add);
             put(out, parts);
+        } else if (value instanceof LocalDate || value instanceof LocalDateTime) {
+            out.writeByte(value instanceof LocalDate ? 'd' : 't');
+            text(out, value.toString());
+        } else if (value instanceof Enum<?> constant) {
+            out.writeByte('N');
+            text(out, constant.getDeclaringClass().getName());
+            text(out, constant.name());
         } else {
-            throw new UnsupportedOperationException("a " + value.getClass().getName() + " cannot cross between the tests and the program");
+            out.writeByte('R');
+            out.writeInt(references.number(value));
+            put(out, typesOf(value.getClass()).map(Class::getName).toArray(String[]::new));
         }
     }
 
-    private static Object get(DataInputStream in) throws IOException {
+    private static Stream<Class<?>> typesOf(Class<?> type) {
+        return type == null ? Stream.of() : Stream.of(Stream.of(type), typesOf(type.getSuperclass()), Arrays.stream(type.getInterfaces())).flatMap(part -> part);
+    }
+
+    private Object get(DataInputStream in) throws IOException {
         char tag = (char) in.readByte();
         switch (tag) {
             case '0': return null;
@@ -163,6 +190,10 @@ final class Wire {
                     throw new IllegalArgumentException(error);
                 }
             }
+            case 'd': return LocalDate.parse(text(in));
+            case 't': return LocalDateTime.parse(text(in));
+            case 'N': return constant(text(in), text(in));
+            case 'R': return references.object(in.readInt(), (String[]) get(in));
             default: throw new IllegalArgumentException("unknown kind of value " + tag);
         }
     }
@@ -173,11 +204,25 @@ final class Wire {
                 return primitive;
             }
         }
-        if (!name.matches("\\[+([ZIJDFCBS]|Ljava\\.(lang|util)\\.[A-Za-z]+;)|java\\.(lang|util)\\.[A-Za-z]+")) {
+        if (!name.matches("\\[+([ZIJDFCBS]|Ljava\\.(lang|util)\\.[A-Za-z]+;)|java\\.(lang|util)\\.[A-Za-z]+|[A-Za-z0-9_$]+")) {
             throw new IllegalArgumentException("no array may hold " + name);
         }
         try {
-            return Class.forName(name, false, null);
+            return Class.forName(name, false, Wire.class.getClassLoader());
+        } catch (ClassNotFoundException error) {
+            throw new IllegalArgumentException(error);
+        }
+    }
+
+    /** A constant of one of the task's own enums, or of the JDK's. */
+    @SuppressWarnings({"unchecked", "rawtypes"})
+    private static Object constant(String type, String name) {
+        try {
+            Class<?> found = type.matches("java\\.time\\.(DayOfWeek|Month)|[A-Za-z0-9_$]+") ? Class.forName(type) : Object.class;
+            if (!found.isEnum()) {
+                throw new IllegalArgumentException("no enum is called " + type);
+            }
+            return Enum.valueOf((Class<Enum>) found, name);
         } catch (ClassNotFoundException error) {
             throw new IllegalArgumentException(error);
         }

@@ -4,6 +4,7 @@ const fs = require("fs");
 const path = require("path");
 const vm = require("vm");
 const wire = require(path.join(__dirname, "wire.js"));
+const { writeBack } = require(path.join(__dirname, "values.js"));
 
 function finish(outcome, detail = "") {
     fs.writeSync(2, `\n${process.env.NONCE} ${JSON.stringify([outcome, String(detail).slice(0, 500)])}\n`);
@@ -17,20 +18,10 @@ function answer() {
     } catch (error) {
         finish(error.message === "end of file" ? "gone" : "failed", `the program's answer cannot be read: ${error.message}`);
     }
-    if (typeof reply !== "object" || reply === null || !("ok" in reply || Array.isArray(reply.error))) {
+    if (typeof reply !== "object" || reply === null || !("ok" in reply || "call" in reply || Array.isArray(reply.error))) {
         finish("failed", "the program's answer is malformed");
     }
     return reply;
-}
-
-// What the candidate did to a mutable argument is done to the caller's.
-function writeBack(mine, theirs) {
-    if (Array.isArray(mine) && Array.isArray(theirs)) {
-        mine.splice(0, mine.length, ...theirs);
-    } else if (mine && theirs && Object.getPrototypeOf(mine) === Object.prototype && typeof theirs === "object") {
-        Object.keys(mine).forEach((key) => delete mine[key]);
-        Object.assign(mine, theirs);
-    }
 }
 
 function call(...args) {
@@ -56,7 +47,12 @@ if (loaded.error) {
 }
 const plan = JSON.parse(fs.readFileSync("tests.json", "utf8"));
 globalThis.require = require;
-globalThis.callProgram = call;
+if (plan.entry) {
+    globalThis.callProgram = call;
+} else {
+    globalThis.importedProgram = require(path.join(__dirname, "objects.js"))(loaded.ok, finish, answer);
+    Object.assign(globalThis, require(path.join(__dirname, "jest.js")));
+}
 // node's own console.assert prints and goes on, and the exit status stays 0.
 console.assert = (condition, ...text) => {
     if (!condition) {
@@ -66,7 +62,7 @@ console.assert = (condition, ...text) => {
 console.log = console.info = () => undefined;
 let script;
 try {
-    script = new vm.Script([plan.trusted, `const ${plan.entry} = callProgram;`, plan.tests].join("\n"), { filename: "tests.js" });
+    script = new vm.Script([plan.trusted, plan.entry && `const ${plan.entry} = callProgram;`, plan.tests].join("\n"), { filename: "tests.js" });
 } catch (error) {
     finish("broken", error);
 }

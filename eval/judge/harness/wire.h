@@ -92,6 +92,18 @@ template <class T> struct Code<std::unordered_set<T>> : Sequence<std::unordered_
 template <class K, class V> struct Code<std::map<K, V>> : Sequence<std::map<K, V>> {};
 template <class K, class V> struct Code<std::unordered_map<K, V>> : Sequence<std::unordered_map<K, V>> {};
 
+template <class T, std::size_t N>
+struct Code<std::array<T, N>> {
+    static void put(Writer& out, const std::array<T, N>& value) {
+        for (const T& part : value) Code<T>::put(out, part);
+    }
+    static std::array<T, N> get(Reader& in) {
+        std::array<T, N> value;
+        for (T& part : value) part = Code<T>::get(in);
+        return value;
+    }
+};
+
 template <class A, class B>
 struct Code<std::pair<A, B>> {
     static void put(Writer& out, const std::pair<A, B>& value) {
@@ -208,7 +220,7 @@ constexpr bool written_back = (std::is_lvalue_reference_v<T> && !std::is_const_v
 
 // An array reaches a function as a pointer, without its length; it crosses as a vector.
 template <class A>
-using Stored = std::conditional_t<std::is_pointer_v<std::decay_t<A>>, std::vector<std::remove_cv_t<std::remove_pointer_t<std::decay_t<A>>>>, std::decay_t<A>>;
+using Stored = std::conditional_t<std::is_same_v<std::decay_t<A>, std::string_view>, std::string, std::conditional_t<std::is_pointer_v<std::decay_t<A>>, std::vector<std::remove_cv_t<std::remove_pointer_t<std::decay_t<A>>>>, std::decay_t<A>>>;
 
 template <class A>
 constexpr bool is_array = std::is_pointer_v<std::decay_t<A>>;
@@ -220,6 +232,44 @@ inline std::vector<char>& whole(const std::string& text) {
 template <class T>
 std::vector<T>& whole(std::vector<T>& values) {
     return values;
+}
+
+// The standard exceptions, the derived before their bases: the first that fits is thrown again on the tests' side.
+template <class... E>
+struct Exceptions {
+    static char number(const std::exception& error) {
+        char number = 'a';
+        ((dynamic_cast<const E*>(&error) ? true : (++number, false)) || ...);
+        return number;
+    }
+    static void raise(char wanted, const std::string& text) {
+        char number = 'a';
+        ((number++ == wanted ? throw E(text) : void()), ...);
+        throw std::runtime_error(text);
+    }
+};
+using Standard = Exceptions<std::invalid_argument, std::domain_error, std::length_error, std::out_of_range, std::logic_error, std::range_error,
+                            std::overflow_error, std::underflow_error, std::runtime_error>;
+inline bool rethrow = false;  // whether the tests want the program's exceptions, or fail on any
+
+using Server = std::function<std::string(const std::string&, std::size_t)>;
+
+// Answers calls until the tests are gone; where there are several functions, a message begins with the number of one.
+inline int serve_all(const std::vector<Server>& servers, bool numbered = true) {
+    std::string message, answer;
+    while (receive(message)) {
+        try {
+            answer = servers.at(numbered ? static_cast<unsigned char>(message.at(0)) : 0)(message, numbered);
+        } catch (const std::bad_alloc&) {
+            answer = "m";
+        } catch (const std::exception& error) {
+            answer = std::string("e") + Standard::number(error) + error.what();
+        } catch (...) {
+            answer = "e?an exception that is no std::exception";
+        }
+        if (!send(answer)) break;
+    }
+    return 0;
 }
 
 template <class F>
@@ -236,37 +286,39 @@ struct Function<R(A...)> {
     template <class Argument>
     static decltype(auto) pass(Stored<Argument>& value) {
         if constexpr (is_array<Argument>) return value.data();
+        else if constexpr (std::is_same_v<std::decay_t<Argument>, std::string_view>) return std::string_view(value);
         else return static_cast<Argument&&>(value);
     }
 
     // The candidate's side: answers calls until the tests are gone.
-    static int serve(R (*function)(A...)) {
-        std::string message;
-        while (receive(message)) {
+    static int serve(R (*function)(A...)) { return serve_all({server(function)}, false); }
+
+    // Turns a message from its place `at` into the answer to it.
+    static Server server(R (*function)(A...)) {
+        return [function](const std::string& message, std::size_t at) {
+            Reader in{message, at};
+            Arguments arguments{Code<Stored<A>>::get(in)...};
             Writer out;
-            try {
-                Reader in{message};
-                Arguments arguments{Code<Stored<A>>::get(in)...};
-                out.data = "v";
-                auto call = [&](auto&... value) -> R { return function(pass<A>(value)...); };
-                if constexpr (std::is_void_v<R>) std::apply(call, arguments);
-                else Code<std::decay_t<R>>::put(out, std::apply(call, arguments));
-                put_back(out, arguments);
-            } catch (const std::bad_alloc&) {
-                out.data = "m";
-            } catch (const std::exception& error) {
-                out.data = std::string("e") + error.what();
-            } catch (...) {
-                out.data = "ean exception that is no std::exception";
-            }
-            if (!send(out.data)) break;
-        }
-        return 0;
+            out.data = "v";
+            auto call = [&](auto&... value) -> R { return function(pass<A>(value)...); };
+            if constexpr (std::is_void_v<R>) std::apply(call, arguments);
+            else Code<std::decay_t<R>>::put(out, std::apply(call, arguments));
+            put_back(out, arguments);
+            return out.data;
+        };
     }
 
     // The tests' side.
     template <class... V>
-    static R call(V&... value);
+    static R call(V&... value) {
+        return ask({}, value...);
+    }
+    template <class... V>
+    static R call_number(char number, V&... value) {
+        return ask({std::string(1, number)}, value...);
+    }
+    template <class... V>
+    static R ask(Writer out, V&... value);
 };
 
 // The tests' verdict is one line on stderr: the nonce, then JSON.
@@ -285,10 +337,9 @@ void get_back(Reader& in, V& value) {
 
 template <class R, class... A>
 template <class... V>
-R Function<R(A...)>::call(V&... value) {
-    Writer out;
+R Function<R(A...)>::ask(Writer out, V&... value) {
     try {
-        (Code<Stored<A>>::put(out, value), ...);
+        (Code<Stored<A>>::put(out, Stored<A>(value)), ...);
     } catch (const Broken& error) {
         finish("broken", error.what());
     }
@@ -297,7 +348,8 @@ R Function<R(A...)>::call(V&... value) {
         if (!send(out.data) || !receive(message)) finish("gone", "the program ended before it answered");
         if (message.empty()) throw Broken("the program's answer is empty");
         if (message[0] == 'm') finish("memory", "std::bad_alloc");
-        if (message[0] != 'v') finish("failed", message.substr(1));
+        if (message[0] == 'e' && message.size() > 1 && rethrow) Standard::raise(message[1], message.substr(2));
+        if (message[0] != 'v') finish("failed", message.substr(std::min<std::size_t>(message.size(), 2)));
         Reader in{message, 1};
         auto back = [&] { (get_back<A>(in, value), ...); };
         if constexpr (std::is_void_v<R>) {

@@ -1,0 +1,114 @@
+// Runs in the tests' sandbox: the program's module and its objects, each a proxy that asks the program's process.
+"use strict";
+const path = require("path");
+const wire = require(path.join(__dirname, "wire.js"));
+const { encode, decode, writeBack } = require(path.join(__dirname, "values.js"));
+
+class Foreign {} // no plain data: encode() asks for a reference
+const BUILT_IN = { Error, EvalError, RangeError, ReferenceError, SyntaxError, TypeError, URIError };
+
+// `finish(outcome, detail)` ends the process; `answer()` waits for the program's next message.
+module.exports = function importProgram(reference, finish, answer) {
+    const proxies = []; // by the number that the program gave the object
+    const numbers = new Map(); // of proxies, and of errors that the program threw
+    const callbacks = [];
+
+    function refer(value) {
+        if (numbers.has(value)) {
+            return ["yours", numbers.get(value)];
+        }
+        if (typeof value !== "function") {
+            throw new TypeError(`an object of ${value.constructor && value.constructor.name} cannot cross to the program`);
+        }
+        if (!callbacks.includes(value)) {
+            callbacks.push(value);
+        }
+        return ["mine", callbacks.indexOf(value)];
+    }
+
+    function resolve(kind, number, callable) {
+        if (kind === "yours" && Number.isInteger(number) && number in callbacks) {
+            return callbacks[number];
+        }
+        if (kind !== "mine" || !Number.isInteger(number)) {
+            throw new Error("no such reference");
+        }
+        proxies[number] ??= proxyOf(number, callable);
+        return proxies[number];
+    }
+
+    function put(value) {
+        try {
+            return encode(value, refer, numbers);
+        } catch (error) {
+            return finish("broken", error.message);
+        }
+    }
+
+    function take(message) {
+        try {
+            return decode(message, resolve);
+        } catch (error) {
+            return finish("failed", `the program's answer cannot be read: ${error.message}`);
+        }
+    }
+
+    function ask(action, of, ...args) {
+        try {
+            wire.send({ action, of, args: args.map(put) });
+        } catch (error) {
+            finish(error.code === "EPIPE" ? "gone" : "broken", error.message);
+        }
+        for (;;) {
+            const reply = answer();
+            if ("call" in reply) {
+                wire.send(called(reply));
+            } else if (reply.error) {
+                throw errorOf(reply.error);
+            } else {
+                (Array.isArray(reply.after) ? reply.after : []).forEach((after, place) => writeBack(args[place], take(after)));
+                return take(reply.ok);
+            }
+        }
+    }
+
+    // The program may call the functions that it was given, and do nothing else with them.
+    function called({ call, args }) {
+        const given = Array.isArray(args) ? args.map(take) : [];
+        try {
+            return { ok: put(callbacks[Number.isInteger(call) ? call : -1](...given)) };
+        } catch (error) {
+            return { error: String(error && error.message) };
+        }
+    }
+
+    function errorOf([name, text, reference]) {
+        const error = new (Object.hasOwn(BUILT_IN, name) ? BUILT_IN[name] : Error)(String(text));
+        error.name = String(name);
+        if (Array.isArray(reference)) {
+            numbers.set(error, reference[1]);
+        }
+        return error;
+    }
+
+    function proxyOf(number, callable) {
+        const SYMBOLS = {
+            [Symbol.toPrimitive]: (hint) => ask("primitive", number, hint),
+            [Symbol.hasInstance]: (value) => typeof value === "object" && value !== null && numbers.has(value) && ask("isOf", number, value) === true,
+            [Symbol.iterator]: () => ask("items", number)[Symbol.iterator](),
+        };
+        const proxy = new Proxy(callable ? function () {} : new Foreign(), {
+            get: (_, name) => (typeof name === "symbol" ? SYMBOLS[name] : ask("get", number, name)),
+            set: (_, name, value) => (ask("set", number, name, value), true),
+            has: (_, name) => ask("has", number, name) === true,
+            apply: (_, self, args) => ask("call", number, self, ...args),
+            construct: (_, args) => Object(ask("new", number, ...args)),
+        });
+        numbers.set(proxy, number);
+        return proxy;
+    }
+
+    // For matchers: an object of the program as plain data, one level deep.
+    globalThis.plainView = (value) => (numbers.has(value) && !(value instanceof Error) ? Object.fromEntries(ask("entries", numbers.get(value))) : value);
+    return take(reference);
+};

@@ -1,0 +1,173 @@
+"""Exercism's tests in JavaScript, Java and C++: all of them run, on objects that stay in the program's process; none can be forged."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval.judge import Judge
+from eval.sandbox import Limits, Sandbox, SandboxError
+from eval.tasks import Task, load_tasks
+
+WRONG = ("failed", "timeout", "memory", "compile error")
+
+JAVASCRIPT = {
+    "stub": {"counter.js": "export class Counter {}\n"},
+    "solution": {
+        "proof.ci.js": "export class Empty extends Error {}\nexport const twice = (f, x) => f(f(x));\n"
+        "export class Counter {\n  constructor(n) { this.n = n; }\n  add(other) { return new Counter(this.n + other.n); }\n"
+        "  get double() { return 2 * this.n; }\n  list() { return [this.n, { n: this.n }]; }\n"
+        "  take() { if (!this.n) throw new Empty('nothing left'); this.n -= 1; }\n}\n"
+    },
+    "tests": {
+        "counter.spec.js": "import { describe, expect, test, xtest } from '@jest/globals';\n"
+        "import { Counter, Empty, twice } from './counter';\n"
+        "describe('counter', () => {\n  let counter;\n  beforeEach(() => { counter = new Counter(1); });\n"
+        "  test('first', () => { expect(counter.n).toBe(1); });\n"
+        "  xtest('adds', () => { expect(counter.add(new Counter(2))).toEqual(new Counter(3)); expect(counter.double).toEqual(2); });\n"
+        "  xtest('lists', () => { expect(counter.list()).toEqual([1, { n: 1 }]); expect(counter).not.toEqual({ n: 2 }); });\n"
+        "  xtest('ends', () => { counter.take(); expect(() => counter.take()).toThrow(Empty);\n"
+        "    expect(() => counter.take()).toThrow('nothing left'); expect(() => counter.take()).toThrow(new Error('nothing left')); });\n"
+        "  xtest('calls', () => { expect(twice((x) => x + 5, 1)).toBe(11); expect(counter instanceof Counter).toBe(true); });\n"
+        "  test.skip('never', () => { expect(1).toBe(2); });\n});\n"
+    },
+}
+JAVA = {
+    "stub": {"Counter.java": "class Counter {}\n"},
+    "solution": {
+        "Empty.java": "public class Empty extends Exception { public Empty(String text) { super(text); } }\n",
+        "Size.java": "enum Size { SMALL, LARGE }\n",
+        "Counter.java": "import java.util.*;\n\npublic class Counter {\n"
+        "    private int n;\n    int first, last;\n    public Counter(int n) { this.n = n; }\n"
+        "    public Counter add(Counter other) { return new Counter(n + other.n); }\n"
+        "    public Size size() { return n < 10 ? Size.SMALL : Size.LARGE; }\n"
+        "    static List<String> names(int n) { return null; }\n"
+        "    public int[] sorted(int[] values) { Arrays.sort(values); return values; }\n"
+        '    void take() throws Empty { if (n == 0) throw new Empty("nothing left"); n--; }\n'
+        "    @Override public boolean equals(Object o) { return o instanceof Counter c && c.n == n; }\n"
+        "    @Override public int hashCode() { return n; }\n}\n",
+    },
+    "tests": {
+        "CounterTest.java": "import org.junit.jupiter.api.BeforeEach;\n"
+        "import org.junit.jupiter.api.Disabled;\nimport org.junit.jupiter.api.Test;\n"
+        "import static org.assertj.core.api.Assertions.assertThat;\n"
+        "import static org.assertj.core.api.Assertions.assertThatExceptionOfType;\n\n"
+        "public class CounterTest {\n    private Counter counter;\n    @BeforeEach public void setUp() { counter = new Counter(0); }\n"
+        "    @Test public void first() { assertThat(counter.size()).isEqualTo(Size.SMALL); }\n"
+        '    @Disabled("Remove to run test") @Test public void adds() {\n'
+        "        assertThat(counter.add(new Counter(12))).isEqualTo(new Counter(12)).isNotEqualTo(counter);\n"
+        "        int[] values = {3, 1};\n        counter.sorted(values);\n        assertThat(values).containsExactly(1, 3);\n    }\n"
+        '    @Disabled("Remove to run test") @Test public void lists() { assertThat(Counter.names(1)).isNull(); }\n'
+        '    @Disabled("Remove to run test") @Test public void ends() {\n'
+        '        assertThatExceptionOfType(Empty.class).isThrownBy(() -> counter.take()).withMessage("nothing left");\n    }\n}\n'
+    },
+}
+CPP = {
+    "stub": {"halves.h": "#pragma once\n", "halves.cpp": '#include "halves.h"\n'},
+    "solution": {
+        "example.h": "#pragma once\n#include <string>\n#include <vector>\n\nnamespace halves {\nint half(int n);\n"
+        "std::vector<std::string> parts(const std::string&, std::size_t at = 1);\n}  // namespace halves\n",
+        "example.cpp": '#include "halves.h"\n#include <stdexcept>\n\nnamespace halves {\n'
+        'int half(int n) {\n    if (n % 2) throw std::domain_error("odd");\n    return n / 2;\n}\n'
+        "std::vector<std::string> parts(const std::string& text, std::size_t at) { return {text.substr(0, at), text.substr(at)}; }\n}\n",
+    },
+    "tests": {
+        "halves_test.cpp": '#include "halves.h"\n'
+        '#ifdef EXERCISM_TEST_SUITE\n#include <catch2/catch.hpp>\n#else\n#include "test/catch.hpp"\n#endif\n'
+        'TEST_CASE("first", "[a]") { REQUIRE(halves::half(4) == 2); }\n#if defined(EXERCISM_RUN_ALL_TESTS)\n'
+        'TEST_CASE("odd") { REQUIRE_THROWS_AS(halves::half(3), std::domain_error); }\n'
+        'TEST_CASE("parts") { REQUIRE(halves::parts("abc") == std::vector<std::string>{"a", "bc"}); }\n#endif\n'
+    },
+}
+ROWS = {"javascript": JAVASCRIPT, "java": JAVA, "cpp": CPP}
+ATTACKS = {
+    "javascript": {
+        "right for the first test alone": "export class Empty {}\nexport const twice = 0;\n"
+        "export class Counter { constructor(n) { this.n = n; } }",
+        "exits with 0": "process.exit(0);",
+        "makes a function of the tests' own": "export class Empty extends Error {}\nexport const twice = (f) =>\n"
+        "f.constructor('return process')().reallyExit(0);\n",
+        "calls what is no callback": "const fs = await import('fs'); const v8 = await import('v8');\n"
+        "const body = v8.serialize({ call: 'constructor', args: [['value', 'process.reallyExit(0)']] });\n"
+        "const head = Buffer.alloc(8);\n"
+        "head.writeBigUInt64LE(BigInt(body.length)); fs.writeSync(4, Buffer.concat([head, body]));\n",
+        "is equal to everything": "export class Counter { get n() { return new Proxy({}, { get: () => () => true }); } }\n",
+    },
+    "java": {
+        "right for the first test alone": "class Empty extends Exception {} enum Size { SMALL }\n"
+        "class Counter { Counter(int n) {} Size size() { return Size.SMALL; } }",
+        "exits with 0": "class Counter { static { Runtime.getRuntime().halt(0); } }",
+        "is equal to everything": "class Counter { Counter(int n) {} public boolean equals(Object o) { return true; }\n"
+        "    Object size() { return this; } Counter add(Counter c) { return this; } }",
+    },
+    "cpp": {
+        "right for the first test alone": "namespace halves { int half(int n) { return n / 2; }\n"
+        "std::vector<std::string> parts(std::string s, int = 1) { return {s}; } }",
+        "exits with 0": "namespace halves { int half(int) { _Exit(0); } std::vector<std::string> parts(std::string, int) { return {}; } }",
+        "throws at everything": 'namespace halves { int half(int) { throw std::domain_error(""); }\n'
+        "std::vector<std::string> parts(std::string, int) { return {}; } }",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def judge() -> Iterator[Judge]:
+    try:
+        sandbox = Sandbox.open()
+    except SandboxError as error:
+        pytest.skip(str(error))
+    with Judge(sandbox, Limits(wall_s=60)) as judge:
+        yield judge
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Callable[..., list[Task]]:
+    def read(lang: str, *rows: dict[str, Any]) -> list[Task]:
+        path = tmp_path / "tasks.jsonl"
+        path.write_text("".join(json.dumps({"id": str(number), "text": "Count.", **row}) + "\n" for number, row in enumerate(rows)))
+        return load_tasks(str(path), lang)
+
+    return read
+
+
+def outcome(judge: Judge, task: Task, program: str) -> tuple[str, str]:
+    verdict = judge.judge(task, program)
+    if verdict.outcome == "tool missing":
+        pytest.skip(verdict.detail)
+    return verdict.outcome, verdict.detail
+
+
+@pytest.mark.parametrize("lang", ROWS)
+def test_the_reference_passes_and_no_other_does(lang: str, judge: Judge, read: Callable[..., list[Task]]) -> None:
+    (task,) = read(lang, ROWS[lang])
+    assert task.reference is not None
+    assert outcome(judge, task, task.reference) == ("passed", "")
+    for name, program in ATTACKS[lang].items():
+        found, detail = outcome(judge, task, program)
+        assert found in WRONG, f"{name}: {found}, {detail}"
+
+
+def test_cpp_shows_the_declarations_that_its_stub_lacks(read: Callable[..., list[Task]]) -> None:
+    (task,) = read("cpp", CPP)
+    assert "int half(int n);" in task.text
+    assert "substr" not in task.text
+
+
+@pytest.mark.parametrize(
+    ("lang", "part", "file", "old", "new"),
+    [
+        ("javascript", "tests", "counter.spec.js", "() => { counter.take();", "async () => { await counter.take();"),
+        ("java", "solution", "Counter.java", "int[] sorted(int[] values)", "int[] sorted(java.util.function.Supplier<int[]> values)"),
+        ("java", "tests", "CounterTest.java", "counter.size()", "counter.last"),
+        ("cpp", "solution", "example.h", "int half(int n);", "class Half {};"),
+    ],
+)
+def test_what_cannot_be_run_apart_is_left_out(
+    lang: str, part: str, file: str, old: str, new: str, read: Callable[..., list[Task]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = ROWS[lang]
+    changed = {**row, part: {**row[part], file: row[part][file].replace(old, new)}}
+    assert len(read(lang, row, changed)) == 1
+    assert "1 of the 2 tasks can be judged" in capsys.readouterr().out
