@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import DTYPES
-from ..strict_yaml import check_mapping, hint, read_yaml
+from ..strict_yaml import check_mapping, hint, list_field, optional_text_field, read_yaml, text_field
 from .methods import METHODS, PARAMETERS
 from .parameters import Parameters, parse_rules
 
@@ -70,7 +70,7 @@ def read_config(path: Path) -> MergeConfig:
         levels = (_parameters(part, place), *levels)
     if sum(name in raw for name in _PARTS) != 1 or sum(name in part for name in ("models", "slices")) != 1:
         raise ValueError(f"{place} must have exactly one of models and slices")
-    base = None if raw.get("base_model") is None else _text(raw, "base_model", where)
+    base = optional_text_field(raw, "base_model", where)
     config = MergeConfig(
         method=method,
         base_model=base,
@@ -95,10 +95,10 @@ def unused_parameters(config: MergeConfig) -> list[str]:
 
 def _read_models(part: dict[str, Any], base: str | None, where: str) -> Slice:
     inputs = []
-    for index, raw in enumerate(_list(part, "models", where)):
+    for index, raw in enumerate(list_field(part, "models", where)):
         place = f"{where}: model {index}"
         check_mapping(raw, ("model", "parameters"), place)
-        inputs.append(Input(_text(raw, "model", place), None, _parameters(raw, place)))
+        inputs.append(Input(text_field(raw, "model", place), None, _parameters(raw, place)))
     if base is not None and base not in [source.model for source in inputs]:
         inputs.append(Input(base, None, {}))  # also for `linear`, as in mergekit: there it needs a weight
     return Slice(tuple(inputs), {})
@@ -106,10 +106,10 @@ def _read_models(part: dict[str, Any], base: str | None, where: str) -> Slice:
 
 def _read_slices(part: dict[str, Any], where: str) -> tuple[Slice, ...]:
     slices = []
-    for index, raw in enumerate(_list(part, "slices", where)):
+    for index, raw in enumerate(list_field(part, "slices", where)):
         place = f"{where}: slice {index}"
         check_mapping(raw, ("sources", "parameters"), place)
-        inputs = tuple(_read_source(source, f"{place}: source {n}") for n, source in enumerate(_list(raw, "sources", place)))
+        inputs = tuple(_read_source(source, f"{place}: source {n}") for n, source in enumerate(list_field(raw, "sources", place)))
         if len({end - first for first, end in (source.layers for source in inputs if source.layers)}) > 1:
             raise ValueError(
                 f"{place}: its sources have different numbers of layers: {', '.join(str(list(s.layers or ())) for s in inputs)}"
@@ -123,7 +123,7 @@ def _read_source(raw: Any, where: str) -> Input:
     layers = raw.get("layer_range")
     if not isinstance(layers, list) or [type(layer) for layer in layers] != [int, int] or not 0 <= layers[0] < layers[1]:
         raise ValueError(f"{where}: layer_range is {layers!r}; it must be [first, end] with 0 <= first < end")
-    return Input(_text(raw, "model", where), (layers[0], layers[1]), _parameters(raw, where))
+    return Input(text_field(raw, "model", where), (layers[0], layers[1]), _parameters(raw, where))
 
 
 def _check_inputs(config: MergeConfig, where: str) -> None:
@@ -148,21 +148,21 @@ def _parameters(raw: dict[str, Any], where: str) -> Parameters:
 def _tokenizer(raw: dict[str, Any], where: str) -> str | None:
     """`base`, `union` or a model; None if the models' tokenizers are not to be looked at."""
     if raw.get("tokenizer") is None:
-        return None if raw.get("tokenizer_source") is None else _text(raw, "tokenizer_source", where)
+        return optional_text_field(raw, "tokenizer_source", where)
     if raw.get("tokenizer_source") is not None:
         raise ValueError(f"{where} has both tokenizer and tokenizer_source; one is enough")
     value = check_mapping(raw["tokenizer"], ("source", "tokens", "pad_to_multiple_of"), f"{where}: tokenizer")
     for name in ("tokens", "pad_to_multiple_of"):
         if value.get(name):
             raise ValueError(f"{where}: tokenizer.{name} is not supported; only tokenizer.source is")
-    return _text({"source": "union", **value}, "source", f"{where}: tokenizer")
+    return text_field({"source": "union", **value}, "source", f"{where}: tokenizer")
 
 
 def _chat_template(raw: dict[str, Any], where: str) -> str | None:
     """`auto`, or a template; mergekit's own templates are not here."""
     if raw.get("chat_template") is None:
         return None
-    text = _text(raw, "chat_template", where)
+    text = text_field(raw, "chat_template", where)
     if text != "auto" and "{" not in text:
         raise ValueError(f"{where}: chat_template is {text!r}; it must be auto, or the text of a Jinja template")
     return text
@@ -172,15 +172,3 @@ def _dtype(raw: dict[str, Any], key: str, where: str) -> str | None:
     if raw.get(key) not in (None, *DTYPES):
         raise ValueError(f"{where}: {key} is {raw[key]!r}; {hint(raw[key], DTYPES)}")
     return raw.get(key)
-
-
-def _list(raw: dict[str, Any], key: str, where: str) -> list[Any]:
-    if not isinstance(raw.get(key), list) or not raw[key]:
-        raise ValueError(f"{where}: {key} must be a list with at least one entry, not {raw.get(key)!r}")
-    return raw[key]
-
-
-def _text(raw: dict[str, Any], key: str, where: str) -> str:
-    if not isinstance(raw.get(key), str):
-        raise ValueError(f"{where}: {key} must be a text, not {raw.get(key)!r}")
-    return raw[key]

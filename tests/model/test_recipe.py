@@ -65,7 +65,7 @@ def test_uniform_random_needs_no_prompts(tmp_path):
         ({**GOOD, "dtype": ["float32"]}, r"recipe\.yml: dtype is \['float32'\]; allowed: float32, bfloat16, float16"),
         ({**GOOD, "dtype": "int8"}, "dtype is 'int8'; allowed"),
         ({**GOOD, "architecture": "qwen"}, "architecture is 'qwen'; only mixtral"),
-        ({**GOOD, "experts": []}, "experts must be a list of at least one"),
+        ({**GOOD, "experts": []}, "experts must be a list with at least one entry"),
         ({**GOOD, "shared_experts": "a"}, "shared_experts must be a list, not 'a'"),
         (
             {**GOOD, "shared_experts": [{"source_model": "a", "scale": 1}]},
