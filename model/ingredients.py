@@ -3,12 +3,12 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .checkpoint import Checkpoint, model_folder, parse_dtype
+from .checkpoint import Checkpoint, parse_dtype
 from .configuration_moe import ATTENTION, MoEConfig
 from .experts import PROJECTIONS
 from .modeling_moe import MoEForCausalLM
 from .recipe import Recipe, read_recipe
-from .sources import Source, check_matrices, open_source, read_base_config, unique_names
+from .sources import Source, check_matrices, open_source, read_base_config, split_source, unique_names
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,9 @@ def open_recipe(path: Path, layout: str | None, quantization: str | None, seed: 
     says what is missing or does not fit.
     """
     recipe = read_recipe(path)
-    base = model_folder(recipe.base_model, path.parent)
+    base, base_adapter = split_source(recipe.base_model, path.parent)
+    if base_adapter is not None:
+        raise ValueError(f"{path}: base_model is {recipe.base_model}, but the base has no adapter; make one model of them with model.merge")
     base_weights = Checkpoint(base)
     check_matrices(base_weights, read_base_config(base))
     sources = []

@@ -6,7 +6,8 @@ from typing import Any
 
 from .checkpoint import DTYPES
 from .gates import GATE_MODES, GATE_ROWS, PROMPT_MODES, Prompts
-from .strict_yaml import check_mapping, list_field, number_field, optional_text_field, read_yaml, text_field
+from .model_reference import model_field
+from .strict_yaml import check_mapping, list_field, number_field, optional_text_field, read_yaml
 
 _KEYS = ("base_model", "gate_mode", "gate_data", "gate_rows", "dtype", "experts_per_token", "architecture", "experts", "shared_experts")
 _SHARED_KEYS = ("source_model", "noise_scale", "residual_scale")
@@ -49,7 +50,7 @@ def read_recipe(path: Path) -> Recipe:
     if not isinstance(shared, list):
         raise ValueError(f"{path}: shared_experts must be a list, not {shared!r}")
     recipe = Recipe(
-        base_model=text_field(raw, "base_model", str(path)),
+        base_model=model_field(raw, "base_model", str(path)),
         gate_mode=raw.get("gate_mode", "hidden"),
         gate_data=optional_text_field(raw, "gate_data", str(path)),
         gate_rows=raw.get("gate_rows", GATE_ROWS),
@@ -66,7 +67,7 @@ def read_recipe(path: Path) -> Recipe:
 def _read_expert(raw: Any, keys: tuple[str, ...], where: str) -> Expert:
     check_mapping(raw, keys, where)
     return Expert(
-        source_model=text_field(raw, "source_model", where),
+        source_model=model_field(raw, "source_model", where),
         prompts=Prompts(*(_prompts(raw, key, where) for key in ("positive_prompts", "negative_prompts"))),
         noise_scale=number_field(raw, "noise_scale", where, 0.0),
         residual_scale=number_field(raw, "residual_scale", where, 1.0),

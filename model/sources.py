@@ -108,7 +108,14 @@ def split_source(text: str, beside: Path) -> tuple[Path, Path | None]:
             return model_folder(text[:place], beside), model_folder(text[place + 1 :], beside)
         except FileNotFoundError:
             continue
-    return model_folder(text, beside), None
+    try:
+        return model_folder(text, beside), None
+    except FileNotFoundError:
+        if "@" in text:
+            raise ValueError(
+                f"{text} is no folder, and names a revision; give the folder of that revision, as models are read from the disk alone"
+            ) from None
+        raise
 
 
 def _check_same_shape(folder: Path, base: Path) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import DTYPES
-from ..strict_yaml import check_mapping, hint, list_field, optional_text_field, read_yaml, text_field
+from ..model_reference import model_field, optional_model_field
+from ..strict_yaml import check_mapping, hint, list_field, read_yaml, text_field
 from .methods import METHODS, PARAMETERS
 from .parameters import Parameters, parse_rules
 
@@ -70,7 +71,7 @@ def read_config(path: Path) -> MergeConfig:
         levels = (_parameters(part, place), *levels)
     if sum(name in raw for name in _PARTS) != 1 or sum(name in part for name in ("models", "slices")) != 1:
         raise ValueError(f"{place} must have exactly one of models and slices")
-    base = optional_text_field(raw, "base_model", where)
+    base = optional_model_field(raw, "base_model", where)
     config = MergeConfig(
         method=method,
         base_model=base,
@@ -98,7 +99,7 @@ def _read_models(part: dict[str, Any], base: str | None, where: str) -> Slice:
     for index, raw in enumerate(list_field(part, "models", where)):
         place = f"{where}: model {index}"
         check_mapping(raw, ("model", "parameters"), place)
-        inputs.append(Input(text_field(raw, "model", place), None, _parameters(raw, place)))
+        inputs.append(Input(model_field(raw, "model", place), None, _parameters(raw, place)))
     if base is not None and base not in [source.model for source in inputs]:
         inputs.append(Input(base, None, {}))  # also for `linear`, as in mergekit: there it needs a weight
     return Slice(tuple(inputs), {})
@@ -123,7 +124,7 @@ def _read_source(raw: Any, where: str) -> Input:
     layers = raw.get("layer_range")
     if not isinstance(layers, list) or [type(layer) for layer in layers] != [int, int] or not 0 <= layers[0] < layers[1]:
         raise ValueError(f"{where}: layer_range is {layers!r}; it must be [first, end] with 0 <= first < end")
-    return Input(text_field(raw, "model", where), (layers[0], layers[1]), _parameters(raw, where))
+    return Input(model_field(raw, "model", where), (layers[0], layers[1]), _parameters(raw, where))
 
 
 def _check_inputs(config: MergeConfig, where: str) -> None:
@@ -148,14 +149,14 @@ def _parameters(raw: dict[str, Any], where: str) -> Parameters:
 def _tokenizer(raw: dict[str, Any], where: str) -> str | None:
     """`base`, `union` or a model; None if the models' tokenizers are not to be looked at."""
     if raw.get("tokenizer") is None:
-        return optional_text_field(raw, "tokenizer_source", where)
+        return optional_model_field(raw, "tokenizer_source", where)
     if raw.get("tokenizer_source") is not None:
         raise ValueError(f"{where} has both tokenizer and tokenizer_source; one is enough")
     value = check_mapping(raw["tokenizer"], ("source", "tokens", "pad_to_multiple_of"), f"{where}: tokenizer")
     for name in ("tokens", "pad_to_multiple_of"):
         if value.get(name):
             raise ValueError(f"{where}: tokenizer.{name} is not supported; only tokenizer.source is")
-    return text_field({"source": "union", **value}, "source", f"{where}: tokenizer")
+    return model_field({"source": "union", **value}, "source", f"{where}: tokenizer")
 
 
 def _chat_template(raw: dict[str, Any], where: str) -> str | None:

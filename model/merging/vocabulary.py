@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..checkpoint import model_folder
+from ..sources import split_source
 from ..tokenizer import read_tokenizer
 from .sources import Source
 
@@ -65,7 +65,7 @@ def align(choice: str, sources: Mapping[str, Source], base: str | None, beside: 
     elif choice == "base":
         tokenizer = tokenizers[str(base)]
     else:
-        tokenizer = tokenizers[choice] if choice in tokenizers else read_tokenizer(model_folder(choice, beside))
+        tokenizer = tokenizers[choice] if choice in tokenizers else read_tokenizer(split_source(choice, beside)[0])
     tokens = tokenizer.get_vocab()
     rows = []
     for vocabulary in vocabularies:

@@ -187,14 +187,17 @@ def test_vocabularies_are_aligned_as_mergekits(models, with_more_tokens, merge, 
     assert load_model(out)[0].get_input_embeddings().weight.shape[0] == len(ours)
 
 
-@pytest.mark.parametrize("method", ["ties", "linear"])
-def test_a_model_and_its_adapter_are_mergekits(models, make_adapter, merge, tmp_path, method):
+@pytest.mark.parametrize(("method", "form"), [("ties", "text"), ("linear", "text"), ("ties", "mapping")])
+def test_a_model_and_its_adapter_are_mergekits(models, make_adapter, merge, tmp_path, method, form):
     base, other, *_ = models["bfloat16"]
     adapter = make_adapter(tmp_path / "adapter", target_modules=["q_proj", "down_proj"])
     settings = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": str(base)}))
     config = {"merge_method": method, "models": [entry(f"{base}+{adapter}", weight=0.6), entry(other, weight=0.3)], "dtype": "float32"}
     config |= {"base_model": str(base)} if method == "ties" else {}
+    if form == "mapping":
+        config["models"][0]["model"] = {"model": {"path": str(base)}, "lora": {"path": str(adapter)}}
+        config |= {"base_model": {"model": str(base)}, "tokenizer_source": {"model": {"path": str(base)}}}
     check_equal(merge(config), run_mergekit(config, tmp_path / "theirs"))
 
 
