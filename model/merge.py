@@ -24,7 +24,7 @@ from .cli import make_parser, run_command
 from .merging.config import MergeConfig, read_config, unused_parameters
 from .merging.methods import METHODS
 from .merging.plan import Step, count_layers, make_plan
-from .merging.sources import Source, open_sources
+from .merging.sources import HEAD, Source, open_sources
 from .merging.task_vectors import TOTAL, draw, find_base, measure, text_table
 from .merging.tensors import Merger
 from .merging.vocabulary import Alignment, align
@@ -68,7 +68,7 @@ def make_merger(merge: Merge, seed: int, fast_ties: bool) -> Merger:
     if any(not source.in_file_dtype for source in merge.sources.values()):
         fast_ties = True
         if dtype is None:
-            dtype, out_dtype = torch.float32, out_dtype or merge.reference.weights.tensor(merge.steps[0].terms[0].name).dtype
+            dtype, out_dtype = torch.float32, out_dtype or merge.reference.stored(merge.steps[0].terms[0].name).dtype
     return Merger(config.method, dtype, out_dtype, merge.alignment, seed, fast_ties)
 
 
@@ -87,6 +87,7 @@ def write_config(folder: Path, merge: Merge, dtype: torch.dtype) -> None:
     settings = read_json(merge.reference.folder / CONFIG)
     settings.pop("torch_dtype", None)  # as transformers 4 called it
     settings |= {"dtype": str(dtype).removeprefix("torch."), "num_hidden_layers": count_layers(merge.config, merge.reference)}
+    settings["tie_word_embeddings"] = all(HEAD not in source.weights for source in merge.sources.values())
     if merge.alignment is not None:
         settings["vocab_size"] = merge.alignment.size
     write_json(folder / CONFIG, settings)

@@ -48,7 +48,7 @@ class Alignment:
             holders = holders[:1]
         if not holders:
             raise ValueError(f"no model has the token {self.tokenizer.convert_ids_to_tokens(token)!r} of the output's tokenizer")
-        return torch.stack([source.weights.tensor(name)[row].to(dtype) for source, row in holders]).mean(dim=0)
+        return torch.stack([source.stored(name)[row].to(dtype) for source, row in holders]).mean(dim=0)
 
 
 def align(choice: str, sources: Mapping[str, Source], base: str | None, beside: Path) -> Alignment:
