@@ -55,7 +55,7 @@ class MergeConfig:
         return list(dict.fromkeys([self.base_model, *named] if self.base_model else named))
 
 
-def read_config(path: Path) -> MergeConfig:
+def read_merge_config(path: Path) -> MergeConfig:
     """Reads a YAML file; FileNotFoundError or ValueError naming the key, what it holds and what it may hold."""
     where = str(path)
     raw = check_mapping(read_yaml(path), _KEYS, where)

@@ -8,7 +8,7 @@ from ..checkpoint import CONFIG, read_json
 from .config import Input, MergeConfig, Slice
 from .methods import METHODS
 from .parameters import Parameters, resolve
-from .sources import EMBEDDINGS, HEAD, Source, tensor_names
+from .sources import EMBEDDINGS, HEAD, SourceModel, tensor_names
 
 _LAYER = re.compile(r"(.*\.layers\.)(\d+)(\..*)")
 VOCABULARY = (EMBEDDINGS, HEAD)  # tensors with a row for each token
@@ -21,7 +21,7 @@ Values = Mapping[str, float]
 class Term:
     """One model's part in a tensor: the tensor's name there, and the values of the parameters of that model."""
 
-    source: Source
+    source: SourceModel
     name: str
     values: Values
 
@@ -36,12 +36,12 @@ class Step:
     values: Values
 
 
-def count_layers(config: MergeConfig, reference: Source) -> int:
+def count_layers(config: MergeConfig, reference: SourceModel) -> int:
     """How many layers the output has."""
     return sum(_length(part, reference) for part in config.slices)
 
 
-def make_plan(config: MergeConfig, sources: Mapping[str, Source], reference: Source, any_vocabulary: bool) -> list[Step]:
+def make_plan(config: MergeConfig, sources: Mapping[str, SourceModel], reference: SourceModel, any_vocabulary: bool) -> list[Step]:
     """The steps in the output's order: tensors outside the layers first, then layer after layer.
 
     `reference`: the model whose tensors' names are the output's. `any_vocabulary`: models may have different numbers of tokens.
@@ -58,7 +58,7 @@ def make_plan(config: MergeConfig, sources: Mapping[str, Source], reference: Sou
     return steps
 
 
-def _places(config: MergeConfig, names: list[str], reference: Source) -> Iterator[tuple[str, Slice, int | None, float]]:
+def _places(config: MergeConfig, names: list[str], reference: SourceModel) -> Iterator[tuple[str, Slice, int | None, float]]:
     """Each tensor's name, its slice, its layer's number within the slice (None outside the layers) and its place on a gradient."""
     in_layer = []
     for name in names:
@@ -76,13 +76,13 @@ def _places(config: MergeConfig, names: list[str], reference: Source) -> Iterato
             layer += 1
 
 
-def _length(part: Slice, reference: Source) -> int:
+def _length(part: Slice, reference: SourceModel) -> int:
     layers = part.inputs[0].layers
     return layers[1] - layers[0] if layers else read_json(reference.folder / CONFIG)["num_hidden_layers"]
 
 
 def _terms(
-    config: MergeConfig, sources: Mapping[str, Source], part: Slice, offset: int | None, position: float, name: str
+    config: MergeConfig, sources: Mapping[str, SourceModel], part: Slice, offset: int | None, position: float, name: str
 ) -> tuple[Term | None, tuple[Term, ...]]:
     method = METHODS[config.method]
     base, terms = None, []
@@ -125,7 +125,7 @@ def _values(wanted: Mapping[str, float | None], levels: Sequence[Parameters], te
     return values
 
 
-def _check_names(config: MergeConfig, sources: Mapping[str, Source], reference: Source) -> None:
+def _check_names(config: MergeConfig, sources: Mapping[str, SourceModel], reference: SourceModel) -> None:
     for source in [source for part in config.slices for source in part.inputs]:
         ours, theirs = (_kinds(model, every_layer=source.layers is None) for model in (reference, sources[source.model]))
         if odd := sorted(ours ^ theirs):
@@ -134,7 +134,7 @@ def _check_names(config: MergeConfig, sources: Mapping[str, Source], reference: 
             )
 
 
-def _kinds(source: Source, every_layer: bool) -> set[str]:
+def _kinds(source: SourceModel, every_layer: bool) -> set[str]:
     """The names of its tensors, or those of one layer."""
     return source.names() if every_layer else {_LAYER.sub(r"\g<1>0\g<3>", name) for name in source.names()}
 

@@ -23,7 +23,7 @@ _WEIGHT = ".weight"
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceModel:
     """One model. `is_tied`: where its file has no head, the head is the embeddings. `in_file_dtype`: its adapter is merged in the weights'
     own dtype, as mergekit does, and not in the merge's.
     """
@@ -70,7 +70,7 @@ class Source:
             return lambda rows: product(rows).add_(weight[rows].to(dtype)).to(dtype)
         return lambda rows: weight[rows].to(dtype)
 
-    def task_vector(self, name: str, base: "Source", base_name: str, base_rows: Rows, dtype: torch.dtype) -> Rows | None:
+    def task_vector(self, name: str, base: "SourceModel", base_name: str, base_rows: Rows, dtype: torch.dtype) -> Rows | None:
         """What the model's tensor `name` adds to the base's `base_name`, which is `base_rows`, in `dtype`; None if that is nothing.
 
         Of a LoRA adapter of the base it is B A · scaling itself.
@@ -97,18 +97,18 @@ def difference(rows: Rows, base: Rows) -> Rows:
     return lambda part: rows(part) - base(part)
 
 
-def tensor_names(reference: Source, sources: Iterable[Source]) -> list[str]:
+def tensor_names(reference: SourceModel, sources: Iterable[SourceModel]) -> list[str]:
     """The tensors of a model made of `sources`, named as in `reference`: with a head if one of them has it, as in mergekit."""
     has_head = any(HEAD in source.weights for source in sources)
     return sorted(reference.names() - (set() if has_head else {HEAD}))
 
 
-def open_sources(models: list[str], base: str | None, beside: Path) -> dict[str, Source]:
+def open_sources(models: list[str], base: str | None, beside: Path) -> dict[str, SourceModel]:
     """Every model that a merge names, by that name; `base` is the base of adapters that stand alone (None: the one each was trained on).
 
     FileNotFoundError if one is not there; ValueError if it cannot be read or is of another architecture than the first.
     """
-    sources: dict[str, Source] = {}
+    sources: dict[str, SourceModel] = {}
     for text in models:
         sources[text] = _open(text, sources.get(base) if base else None, beside)
     first, *others = sources.values()
@@ -120,7 +120,7 @@ def open_sources(models: list[str], base: str | None, beside: Path) -> dict[str,
     return sources
 
 
-def _open(text: str, base: Source | None, beside: Path) -> Source:
+def _open(text: str, base: SourceModel | None, beside: Path) -> SourceModel:
     folder, adapter_folder = split_source(text, beside)
     in_file_dtype = adapter_folder is not None
     if adapter_folder is None and is_adapter(folder):
@@ -128,13 +128,13 @@ def _open(text: str, base: Source | None, beside: Path) -> Source:
     weights = base.weights if base is not None and base.folder == folder else Checkpoint(folder)
     is_tied = bool(_configuration(folder).tie_word_embeddings)
     if adapter_folder is None:
-        return Source(folder.name, folder, weights, is_tied)
+        return SourceModel(folder.name, folder, weights, is_tied)
     adapter = Adapter(adapter_folder)
     adapter.check_base(folder, weights)
-    return Source(adapter.name, folder, weights, is_tied, adapter, in_file_dtype)
+    return SourceModel(adapter.name, folder, weights, is_tied, adapter, in_file_dtype)
 
 
-def _base_folder(adapter: Path, base: Source | None, beside: Path) -> Path:
+def _base_folder(adapter: Path, base: SourceModel | None, beside: Path) -> Path:
     if base is not None:
         return base.folder
     named = Adapter(adapter).config.get("base_model_name_or_path")

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .parallel import Rows, Run, blocks, several_cores
-from .sources import Source, tensor_names
+from .sources import SourceModel, tensor_names
 from .sparsify import keep_largest
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
@@ -53,7 +53,7 @@ class Group:
         }
 
 
-def find_base(sources: dict[str, Source], base: str | None) -> Source:
+def find_base(sources: dict[str, SourceModel], base: str | None) -> SourceModel:
     """The model that task vectors are differences from: the merge's base, or what all its adapters stand on."""
     if base is not None:
         return sources[base]
@@ -61,10 +61,10 @@ def find_base(sources: dict[str, Source], base: str | None) -> Source:
     first = next(iter(sources.values()))
     if len(folders) > 1 or any(source.adapter is None for source in sources.values()):
         raise ValueError("task vectors are differences from a base: give base_model")
-    return Source(first.folder.name, first.folder, first.weights, first.is_tied)
+    return SourceModel(first.folder.name, first.folder, first.weights, first.is_tied)
 
 
-def measure(base: Source, experts: Mapping[str, Source], density: float) -> dict[str, dict[str, Any]]:
+def measure(base: SourceModel, experts: Mapping[str, SourceModel], density: float) -> dict[str, dict[str, Any]]:
     """Rows by layer, and one for all, `TOTAL`: norms of base and task vectors, cosines between experts, and the share of sign conflicts.
 
     Conflicts are counted among the entries that at least two experts keep when each keeps the `density` · N of largest magnitude of
@@ -98,7 +98,7 @@ def _layer_order(name: str) -> tuple[int, str]:
     return (int(match[1]) if match else -1 if "embed" in name else 1 << 30), name
 
 
-def _measure_tensor(name: str, base: Source, experts: Sequence[Source], density: float, run: Run) -> Group:
+def _measure_tensor(name: str, base: SourceModel, experts: Sequence[SourceModel], density: float, run: Run) -> Group:
     shape, weight = base.shape(name), base.rows(name, torch.float32)
     found = [(index, expert.task_vector(name, base, name, weight, torch.float32)) for index, expert in enumerate(experts)]
     vectors = [(index, vector) for index, vector in found if vector is not None]
