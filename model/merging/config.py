@@ -29,10 +29,11 @@ class Input:
 
 @dataclass(frozen=True)
 class Slice:
-    """Consecutive layers of the output, each merged of one layer of every input."""
+    """Consecutive layers of the output, each merged of one layer of every input; the base of their task vectors is one of these."""
 
     inputs: tuple[Input, ...]
     parameters: Parameters
+    base_model: str | None
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def read_merge_config(path: Path) -> MergeConfig:
     config = MergeConfig(
         method=method,
         base_model=base,
-        slices=_read_slices(part, place) if "slices" in part else (_read_models(part, base, place),),
+        slices=_read_slices(part, base, place) if "slices" in part else (_read_models(part, base, place),),
         parameters=levels,
         dtype=_dtype(raw, "dtype", where),
         out_dtype=_dtype(raw, "out_dtype", where),
@@ -102,20 +103,20 @@ def _read_models(part: dict[str, Any], base: str | None, where: str) -> Slice:
         inputs.append(Input(model_field(raw, "model", place), None, _parameters(raw, place)))
     if base is not None and base not in [source.model for source in inputs]:
         inputs.append(Input(base, None, {}))  # also for `linear`, as in mergekit: there it needs a weight
-    return Slice(tuple(inputs), {})
+    return Slice(tuple(inputs), {}, base)
 
 
-def _read_slices(part: dict[str, Any], where: str) -> tuple[Slice, ...]:
+def _read_slices(part: dict[str, Any], base: str | None, where: str) -> tuple[Slice, ...]:
     slices = []
     for index, raw in enumerate(list_field(part, "slices", where)):
         place = f"{where}: slice {index}"
-        check_mapping(raw, ("sources", "parameters"), place)
+        check_mapping(raw, ("sources", "base_model", "parameters"), place)
         inputs = tuple(_read_source(source, f"{place}: source {n}") for n, source in enumerate(list_field(raw, "sources", place)))
         if len({end - first for first, end in (source.layers for source in inputs if source.layers)}) > 1:
             raise ValueError(
                 f"{place}: its sources have different numbers of layers: {', '.join(str(list(s.layers or ())) for s in inputs)}"
             )
-        slices.append(Slice(inputs, _parameters(raw, place)))
+        slices.append(Slice(inputs, _parameters(raw, place), optional_model_field(raw, "base_model", place) or base))
     return tuple(slices)
 
 
@@ -129,12 +130,12 @@ def _read_source(raw: Any, where: str) -> Input:
 
 def _check_inputs(config: MergeConfig, where: str) -> None:
     method = METHODS[config.method]
-    if method.needs_base and config.base_model is None:
-        raise ValueError(f"{where}: merge_method {config.method!r} needs a base_model")
     for index, part in enumerate(config.slices):
         models = [source.model for source in part.inputs]
-        if method.needs_base and config.base_model not in models:
-            raise ValueError(f"{where}: slice {index} has no source from the base_model {config.base_model!r}, which {config.method} needs")
+        if method.needs_base and part.base_model is None:
+            raise ValueError(f"{where}: merge_method {config.method!r} needs a base_model")
+        if method.needs_base and part.base_model not in models:
+            raise ValueError(f"{where}: slice {index} has no source from the base_model {part.base_model!r}, which {config.method} needs")
         if method.inputs is not None and len(models) != method.inputs:
             raise ValueError(
                 f"{where}: merge_method {config.method!r} takes {method.inputs} models, the base among them, not {len(models)}"

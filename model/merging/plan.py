@@ -87,7 +87,7 @@ def _terms(
     method = METHODS[config.method]
     base, terms = None, []
     for source in part.inputs:
-        is_base = method.is_task_arithmetic and source.model == config.base_model
+        is_base = method.is_task_arithmetic and source.model == part.base_model
         values: Values = {}
         if not is_base:
             values = _values(method.per_model, [source.parameters, part.parameters, *config.parameters], name, position, source.model)
@@ -96,7 +96,7 @@ def _terms(
             base = term
         else:
             terms.append(term)
-    if config.method == "slerp" and part.inputs[0].model != config.base_model:
+    if config.method == "slerp" and part.inputs[0].model != part.base_model:
         terms.reverse()  # t counts from the base
     return base, tuple(terms)
 

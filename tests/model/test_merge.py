@@ -152,6 +152,17 @@ def test_slices_are_mergekits(models, merge, tmp_path, method):
     assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == 3
 
 
+@pytest.mark.parametrize("method", ["ties", "slerp"])
+def test_a_slice_may_have_a_base_of_its_own(models, merge, tmp_path, method):
+    base, a, b, _ = models["float32"]
+    pairs = zip(HALVES, ((base, a), (base, b)), strict=True)
+    slices = [{"sources": [{**entry(first), **half}, {**entry(second), **half}]} for half, (first, second) in pairs]
+    slices[1]["base_model"] = str(b)
+    shared = {"weight": 0.6, "density": 0.5} if method == "ties" else {"t": 0.3}
+    config = {"merge_method": method, "base_model": str(base), "slices": slices, "parameters": shared}
+    check_equal(merge(config), run_mergekit(config, tmp_path / "theirs"))
+
+
 @pytest.fixture(scope="session")
 def tied(base) -> list[Path]:
     """Two models whose head is their embeddings, which alone are in the file, and one with a head of its own."""
