@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from model.languages import LANGUAGES, get_language
-from model.strict_yaml import check_mapping, read_yaml
+from model.strict_yaml import check_mapping, optional_text_field, read_yaml, text_field
 
 from .answers import ROUTERS
 
@@ -72,18 +72,18 @@ def read_study(path: Path) -> Study:
     systems = raw.get("systems")
     if not isinstance(systems, list) or not systems:
         raise ValueError(f"{path}: systems must be a list of at least one system")
-    data = _text(raw, "data", str(path), "auto")
+    data = text_field(raw, "data", str(path), "auto")
     study = Study(
         data=data,
-        train=_optional(raw, "train", str(path)) if "train" in raw else data,
-        split=_text(raw, "split", str(path), "test"),
+        train=optional_text_field(raw, "train", str(path)) if "train" in raw else data,
+        split=text_field(raw, "split", str(path), "test"),
         langs=_list(raw, "langs", str, str(path), list(LANGUAGES)),
         limit=_count(raw.get("limit", 50), f"{path}: limit"),
         lengths=sorted(_count(value, f"{path}: lengths") for value in _list(raw, "lengths", int, str(path), [256, 650])),
         batch_size=_count(raw.get("batch_size", 16), f"{path}: batch_size"),
         compile=_flag(raw, "compile", str(path)),
-        baseline=_text(raw, "baseline", str(path), "base"),
-        experts=_optional(raw, "experts", str(path)),
+        baseline=text_field(raw, "baseline", str(path), "base"),
+        experts=optional_text_field(raw, "experts", str(path)),
         systems=[_read_system(value, f"{path}: system {number}") for number, value in enumerate(systems, 1)],
     )
     _check(study, path)
@@ -92,17 +92,17 @@ def read_study(path: Path) -> Study:
 
 def _read_system(raw: Any, where: str) -> System:
     check_mapping(raw, SYSTEM_KEYS, where)
-    name = _text(raw, "name", where)
+    name = text_field(raw, "name", where)
     where = f"{where} ({name})"
     if not _NAME.fullmatch(name):
         raise ValueError(f"{where}: a name is letters, digits, '.', '_' and '-': it names a folder")
-    router = _optional(raw, "router", where)
+    router = optional_text_field(raw, "router", where)
     if router not in (None, *ROUTERS):
         raise ValueError(f"{where}: router is {router!r}; allowed: {', '.join(ROUTERS)}")
     model, adapter = _by_lang(raw, "model", where), _by_lang(raw, "adapter", where)
     if model is None:
         raise ValueError(f"{where} has no model: a folder, a name in the hub's cache, or one for each language")
-    return System(name, model, adapter, router, _optional(raw, "prompt_of", where), _list(raw, "stop", str, where, []))
+    return System(name, model, adapter, router, optional_text_field(raw, "prompt_of", where), _list(raw, "stop", str, where, []))
 
 
 def _check(study: Study, path: Path) -> None:
@@ -124,15 +124,8 @@ def _check(study: Study, path: Path) -> None:
 def _by_lang(raw: dict[str, Any], key: str, where: str) -> str | dict[str, str] | None:
     if isinstance(raw.get(key), dict):
         value = check_mapping(raw[key], LANGUAGES, f"{where}: {key}")
-        return {lang: _text(value, lang, f"{where}: {key}") for lang in value}
-    return _optional(raw, key, where)
-
-
-def _text(raw: dict[str, Any], key: str, where: str, default: str | None = None) -> str:
-    value = raw.get(key, default)
-    if not isinstance(value, str):
-        raise ValueError(f"{where}: {key} must be a text, not {value!r}")
-    return value
+        return {lang: text_field(value, lang, f"{where}: {key}") for lang in value}
+    return optional_text_field(raw, key, where)
 
 
 def _flag(raw: dict[str, Any], key: str, where: str) -> bool:
@@ -140,10 +133,6 @@ def _flag(raw: dict[str, Any], key: str, where: str) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{where}: {key} must be true or false, not {value!r}")
     return value
-
-
-def _optional(raw: dict[str, Any], key: str, where: str) -> str | None:
-    return None if raw.get(key) is None else _text(raw, key, where)
 
 
 def _list(raw: dict[str, Any], key: str, kind: type, where: str, default: Iterable[Any]) -> list[Any]:

@@ -13,23 +13,24 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from .adapters import BASE_FACT, base_fingerprint
-from .checkpoint import GENERATION, Checkpoint
+from .checkpoint import GENERATION, Checkpoint, read_json
 from .checkpoint_writer import save_whole
 from .cli import make_parser, run_command
 from .configuration_moe import EXPERT_LAYOUTS
 from .gate_data import find_gate_data
-from .gate_making import Gates, make_gates
-from .gate_report import degenerate_layers, describe, format_report, some_layers, write_report
+from .gate_making import make_gates
+from .gate_report import GATE, degenerate_layers, describe, format_report, some_layers
 from .ingredients import Ingredients, open_recipe
 from .mixture_tensors import mixture_tensors, write_mixture
-from .output import check_absent, sha256_of, write_run
+from .output import check_absent, sha256_of, write_json, write_run
 from .resume import resumable_folder
 from .same_tokenizer import check_same_tokenizer, take_chat_template
 from .tokenizer import read_tokenizer
 
 RECIPE_COPY = "mergekit_moe_config.yml"  # as mergekit calls it
-_CHOICES = "first_choices"
 
 
 def compose(args: argparse.Namespace) -> None:
@@ -44,20 +45,19 @@ def compose(args: argparse.Namespace) -> None:
     names = given.config.expert_names or []
     base_fact = base_fingerprint(given.base, given.base_weights)
     with resumable_folder(out, _facts(recipe_path, given, base_fact, args)) as (folder, scratch):
-        gates = _make_or_read_gates(scratch / "gates.safetensors", given, args.seed)
-        report = describe(gates, given.recipe.gate_mode, names[: given.config.num_local_experts])
+        gates, report = _make_or_read_gates(scratch, given, args.seed)
         print(format_report(report))
         if degenerate := degenerate_layers(report):
             where = some_layers(degenerate, given.config.num_hidden_layers)
             print(f"the gate hardly tells the experts apart in {where}: train it, or make it from other prompts or rows")
-        write_mixture(folder, given.config, list(mixture_tensors(given, gates.blocks)))
+        write_mixture(folder, given.config, list(mixture_tensors(given, gates)))
         tokenizer.save_pretrained(folder)
         if (given.base / GENERATION).is_file():
             shutil.copy(given.base / GENERATION, folder / GENERATION)
         shutil.copy(recipe_path, folder / RECIPE_COPY)
         layout, quantization = given.config.expert_layout, given.config.quantization
         facts: dict[str, Any] = {"layout": layout, "quantization": quantization, "experts": names, BASE_FACT: base_fact}
-        write_report(folder, report)
+        write_json(folder / GATE, report)
         write_run(folder, seed=args.seed, figures={"gate_condition_numbers": report["blocks"]["mlp"]["condition_numbers"]}, **facts)
     print(f"{out}: {len(names)} experts ({', '.join(names)}), {layout} layout, {quantization or given.config.dtype}")
 
@@ -77,14 +77,16 @@ def _facts(recipe_path: Path, given: Ingredients, base_fact: str, args: argparse
     }
 
 
-def _make_or_read_gates(file: Path, given: Ingredients, seed: int) -> Gates:
-    """The gates, from `file` if an earlier run got as far as that."""
+def _make_or_read_gates(scratch: Path, given: Ingredients, seed: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The gates [L, E, D] of each block and what is said of them, from `scratch` if an earlier run got as far as that."""
+    file = scratch / "gates.safetensors"
     if not file.exists():
-        blocks, choices = make_gates(given, seed)
-        save_whole(file, {**blocks, **({} if choices is None else {_CHOICES: choices})})
+        gates = make_gates(given, seed)
+        names = given.config.expert_names or []
+        write_json(scratch / GATE, describe(gates, given.recipe.gate_mode, names[: len(given.recipe.experts)]))
+        save_whole(file, gates.blocks)  # last: where it is, the report is whole
     saved = Checkpoint(file)
-    blocks = {name: saved.tensor(name) for name in saved if name != _CHOICES}
-    return Gates(blocks, saved.tensor(_CHOICES) if _CHOICES in saved else None)
+    return {block: saved.tensor(block) for block in saved}, read_json(scratch / GATE)
 
 
 def main() -> int:

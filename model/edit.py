@@ -33,7 +33,7 @@ from .new_expert import open_new_expert
 from .output import MANIFEST, RUN, check_absent, output_folder, write_run
 from .restack import NEW, Edit, edited_tensors
 from .routers import MoERouter
-from .sources import Source, unique_names
+from .sources import ExpertSource, unique_names
 
 
 def edited_config(config: MoEConfig, experts: list[str], routed: int, attention: list[str], adapter: Adapter | None) -> MoEConfig:
@@ -128,11 +128,11 @@ def edit_mixture(args: argparse.Namespace) -> None:
     rows = gate_rows(args, names, config.num_local_experts, weights, folder)
     text = args.replace[1] if args.replace else args.add
     source = open_new_expert(text, config, folder, args.base) if text else None
-    if isinstance(source, Source):
+    if isinstance(source, ExpertSource):
         source = replace(source, residual_scale=args.residual_scale)
     elif args.residual_scale != 1:
         raise ValueError("--residual-scale is for a new expert of the dense layout; the experts of the lora layout share one FFN")
-    adapter = source.adapter if isinstance(source, Source) else source
+    adapter = source.adapter if isinstance(source, ExpertSource) else source
     attention = changed_attention(config, weights, order, adapter)
     experts = _edited_names(names, order, args.name, source.name if source else "")
     edit = Edit(edited_config(config, experts, routed, attention, adapter), order, source, rows)

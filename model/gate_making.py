@@ -6,8 +6,8 @@ through their own expert, for that is where a gate that routes them well will ha
 Shapes: L layers, E experts, D model width.
 """
 
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,14 +23,34 @@ _BATCH = 8
 _LayerGate = Callable[[int, str, Mapping[Any, Seen]], Tensor]  # layer, block and what the layer sees, to a gate [E, D]
 
 
-class Gates(NamedTuple):
-    """The gates [L, E, D] of each block that has one (`mlp`; `self_attn` where experts have attention), and what they do.
+class OwnTexts(NamedTuple):
+    """Texts that should (or, if negative, should not) go to an expert; `key`: of what the layers see of them."""
 
-    `first_choices_LEE[l, e, f]`: of the tokens of expert e's texts, the share that goes to expert f first; None where it has no texts.
+    key: Hashable
+    expert: int
+    kind: Literal["positive", "negative", "row"]
+    texts: Sequence[str]
+
+
+class SentText(NamedTuple):
+    """A text and, in each layer, the share of its tokens that goes to each expert first."""
+
+    text: str
+    expert: int
+    kind: str
+    first_choices_LE: Tensor
+
+
+class Gates(NamedTuple):
+    """The gates [L, E, D] of each block that has one (`mlp`; `self_attn` where experts have attention), and what that of the FFN does.
+
+    `first_choices_LEE[l, e, f]`: of the tokens of expert e's texts, but for the negative, the share that goes to expert f first; None
+    where it has no texts.
     """
 
     blocks: dict[str, Tensor]
     first_choices_LEE: Tensor | None
+    texts: list[SentText]
 
 
 def make_gates(given: Ingredients, seed: int) -> Gates:
@@ -44,8 +64,8 @@ def make_gates(given: Ingredients, seed: int) -> Gates:
         return _prompt_gates(given, tokenizer, prompts)
     gates_LED = random_gates(mode, given.config.num_hidden_layers, len(prompts), given.config.hidden_size, seed)
     if not all(own.positive for own in prompts):
-        return Gates({block: gates_LED.clone() for block in _blocks(given)}, None)  # safetensors refuses one tensor by two names
-    return _walk(given, _prompt_texts(tokenizer, prompts), [own.positive for own in prompts], lambda layer, block, seen: gates_LED[layer])
+        return Gates({block: gates_LED.clone() for block in _blocks(given)}, None, [])  # safetensors refuses one tensor by two names
+    return _walk(given, _prompt_texts(tokenizer, prompts), _own_prompts(prompts), lambda layer, block, seen: gates_LED[layer])
 
 
 def _prompt_gates(given: Ingredients, tokenizer: Any, experts: list[Prompts]) -> Gates:
@@ -60,23 +80,24 @@ def _prompt_gates(given: Ingredients, tokenizer: Any, experts: list[Prompts]) ->
             return prompt_gate(experts, lambda prompts: seen[prompts].last_BD.sum(dim=0) / len(prompts))
         return prompt_gate(experts, lambda prompts: seen[prompts].inputs_TD[block].float().mean(dim=0))
 
-    return _walk(given, _prompt_texts(tokenizer, experts), [prompts.positive for prompts in experts], make)
+    return _walk(given, _prompt_texts(tokenizer, experts), _own_prompts(experts), make)
 
 
 def _data_gates(given: Ingredients, tokenizer: Any) -> Gates:
     recipe = given.recipe
     file = find_gate_data(str(recipe.gate_data), given.folder)
-    texts, experts = {}, range(len(recipe.experts))
+    texts, held_back, experts = {}, [], range(len(recipe.experts))
     for expert, rows in enumerate(read_gate_data(file, [str(expert.lang) for expert in recipe.experts], recipe.gate_rows)):
         for part, own in rows._asdict().items():
             batches = [tokenize(tokenizer, tuple(own[i : i + _BATCH]), ROW_TOKENS) for i in range(0, len(own), _BATCH)]
             texts[part, expert] = Texts(batches, given.sources[expert])
+        held_back.append(OwnTexts(("held", expert), expert, "row", rows.held))
 
     def make(layer: int, block: str, seen: Mapping[Any, Seen]) -> Tensor:
         fitted, held = ([seen[part, expert].inputs_TD[block] for expert in experts] for part in ("fitted", "held"))
         return discriminant_gate(fitted, held)
 
-    return _walk(given, texts, [("held", expert) for expert in experts], make)
+    return _walk(given, texts, held_back, make)
 
 
 def _prompt_texts(tokenizer: Any, experts: list[Prompts]) -> dict[tuple[str, ...], Texts]:
@@ -85,16 +106,35 @@ def _prompt_texts(tokenizer: Any, experts: list[Prompts]) -> dict[tuple[str, ...
     return {prompts: Texts([tokenize(tokenizer, prompts)]) for prompts in sets}
 
 
+def _own_prompts(experts: list[Prompts]) -> list[OwnTexts]:
+    positive = [OwnTexts(own.positive, expert, "positive", own.positive) for expert, own in enumerate(experts)]
+    negative = [OwnTexts(own.negative, expert, "negative", own.negative) for expert, own in enumerate(experts) if own.negative]
+    return positive + negative
+
+
 def _blocks(given: Ingredients) -> tuple[str, ...]:
     return ("mlp", "self_attn") if given.config.attention_experts else ("mlp",)
 
 
-def _walk(given: Ingredients, texts: Mapping[Any, Texts], own_texts: list[Hashable], make: _LayerGate) -> Gates:
-    """Makes each layer's gates of what it sees of `texts`, and asks them where the texts of each expert would go."""
+def _walk(given: Ingredients, texts: Mapping[Any, Texts], judged: list[OwnTexts], make: _LayerGate) -> Gates:
+    """Makes each layer's gates of what it sees of `texts`, and asks them where those of `judged` would go."""
     gates: dict[str, list[Tensor]] = {block: [] for block in _blocks(given)}
-    choices = []
+    lengths = {own.key: _lengths(texts[own.key]) for own in judged}
+    choices, single_choices = [], []
     for layer, seen in enumerate(walk_layers(given.base, texts, tuple(gates))):
         for block, rows in gates.items():
             rows.append(make(layer, block, seen))
-        choices.append(first_choices(gates["mlp"][-1], [seen[key].inputs_TD["mlp"] for key in own_texts]))
-    return Gates({block: torch.stack(rows) for block, rows in gates.items()}, torch.stack(choices))
+        inputs = [seen[own.key].inputs_TD["mlp"] for own in judged]
+        choices.append(
+            first_choices(gates["mlp"][-1], [own_TD for own_TD, own in zip(inputs, judged, strict=True) if own.kind != "negative"])
+        )
+        singles = [single_TD for own_TD, own in zip(inputs, judged, strict=True) for single_TD in own_TD.split(lengths[own.key])]
+        single_choices.append(first_choices(gates["mlp"][-1], singles))
+    named = [(text, own.expert, own.kind) for own in judged for text in own.texts]
+    sent = [SentText(*name, choices_LE) for name, choices_LE in zip(named, torch.stack(single_choices, dim=1), strict=True)]
+    return Gates({block: torch.stack(rows) for block, rows in gates.items()}, torch.stack(choices), sent)
+
+
+def _lengths(texts: Texts) -> list[int]:
+    """The number of tokens of each text."""
+    return [length for batch in texts.batches for length in batch["attention_mask"].sum(dim=1).tolist()]

@@ -4,19 +4,20 @@ Shapes: L layers, E experts.
 """
 
 import math
-from pathlib import Path
+from collections import Counter
 from typing import Any
 
-from .gate_making import Gates
+from .gate_making import Gates, SentText
 from .gates import DEGENERATE, condition_numbers, cosines
-from .output import write_json
 
 GATE = "gate.json"
+_SHOWN = 8  # misrouted texts that are printed
+_LETTERS = 40  # of a text that are printed
 
 
 def describe(gates: Gates, mode: str, names: list[str]) -> dict[str, Any]:
     """Arrays over layers: of each block's gate the `cosines` [L][E][E] between experts and the `condition_numbers` [L] (None: infinite);
-    of the FFN's gate the `first_choices` [L][E][E] of each expert's texts (None: there are none).
+    of the FFN's gate the `first_choices` [L][E][E] of each expert's texts (None: there are none), and of each single text.
     """
     blocks = {
         block: {"cosines": cosines(gate_LED).tolist(), "condition_numbers": [_finite(value) for value in condition_numbers(gate_LED)]}
@@ -29,7 +30,20 @@ def describe(gates: Gates, mode: str, names: list[str]) -> dict[str, Any]:
         "degenerate_above": DEGENERATE,
         "blocks": blocks,
         "first_choices": None if choices is None else choices.tolist(),
+        "texts": [_describe_text(sent, names) for sent in gates.texts],
     }
+
+
+def _describe_text(sent: SentText, names: list[str]) -> dict[str, Any]:
+    """In each layer the experts that are first for some of a text's tokens, with their shares, the largest first; `misrouted_layers`: where
+    a negative prompt has its expert as first choice of most tokens, and any other text has not.
+    """
+    own, layers = names[sent.expert], []
+    for shares_E in sent.first_choices_LE.tolist():
+        ranked = sorted(zip(names, shares_E, strict=True), key=lambda pair: -pair[1])
+        layers.append({name: share for name, share in ranked if share})
+    misrouted = [index for index, layer in enumerate(layers) if (layer.get(own) == max(layer.values())) == (sent.kind == "negative")]
+    return {"expert": own, "kind": sent.kind, "text": sent.text, "first_choices": layers, "misrouted_layers": misrouted}
 
 
 def degenerate_layers(report: dict[str, Any]) -> list[int]:
@@ -48,10 +62,13 @@ def some_layers(chosen: list[int], count: int) -> str:
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """Where the gate sends each expert's texts, in per cent of their tokens (mean over layers, least own share); its worst figures."""
+    """Where the gate sends each expert's texts, in per cent of their tokens (mean over layers, least own share); the texts that it sends
+    elsewhere; its worst figures.
+    """
     lines = []
     if report["first_choices"] is not None:
         lines += _choices_table(report["experts"], report["first_choices"])
+        lines += _misrouted(report["texts"])
     for block, figures in report["blocks"].items():
         pairs = [(cosine, layer) for layer, rows in enumerate(figures["cosines"]) for e, row in enumerate(rows) for cosine in row[:e]]
         worst = max(range(len(figures["condition_numbers"])), key=lambda layer: figures["condition_numbers"][layer] or math.inf)
@@ -79,8 +96,21 @@ def _choices_table(names: list[str], choices: list[list[list[float]]]) -> list[s
     return lines
 
 
-def write_report(folder: Path, report: dict[str, Any]) -> None:
-    write_json(folder / GATE, report)
+def _misrouted(texts: list[dict[str, Any]]) -> list[str]:
+    """The texts that go where they should not in at least half of the layers."""
+    astray = [text for text in texts if 2 * len(text["misrouted_layers"]) >= len(text["first_choices"])]
+    count = f"{len(astray)} of {len(texts)} texts"
+    lines = [f"{count} go where they should not in half of the layers or more" + (":" if astray else "")]
+    for text in astray[:_SHOWN]:
+        wrong = text["misrouted_layers"]
+        first = Counter(next(iter(text["first_choices"][layer])) for layer in wrong).most_common(1)[0][0]
+        shown = repr(text["text"] if len(text["text"]) <= _LETTERS else text["text"][: _LETTERS - 3] + "...")
+        what = f"{text['kind']} {'prompt' if text['kind'] != 'row' else ''}".strip()
+        where = "goes to it all the same" if text["kind"] == "negative" else f"goes to {first}"
+        lines.append(f"  {text['expert']}: {what} {shown} {where}, in {len(wrong)} of {len(text['first_choices'])} layers")
+    if len(astray) > _SHOWN:
+        lines.append(f"  and {len(astray) - _SHOWN} more, in {GATE}")
+    return lines
 
 
 def _finite(value: float) -> float | None:

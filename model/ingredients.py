@@ -3,12 +3,12 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .checkpoint import Checkpoint, model_folder, parse_dtype
+from .checkpoint import Checkpoint, parse_dtype
 from .configuration_moe import ATTENTION, MoEConfig
 from .experts import PROJECTIONS
 from .modeling_moe import MoEForCausalLM
 from .recipe import Recipe, read_recipe
-from .sources import Source, check_matrices, open_source, read_base_config, unique_names
+from .sources import ExpertSource, check_matrices, open_source, read_base_config, split_source, unique_names
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Ingredients:
     folder: Path  # of the recipe, whose relative paths may start there
     base: Path
     base_weights: Checkpoint
-    sources: list[Source]  # of the routed experts, then of the shared ones
+    sources: list[ExpertSource]  # of the routed experts, then of the shared ones
     config: MoEConfig
 
 
@@ -28,7 +28,9 @@ def open_recipe(path: Path, layout: str | None, quantization: str | None, seed: 
     says what is missing or does not fit.
     """
     recipe = read_recipe(path)
-    base = model_folder(recipe.base_model, path.parent)
+    base, base_adapter = split_source(recipe.base_model, path.parent)
+    if base_adapter is not None:
+        raise ValueError(f"{path}: base_model is {recipe.base_model}, but the base has no adapter; make one model of them with model.merge")
     base_weights = Checkpoint(base)
     check_matrices(base_weights, read_base_config(base))
     sources = []
@@ -45,7 +47,7 @@ def open_recipe(path: Path, layout: str | None, quantization: str | None, seed: 
     return Ingredients(recipe, path.parent, base, base_weights, sources, make_config(base, recipe, sources, layout, quantization))
 
 
-def _obstacle_to_lora(recipe: Recipe, sources: list[Source]) -> str | None:
+def _obstacle_to_lora(recipe: Recipe, sources: list[ExpertSource]) -> str | None:
     """Why the experts cannot be kept as one FFN and their factors; None if they can."""
     if not all(source.is_base and source.adapter and not source.adapter.is_dora for source in sources):
         return "needs every expert to be an adapter of the base; this recipe has full checkpoints"
@@ -56,7 +58,7 @@ def _obstacle_to_lora(recipe: Recipe, sources: list[Source]) -> str | None:
     return None
 
 
-def make_config(base: Path, recipe: Recipe, sources: list[Source], layout: str, quantization: str | None) -> MoEConfig:
+def make_config(base: Path, recipe: Recipe, sources: list[ExpertSource], layout: str, quantization: str | None) -> MoEConfig:
     """The mixture's configuration from the base's; ValueError if the base is not of the Mistral family, or has biases."""
     settings = read_base_config(base)
     if settings.get("attention_bias") or settings.get("mlp_bias"):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModel
 
 from .checkpoint import Checkpoint
-from .sources import Source
+from .sources import ExpertSource
 
 _DTYPE = torch.bfloat16  # as mergekit loads the base
 Key = TypeVar("Key", bound=Hashable)
@@ -26,7 +26,7 @@ class Texts(NamedTuple):
     """Batches of tokenised texts, padded on the left, and the expert whose matrices they pass through (None: the base's)."""
 
     batches: list[Mapping[str, Tensor]]
-    expert: Source | None = None
+    expert: ExpertSource | None = None
 
 
 class Seen(NamedTuple):
@@ -104,7 +104,7 @@ def _first_call(model: Any, batch: Mapping[str, Tensor]) -> _Recorder:
     return recorder
 
 
-def _fill(module: nn.Module, weights: Checkpoint, prefix: str, expert: Source | None = None) -> None:
+def _fill(module: nn.Module, weights: Checkpoint, prefix: str, expert: ExpertSource | None = None) -> None:
     """Gives a module its weights: the base's, or an expert's where a mixture takes the expert's."""
     for name, parameter in list(module.named_parameters()):
         key = f"{prefix}.{name}"

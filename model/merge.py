@@ -21,10 +21,10 @@ from tqdm import tqdm
 from .checkpoint import CONFIG, GENERATION, Checkpoint, parse_dtype, read_json
 from .checkpoint_writer import SHARD_BYTES, CheckpointWriter
 from .cli import make_parser, run_command
-from .merging.config import MergeConfig, read_config, unused_parameters
+from .merging.config import MergeConfig, read_merge_config, unused_parameters
 from .merging.methods import METHODS
 from .merging.plan import Step, count_layers, make_plan
-from .merging.sources import Source, open_sources
+from .merging.sources import HEAD, SourceModel, open_sources
 from .merging.task_vectors import TOTAL, draw, find_base, measure, text_table
 from .merging.tensors import Merger
 from .merging.vocabulary import Alignment, align
@@ -42,15 +42,15 @@ class Merge:
     """A configuration whose models are open. `reference` gives the output's configuration and, if nothing else is said, its tokenizer."""
 
     config: MergeConfig
-    sources: dict[str, Source]
-    reference: Source
+    sources: dict[str, SourceModel]
+    reference: SourceModel
     alignment: Alignment | None
     steps: list[Step]
 
 
 def open_merge(path: Path) -> Merge:
     """Reads a configuration, opens its models and plans the merge; FileNotFoundError or ValueError if that cannot be done."""
-    config = read_config(path)
+    config = read_merge_config(path)
     sources = open_sources(config.models, config.base_model, path.parent)
     reference = next(iter(sources.values()))
     alignment = align(config.tokenizer, sources, config.base_model, path.parent) if config.tokenizer else None
@@ -68,7 +68,7 @@ def make_merger(merge: Merge, seed: int, fast_ties: bool) -> Merger:
     if any(not source.in_file_dtype for source in merge.sources.values()):
         fast_ties = True
         if dtype is None:
-            dtype, out_dtype = torch.float32, out_dtype or merge.reference.weights.tensor(merge.steps[0].terms[0].name).dtype
+            dtype, out_dtype = torch.float32, out_dtype or merge.reference.stored(merge.steps[0].terms[0].name).dtype
     return Merger(config.method, dtype, out_dtype, merge.alignment, seed, fast_ties)
 
 
@@ -87,6 +87,7 @@ def write_config(folder: Path, merge: Merge, dtype: torch.dtype) -> None:
     settings = read_json(merge.reference.folder / CONFIG)
     settings.pop("torch_dtype", None)  # as transformers 4 called it
     settings |= {"dtype": str(dtype).removeprefix("torch."), "num_hidden_layers": count_layers(merge.config, merge.reference)}
+    settings["tie_word_embeddings"] = all(HEAD not in source.weights for source in merge.sources.values())
     if merge.alignment is not None:
         settings["vocab_size"] = merge.alignment.size
     write_json(folder / CONFIG, settings)
@@ -112,7 +113,7 @@ def write_tokenizer(folder: Path, merge: Merge) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _chat_template(source: Source) -> Any:
+def _chat_template(source: SourceModel) -> Any:
     tokenizer = read_tokenizer(source.folder)
     take_chat_template(tokenizer, [source.adapter.folder] if source.adapter else [])
     return tokenizer.chat_template

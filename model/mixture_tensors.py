@@ -22,7 +22,7 @@ from .checkpoint_writer import SHARD_BYTES, CheckpointWriter
 from .configuration_moe import MoEConfig
 from .experts import PROJECTIONS
 from .ingredients import Ingredients
-from .sources import Source
+from .sources import ExpertSource
 
 _QUANTIZED = re.compile(r"\.self_attn\.[qkvo]_proj\.weight$|\.experts\.(gate|up|gate_up|down)_proj$")
 
@@ -78,13 +78,13 @@ def _stored(weights: Checkpoint, name: str) -> Iterator[Tensor]:
     yield weights.tensor(name)
 
 
-def _merged(sources: list[Source], modules: tuple[str, ...]) -> Iterator[Tensor]:
+def _merged(sources: list[ExpertSource], modules: tuple[str, ...]) -> Iterator[Tensor]:
     for source in sources:
         for module in modules:
             yield source.matrix(module)
 
 
-def _factors(sources: list[Source], module: str, which: int, shape: tuple[int, int]) -> Iterator[Tensor]:
+def _factors(sources: list[ExpertSource], module: str, which: int, shape: tuple[int, int]) -> Iterator[Tensor]:
     """Each expert's A (`which` 0) or B (1, times PEFT's scaling), padded with zeros to `shape`."""
     for source in sources:
         padded, factors = torch.zeros(shape), source.adapter.factors(module) if source.adapter else None

@@ -6,11 +6,11 @@ from .adapters import BASE_FACT, Adapter, base_fact, base_fingerprint, is_adapte
 from .checkpoint import Checkpoint, model_folder
 from .configuration_moe import MoEConfig
 from .same_tokenizer import check_same_tokenizer, take_chat_template
-from .sources import Source, open_source
+from .sources import ExpertSource, open_source
 from .tokenizer import read_tokenizer
 
 
-def open_new_expert(text: str, config: MoEConfig, folder: Path, base: str | None) -> Source | Adapter:
+def open_new_expert(text: str, config: MoEConfig, folder: Path, base: str | None) -> ExpertSource | Adapter:
     """The new expert of the mixture in `folder`; in the layout `lora` an adapter of the mixture's base, whose weights need not be there."""
     trained_on = base_fact(folder).get(BASE_FACT)
     tokenizer = read_tokenizer(folder)

@@ -1,13 +1,13 @@
 """mergekit-moe's YAML file, read strictly: an unknown key or value is an error that says what is allowed."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .checkpoint import DTYPES
 from .gates import GATE_MODES, GATE_ROWS, PROMPT_MODES, Prompts
-from .strict_yaml import check_mapping, read_yaml
+from .model_reference import model_field
+from .strict_yaml import check_mapping, list_field, number_field, optional_text_field, read_yaml
 
 _KEYS = ("base_model", "gate_mode", "gate_data", "gate_rows", "dtype", "experts_per_token", "architecture", "experts", "shared_experts")
 _SHARED_KEYS = ("source_model", "noise_scale", "residual_scale")
@@ -45,19 +45,18 @@ class Recipe:
 def read_recipe(path: Path) -> Recipe:
     """Reads a YAML file; FileNotFoundError or ValueError naming the key, what it holds and what it may hold."""
     raw = check_mapping(read_yaml(path), _KEYS, str(path))
-    if not isinstance(raw.get("experts"), list) or not raw["experts"]:
-        raise ValueError(f"{path}: experts must be a list of at least one expert")
+    experts = list_field(raw, "experts", str(path))
     shared = raw.get("shared_experts") or []
     if not isinstance(shared, list):
         raise ValueError(f"{path}: shared_experts must be a list, not {shared!r}")
     recipe = Recipe(
-        base_model=_text(raw, "base_model", str(path)),
+        base_model=model_field(raw, "base_model", str(path)),
         gate_mode=raw.get("gate_mode", "hidden"),
-        gate_data=_optional_text(raw, "gate_data", str(path)),
+        gate_data=optional_text_field(raw, "gate_data", str(path)),
         gate_rows=raw.get("gate_rows", GATE_ROWS),
         dtype=raw.get("dtype"),
-        experts_per_token=raw.get("experts_per_token", min(2, len(raw["experts"]))),
-        experts=[_read_expert(value, _EXPERT_KEYS, f"{path}: expert {index}") for index, value in enumerate(raw["experts"])],
+        experts_per_token=raw.get("experts_per_token", min(2, len(experts))),
+        experts=[_read_expert(value, _EXPERT_KEYS, f"{path}: expert {index}") for index, value in enumerate(experts)],
         shared_experts=[_read_expert(value, _SHARED_KEYS, f"{path}: shared expert {index}") for index, value in enumerate(shared)],
     )
     _check(recipe, raw.get("architecture"), path)
@@ -68,11 +67,11 @@ def read_recipe(path: Path) -> Recipe:
 def _read_expert(raw: Any, keys: tuple[str, ...], where: str) -> Expert:
     check_mapping(raw, keys, where)
     return Expert(
-        source_model=_text(raw, "source_model", where),
+        source_model=model_field(raw, "source_model", where),
         prompts=Prompts(*(_prompts(raw, key, where) for key in ("positive_prompts", "negative_prompts"))),
-        noise_scale=_number(raw, "noise_scale", 0.0, where),
-        residual_scale=_number(raw, "residual_scale", 1.0, where),
-        lang=_optional_text(raw, "lang", where),
+        noise_scale=number_field(raw, "noise_scale", where, 0.0),
+        residual_scale=number_field(raw, "residual_scale", where, 1.0),
+        lang=optional_text_field(raw, "lang", where),
     )
 
 
@@ -126,23 +125,6 @@ def _check_data(recipe: Recipe, path: Path) -> None:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _text(raw: dict[str, Any], key: str, where: str) -> str:
-    if not isinstance(raw.get(key), str):
-        raise ValueError(f"{where}: {key} must be a text, not {raw.get(key)!r}")
-    return raw[key]
-
-
-def _optional_text(raw: dict[str, Any], key: str, where: str) -> str | None:
-    return None if raw.get(key) is None else _text(raw, key, where)
-
-
-def _number(raw: dict[str, Any], key: str, default: float, where: str) -> float:
-    value = default if raw.get(key) is None else raw[key]
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError(f"{where}: {key} is {value!r}; it must be a number")
-    return float(value)
 
 
 def _prompts(raw: dict[str, Any], key: str, where: str) -> tuple[str, ...]:

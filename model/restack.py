@@ -15,7 +15,7 @@ from moe_kernels.nf4_format import FACTS_KEY, NF4
 from .adapters import Adapter
 from .checkpoint import Checkpoint
 from .configuration_moe import MoEConfig
-from .sources import Source
+from .sources import ExpertSource
 
 NEW = None  # in place of an old expert's index
 
@@ -26,7 +26,7 @@ class Edit:
 
     config: MoEConfig
     order: list[int | None]
-    source: Source | Adapter | None
+    source: ExpertSource | Adapter | None
     gate_rows: dict[str, Tensor]  # of each gate by its module's name: the new expert's [D]
 
 
@@ -85,7 +85,7 @@ def _restack_factors(old: Tensor, edit: Edit, name: str) -> Tensor:
 
 
 def _new_factor(edit: Edit, name: str) -> Tensor | None:
-    adapter = edit.source.adapter if isinstance(edit.source, Source) else edit.source
+    adapter = edit.source.adapter if isinstance(edit.source, ExpertSource) else edit.source
     module = name[: -len("_lora_A")].replace(".experts.", ".")
     factors = adapter.factors(module) if adapter else None
     if factors is None or adapter is None:
@@ -95,7 +95,7 @@ def _new_factor(edit: Edit, name: str) -> Tensor | None:
 
 def _new_matrix(edit: Edit, name: str) -> Tensor:
     """The new expert's matrix of the dense layout."""
-    assert isinstance(edit.source, Source)
+    assert isinstance(edit.source, ExpertSource)
     layer = name.partition(".experts.")[0]
     if name.endswith("down_proj"):
         return edit.source.matrix(f"{layer}.down_proj")

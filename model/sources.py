@@ -30,7 +30,7 @@ _SHARED = (
 
 
 @dataclass(frozen=True)
-class Source:
+class ExpertSource:
     """Where an expert's FFN comes from: a full checkpoint, with or without an adapter on it."""
 
     name: str
@@ -65,7 +65,7 @@ class Source:
         return weight * self.residual_scale if self.residual_scale != 1 and module.endswith(".mlp.down_proj") else weight
 
 
-def open_source(text: str, base: Path, base_weights: Checkpoint, beside: Path) -> Source:
+def open_source(text: str, base: Path, base_weights: Checkpoint, beside: Path) -> ExpertSource:
     """The expert that a recipe's `source_model` names: a checkpoint, an adapter of the base, or `checkpoint+adapter`.
 
     FileNotFoundError if nothing is there; ValueError if it does not fit the base.
@@ -89,7 +89,7 @@ def open_source(text: str, base: Path, base_weights: Checkpoint, beside: Path) -
             raise ValueError(
                 f"{adapter_folder} changes {', '.join(sorted(adapter.attention))} of {folder}, but the mixture has the attention of {base}"
             )
-    return Source(adapter.name if adapter else folder.name, weights, adapter, is_base)
+    return ExpertSource(adapter.name if adapter else folder.name, weights, adapter, is_base)
 
 
 def unique_names(names: list[str]) -> list[str]:
@@ -108,7 +108,14 @@ def split_source(text: str, beside: Path) -> tuple[Path, Path | None]:
             return model_folder(text[:place], beside), model_folder(text[place + 1 :], beside)
         except FileNotFoundError:
             continue
-    return model_folder(text, beside), None
+    try:
+        return model_folder(text, beside), None
+    except FileNotFoundError:
+        if "@" in text:
+            raise ValueError(
+                f"{text} is no folder, and names a revision; give the folder of that revision, as models are read from the disk alone"
+            ) from None
+        raise
 
 
 def _check_same_shape(folder: Path, base: Path) -> None:

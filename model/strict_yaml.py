@@ -1,6 +1,7 @@
 """YAML files read strictly: what is not known is an error that says what is."""
 
 import difflib
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,33 @@ def check_mapping(raw: Any, allowed: Iterable[str], where: str) -> dict[str, Any
         if key not in allowed:
             raise ValueError(f"{where}: unknown key {key!r}; {hint(key, allowed)}")
     return raw
+
+
+def text_field(raw: dict[str, Any], key: str, where: str, default: str | None = None) -> str:
+    """The text that a mapping has under `key`; ValueError if that is something else, or is not there and has no default."""
+    value = raw.get(key, default)
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {key} must be a text, not {value!r}")
+    return value
+
+
+def optional_text_field(raw: dict[str, Any], key: str, where: str) -> str | None:
+    return None if raw.get(key) is None else text_field(raw, key, where)
+
+
+def number_field(raw: dict[str, Any], key: str, where: str, default: float) -> float:
+    """The finite number under `key`, `default` where there is none or null."""
+    value = default if raw.get(key) is None else raw[key]
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{where}: {key} is {value!r}; it must be a number")
+    return float(value)
+
+
+def list_field(raw: dict[str, Any], key: str, where: str) -> list[Any]:
+    """The list under `key`, which must have an entry."""
+    if not isinstance(raw.get(key), list) or not raw[key]:
+        raise ValueError(f"{where}: {key} must be a list with at least one entry, not {raw.get(key)!r}")
+    return raw[key]
 
 
 def hint(value: Any, allowed: Iterable[str]) -> str:

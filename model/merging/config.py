@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import DTYPES
-from ..strict_yaml import check_mapping, hint, read_yaml
+from ..model_reference import model_field, optional_model_field
+from ..strict_yaml import check_mapping, hint, list_field, read_yaml, text_field
 from .methods import METHODS, PARAMETERS
 from .parameters import Parameters, parse_rules
 
@@ -28,10 +29,11 @@ class Input:
 
 @dataclass(frozen=True)
 class Slice:
-    """Consecutive layers of the output, each merged of one layer of every input."""
+    """Consecutive layers of the output, each merged of one layer of every input; the base of their task vectors is one of these."""
 
     inputs: tuple[Input, ...]
     parameters: Parameters
+    base_model: str | None
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class MergeConfig:
         return list(dict.fromkeys([self.base_model, *named] if self.base_model else named))
 
 
-def read_config(path: Path) -> MergeConfig:
+def read_merge_config(path: Path) -> MergeConfig:
     """Reads a YAML file; FileNotFoundError or ValueError naming the key, what it holds and what it may hold."""
     where = str(path)
     raw = check_mapping(read_yaml(path), _KEYS, where)
@@ -70,11 +72,11 @@ def read_config(path: Path) -> MergeConfig:
         levels = (_parameters(part, place), *levels)
     if sum(name in raw for name in _PARTS) != 1 or sum(name in part for name in ("models", "slices")) != 1:
         raise ValueError(f"{place} must have exactly one of models and slices")
-    base = None if raw.get("base_model") is None else _text(raw, "base_model", where)
+    base = optional_model_field(raw, "base_model", where)
     config = MergeConfig(
         method=method,
         base_model=base,
-        slices=_read_slices(part, place) if "slices" in part else (_read_models(part, base, place),),
+        slices=_read_slices(part, base, place) if "slices" in part else (_read_models(part, base, place),),
         parameters=levels,
         dtype=_dtype(raw, "dtype", where),
         out_dtype=_dtype(raw, "out_dtype", where),
@@ -95,26 +97,26 @@ def unused_parameters(config: MergeConfig) -> list[str]:
 
 def _read_models(part: dict[str, Any], base: str | None, where: str) -> Slice:
     inputs = []
-    for index, raw in enumerate(_list(part, "models", where)):
+    for index, raw in enumerate(list_field(part, "models", where)):
         place = f"{where}: model {index}"
         check_mapping(raw, ("model", "parameters"), place)
-        inputs.append(Input(_text(raw, "model", place), None, _parameters(raw, place)))
+        inputs.append(Input(model_field(raw, "model", place), None, _parameters(raw, place)))
     if base is not None and base not in [source.model for source in inputs]:
         inputs.append(Input(base, None, {}))  # also for `linear`, as in mergekit: there it needs a weight
-    return Slice(tuple(inputs), {})
+    return Slice(tuple(inputs), {}, base)
 
 
-def _read_slices(part: dict[str, Any], where: str) -> tuple[Slice, ...]:
+def _read_slices(part: dict[str, Any], base: str | None, where: str) -> tuple[Slice, ...]:
     slices = []
-    for index, raw in enumerate(_list(part, "slices", where)):
+    for index, raw in enumerate(list_field(part, "slices", where)):
         place = f"{where}: slice {index}"
-        check_mapping(raw, ("sources", "parameters"), place)
-        inputs = tuple(_read_source(source, f"{place}: source {n}") for n, source in enumerate(_list(raw, "sources", place)))
+        check_mapping(raw, ("sources", "base_model", "parameters"), place)
+        inputs = tuple(_read_source(source, f"{place}: source {n}") for n, source in enumerate(list_field(raw, "sources", place)))
         if len({end - first for first, end in (source.layers for source in inputs if source.layers)}) > 1:
             raise ValueError(
                 f"{place}: its sources have different numbers of layers: {', '.join(str(list(s.layers or ())) for s in inputs)}"
             )
-        slices.append(Slice(inputs, _parameters(raw, place)))
+        slices.append(Slice(inputs, _parameters(raw, place), optional_model_field(raw, "base_model", place) or base))
     return tuple(slices)
 
 
@@ -123,17 +125,17 @@ def _read_source(raw: Any, where: str) -> Input:
     layers = raw.get("layer_range")
     if not isinstance(layers, list) or [type(layer) for layer in layers] != [int, int] or not 0 <= layers[0] < layers[1]:
         raise ValueError(f"{where}: layer_range is {layers!r}; it must be [first, end] with 0 <= first < end")
-    return Input(_text(raw, "model", where), (layers[0], layers[1]), _parameters(raw, where))
+    return Input(model_field(raw, "model", where), (layers[0], layers[1]), _parameters(raw, where))
 
 
 def _check_inputs(config: MergeConfig, where: str) -> None:
     method = METHODS[config.method]
-    if method.needs_base and config.base_model is None:
-        raise ValueError(f"{where}: merge_method {config.method!r} needs a base_model")
     for index, part in enumerate(config.slices):
         models = [source.model for source in part.inputs]
-        if method.needs_base and config.base_model not in models:
-            raise ValueError(f"{where}: slice {index} has no source from the base_model {config.base_model!r}, which {config.method} needs")
+        if method.needs_base and part.base_model is None:
+            raise ValueError(f"{where}: merge_method {config.method!r} needs a base_model")
+        if method.needs_base and part.base_model not in models:
+            raise ValueError(f"{where}: slice {index} has no source from the base_model {part.base_model!r}, which {config.method} needs")
         if method.inputs is not None and len(models) != method.inputs:
             raise ValueError(
                 f"{where}: merge_method {config.method!r} takes {method.inputs} models, the base among them, not {len(models)}"
@@ -148,21 +150,21 @@ def _parameters(raw: dict[str, Any], where: str) -> Parameters:
 def _tokenizer(raw: dict[str, Any], where: str) -> str | None:
     """`base`, `union` or a model; None if the models' tokenizers are not to be looked at."""
     if raw.get("tokenizer") is None:
-        return None if raw.get("tokenizer_source") is None else _text(raw, "tokenizer_source", where)
+        return optional_model_field(raw, "tokenizer_source", where)
     if raw.get("tokenizer_source") is not None:
         raise ValueError(f"{where} has both tokenizer and tokenizer_source; one is enough")
     value = check_mapping(raw["tokenizer"], ("source", "tokens", "pad_to_multiple_of"), f"{where}: tokenizer")
     for name in ("tokens", "pad_to_multiple_of"):
         if value.get(name):
             raise ValueError(f"{where}: tokenizer.{name} is not supported; only tokenizer.source is")
-    return _text({"source": "union", **value}, "source", f"{where}: tokenizer")
+    return model_field({"source": "union", **value}, "source", f"{where}: tokenizer")
 
 
 def _chat_template(raw: dict[str, Any], where: str) -> str | None:
     """`auto`, or a template; mergekit's own templates are not here."""
     if raw.get("chat_template") is None:
         return None
-    text = _text(raw, "chat_template", where)
+    text = text_field(raw, "chat_template", where)
     if text != "auto" and "{" not in text:
         raise ValueError(f"{where}: chat_template is {text!r}; it must be auto, or the text of a Jinja template")
     return text
@@ -172,15 +174,3 @@ def _dtype(raw: dict[str, Any], key: str, where: str) -> str | None:
     if raw.get(key) not in (None, *DTYPES):
         raise ValueError(f"{where}: {key} is {raw[key]!r}; {hint(raw[key], DTYPES)}")
     return raw.get(key)
-
-
-def _list(raw: dict[str, Any], key: str, where: str) -> list[Any]:
-    if not isinstance(raw.get(key), list) or not raw[key]:
-        raise ValueError(f"{where}: {key} must be a list with at least one entry, not {raw.get(key)!r}")
-    return raw[key]
-
-
-def _text(raw: dict[str, Any], key: str, where: str) -> str:
-    if not isinstance(raw.get(key), str):
-        raise ValueError(f"{where}: {key} must be a text, not {raw.get(key)!r}")
-    return raw[key]

@@ -8,13 +8,13 @@ breadcrumbs*: Davari and Belilovsky 2023, arXiv:2312.06795. Task vectors are dif
 Results have the bits of mergekit 0.1.5 on a CPU, so sums are taken in its order and precision. M models.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .parallel import Run, pieces
+from .parallel import Run, pieces, scratch_copies
 from .sparsify import keep_at_random, keep_between_outliers, keep_by_rank, keep_largest
 
 REQUIRED = None
@@ -75,8 +75,14 @@ def slerp(t: float, start: Tensor, end: Tensor, out: Tensor | None = None, run: 
     Nearly parallel vectors are interpolated linearly.
     """
     a, b, parts = start.flatten(), end.flatten(), pieces(start.numel())
-    start_norm, end_norm = _norm(a, run), _norm(b, run)
-    cosine = _sum(run(lambda part: (a[part].float() / start_norm).mul_(b[part].float() / end_norm).sum(), parts)).clamp(-1, 1)
+    norms = torch.stack(list(run(lambda part: torch.stack([row.norm() for row in scratch_copies(a[part], b[part])]), parts))).norm(dim=0)
+    start_norm, end_norm = torch.where(norms > _SHORT, norms, 1.0)
+
+    def product(part: slice) -> Tensor:
+        from_a, from_b = scratch_copies(a[part], b[part])
+        return from_a.div_(start_norm).mul_(from_b.div_(end_norm)).sum()
+
+    cosine = torch.stack(list(run(product, parts))).sum().clamp(-1, 1)
     at = torch.tensor(t, dtype=torch.float32)
     if cosine.abs() > _PARALLEL:
         from_start, from_end = 1 - at, at
@@ -86,20 +92,11 @@ def slerp(t: float, start: Tensor, end: Tensor, out: Tensor | None = None, run: 
     merged = torch.empty_like(start, memory_format=torch.contiguous_format) if out is None else out
 
     def interpolate(part: slice) -> None:
-        merged.view(-1)[part] = (from_start * a[part].float()).add_(from_end * b[part].float()).to(start.dtype)
+        from_a, from_b = scratch_copies(a[part], b[part])
+        merged.view(-1)[part] = from_a.mul_(from_start).add_(from_b.mul_(from_end)).to(start.dtype)
 
     list(run(interpolate, parts))
     return merged
-
-
-def _norm(vector: Tensor, run: Run) -> Tensor:
-    """The length of a vector, summed piece by piece; 1 for a vector of zeros."""
-    norm = torch.stack(list(run(lambda part: torch.linalg.vector_norm(vector[part].float()), pieces(len(vector))))).norm()
-    return torch.where(norm > _SHORT, norm, 1.0)
-
-
-def _sum(values: Iterator[Tensor]) -> Tensor:
-    return torch.stack(list(values)).sum()
 
 
 def choose(magnitudes: Tensor, method: str, values: Mapping[str, float], *, seed: str, fast_ties: bool = False, run: Run = map) -> Tensor:

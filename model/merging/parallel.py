@@ -1,5 +1,6 @@
 """Tensors in blocks, on all cores: a merge's arithmetic is small for its bytes, so what it touches should stay in the cache."""
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ BLOCK = 1 << 17  # entries that are combined at a time; four models' in fp32 fit
 PIECE = 1 << 20  # entries that are summed or counted at a time
 Run = Callable[[Callable[[Any], Any], list[slice]], Iterator[Any]]  # `map`, or that of an executor
 Rows = Callable[[slice], Tensor]  # a tensor that is made when it is looked at: the rows of it that a slice names
+_thread = threading.local()
 
 
 def blocks(shape: torch.Size | tuple[int, ...]) -> list[slice]:
@@ -23,6 +25,16 @@ def blocks(shape: torch.Size | tuple[int, ...]) -> list[slice]:
 def pieces(entries: int) -> list[slice]:
     """Slices of `PIECE` entries of a flat tensor."""
     return _slices(entries, PIECE)
+
+
+def scratch_copies(*tensors: Tensor) -> list[Tensor]:
+    """fp32 copies of a piece of each flat tensor, in memory of this thread that the next call takes again.
+
+    New pages would cost more than the arithmetic.
+    """
+    buffers = _thread.__dict__.setdefault("buffers", [])
+    buffers += [torch.empty(PIECE) for _ in tensors[len(buffers) :]]
+    return [buffer[: len(tensor)].copy_(tensor) for buffer, tensor in zip(buffers, tensors, strict=False)]
 
 
 def _slices(length: int, size: int) -> list[slice]:

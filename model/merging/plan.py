@@ -8,11 +8,10 @@ from ..checkpoint import CONFIG, read_json
 from .config import Input, MergeConfig, Slice
 from .methods import METHODS
 from .parameters import Parameters, resolve
-from .sources import Source
+from .sources import EMBEDDINGS, HEAD, SourceModel, tensor_names
 
 _LAYER = re.compile(r"(.*\.layers\.)(\d+)(\..*)")
-VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")  # tensors with a row for each token
-_BUFFER = "rotary_emb.inv_freq"  # which old checkpoints hold, and nobody reads
+VOCABULARY = (EMBEDDINGS, HEAD)  # tensors with a row for each token
 _FIRST_SLICE = "model.embed_tokens."  # of the tensors outside the layers, these belong to the first slice, others to the last
 
 Values = Mapping[str, float]
@@ -22,7 +21,7 @@ Values = Mapping[str, float]
 class Term:
     """One model's part in a tensor: the tensor's name there, and the values of the parameters of that model."""
 
-    source: Source
+    source: SourceModel
     name: str
     values: Values
 
@@ -37,12 +36,12 @@ class Step:
     values: Values
 
 
-def count_layers(config: MergeConfig, reference: Source) -> int:
+def count_layers(config: MergeConfig, reference: SourceModel) -> int:
     """How many layers the output has."""
     return sum(_length(part, reference) for part in config.slices)
 
 
-def make_plan(config: MergeConfig, sources: Mapping[str, Source], reference: Source, any_vocabulary: bool) -> list[Step]:
+def make_plan(config: MergeConfig, sources: Mapping[str, SourceModel], reference: SourceModel, any_vocabulary: bool) -> list[Step]:
     """The steps in the output's order: tensors outside the layers first, then layer after layer.
 
     `reference`: the model whose tensors' names are the output's. `any_vocabulary`: models may have different numbers of tokens.
@@ -51,7 +50,7 @@ def make_plan(config: MergeConfig, sources: Mapping[str, Source], reference: Sou
     _check_names(config, sources, reference)
     steps = [
         Step(name, *_terms(config, sources, part, offset, position, name), _shared_values(config, part, name, position))
-        for name, part, offset, position in _places(config, reference)
+        for name, part, offset, position in _places(config, tensor_names(reference, sources.values()), reference)
     ]
     for step in steps:
         _check_shapes(step, any_vocabulary)
@@ -59,14 +58,14 @@ def make_plan(config: MergeConfig, sources: Mapping[str, Source], reference: Sou
     return steps
 
 
-def _places(config: MergeConfig, reference: Source) -> Iterator[tuple[str, Slice, int | None, float]]:
+def _places(config: MergeConfig, names: list[str], reference: SourceModel) -> Iterator[tuple[str, Slice, int | None, float]]:
     """Each tensor's name, its slice, its layer's number within the slice (None outside the layers) and its place on a gradient."""
     in_layer = []
-    for name in sorted(reference.weights):
+    for name in names:
         match = _LAYER.fullmatch(name)
-        if match is None and not name.endswith(_BUFFER):
+        if match is None:
             yield name, config.slices[0 if name.startswith(_FIRST_SLICE) else -1], None, 0.0
-        elif match is not None and match[2] == "0":
+        elif match[2] == "0":
             in_layer.append((match[1], match[3]))
     layer = 0
     for part in config.slices:
@@ -77,18 +76,18 @@ def _places(config: MergeConfig, reference: Source) -> Iterator[tuple[str, Slice
             layer += 1
 
 
-def _length(part: Slice, reference: Source) -> int:
+def _length(part: Slice, reference: SourceModel) -> int:
     layers = part.inputs[0].layers
     return layers[1] - layers[0] if layers else read_json(reference.folder / CONFIG)["num_hidden_layers"]
 
 
 def _terms(
-    config: MergeConfig, sources: Mapping[str, Source], part: Slice, offset: int | None, position: float, name: str
+    config: MergeConfig, sources: Mapping[str, SourceModel], part: Slice, offset: int | None, position: float, name: str
 ) -> tuple[Term | None, tuple[Term, ...]]:
     method = METHODS[config.method]
     base, terms = None, []
     for source in part.inputs:
-        is_base = method.is_task_arithmetic and source.model == config.base_model
+        is_base = method.is_task_arithmetic and source.model == part.base_model
         values: Values = {}
         if not is_base:
             values = _values(method.per_model, [source.parameters, part.parameters, *config.parameters], name, position, source.model)
@@ -97,7 +96,7 @@ def _terms(
             base = term
         else:
             terms.append(term)
-    if config.method == "slerp" and part.inputs[0].model != config.base_model:
+    if config.method == "slerp" and part.inputs[0].model != part.base_model:
         terms.reverse()  # t counts from the base
     return base, tuple(terms)
 
@@ -126,7 +125,7 @@ def _values(wanted: Mapping[str, float | None], levels: Sequence[Parameters], te
     return values
 
 
-def _check_names(config: MergeConfig, sources: Mapping[str, Source], reference: Source) -> None:
+def _check_names(config: MergeConfig, sources: Mapping[str, SourceModel], reference: SourceModel) -> None:
     for source in [source for part in config.slices for source in part.inputs]:
         ours, theirs = (_kinds(model, every_layer=source.layers is None) for model in (reference, sources[source.model]))
         if odd := sorted(ours ^ theirs):
@@ -135,19 +134,18 @@ def _check_names(config: MergeConfig, sources: Mapping[str, Source], reference: 
             )
 
 
-def _kinds(source: Source, every_layer: bool) -> set[str]:
+def _kinds(source: SourceModel, every_layer: bool) -> set[str]:
     """The names of its tensors, or those of one layer."""
-    names = [name for name in source.weights if not name.endswith(_BUFFER)]
-    return set(names) if every_layer else {_LAYER.sub(r"\g<1>0\g<3>", name) for name in names}
+    return source.names() if every_layer else {_LAYER.sub(r"\g<1>0\g<3>", name) for name in source.names()}
 
 
 def _check_shapes(step: Step, any_vocabulary: bool) -> None:
     terms = [step.base, *step.terms] if step.base else list(step.terms)
     shapes = []
     for term in terms:
-        if term.name not in term.source.weights:
+        if term.name not in term.source:
             raise ValueError(f"{term.source.weights.path} has no {term.name}, which is to go into {step.name}")
-        shapes.append(term.source.weights.shape(term.name))
+        shapes.append(term.source.shape(term.name))
     start = 1 if any_vocabulary and step.name in VOCABULARY else 0
     for term, shape in zip(terms, shapes, strict=True):
         if shape[start:] != shapes[0][start:]:

@@ -1,5 +1,6 @@
 """Models that go into a merge: checkpoints, adapters, or adapters on checkpoints, read one tensor at a time."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,41 @@ from ..sources import split_source
 from .parallel import Rows
 
 _FAMILIES = ("mistral", "llama", "qwen2")
-_SHARED = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "rope_parameters", "tie_word_embeddings")
+_SHARED = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "rope_parameters")
+_BUFFER = "rotary_emb.inv_freq"  # which old checkpoints hold, and nobody reads
+EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _WEIGHT = ".weight"
 
 
 @dataclass(frozen=True)
-class Source:
-    """One model. `in_file_dtype`: its adapter is merged in the weights' own dtype, as mergekit does, and not in the merge's."""
+class SourceModel:
+    """One model. `is_tied`: where its file has no head, the head is the embeddings. `in_file_dtype`: its adapter is merged in the weights'
+    own dtype, as mergekit does, and not in the merge's.
+    """
 
     name: str
     folder: Path
     weights: Checkpoint
+    is_tied: bool
     adapter: Adapter | None = None
     in_file_dtype: bool = True
+
+    def __contains__(self, name: str) -> bool:
+        return self._stored(name) in self.weights
+
+    def names(self) -> set[str]:
+        """Of its tensors, tied ones among them."""
+        return {name for name in self.weights if not name.endswith(_BUFFER)} | ({HEAD} if self.is_tied else set())
+
+    def shape(self, name: str) -> torch.Size:
+        return torch.Size(self.weights.shape(self._stored(name)))
+
+    def stored(self, name: str) -> Tensor:
+        """The tensor as its file has it, without the adapter."""
+        return self.weights.tensor(self._stored(name))
+
+    def _stored(self, name: str) -> str:
+        return EMBEDDINGS if name == HEAD and self.is_tied and HEAD not in self.weights else name
 
     @property
     def fingerprint(self) -> str:
@@ -40,15 +63,14 @@ class Source:
 
     def rows(self, name: str, dtype: torch.dtype) -> Rows:
         """The tensor in `dtype`, any rows of it at a time."""
-        # Opened anew (1 ms): pages that were read count as this process's memory for as long as their file is mapped.
-        weight, module = Checkpoint(self.weights.path).tensor(name), name.removesuffix(_WEIGHT)
+        weight, module = self.stored(name), name.removesuffix(_WEIGHT)
         if self.adapter is not None and (self.in_file_dtype or self.adapter.is_dora):
             weight = self.adapter.apply(module, weight if self.in_file_dtype else weight.to(dtype))
         elif product := self._product(module):
             return lambda rows: product(rows).add_(weight[rows].to(dtype)).to(dtype)
         return lambda rows: weight[rows].to(dtype)
 
-    def task_vector(self, name: str, base: "Source", base_name: str, base_rows: Rows, dtype: torch.dtype) -> Rows | None:
+    def task_vector(self, name: str, base: "SourceModel", base_name: str, base_rows: Rows, dtype: torch.dtype) -> Rows | None:
         """What the model's tensor `name` adds to the base's `base_name`, which is `base_rows`, in `dtype`; None if that is nothing.
 
         Of a LoRA adapter of the base it is B A · scaling itself.
@@ -75,12 +97,18 @@ def difference(rows: Rows, base: Rows) -> Rows:
     return lambda part: rows(part) - base(part)
 
 
-def open_sources(models: list[str], base: str | None, beside: Path) -> dict[str, Source]:
+def tensor_names(reference: SourceModel, sources: Iterable[SourceModel]) -> list[str]:
+    """The tensors of a model made of `sources`, named as in `reference`: with a head if one of them has it, as in mergekit."""
+    has_head = any(HEAD in source.weights for source in sources)
+    return sorted(reference.names() - (set() if has_head else {HEAD}))
+
+
+def open_sources(models: list[str], base: str | None, beside: Path) -> dict[str, SourceModel]:
     """Every model that a merge names, by that name; `base` is the base of adapters that stand alone (None: the one each was trained on).
 
     FileNotFoundError if one is not there; ValueError if it cannot be read or is of another architecture than the first.
     """
-    sources: dict[str, Source] = {}
+    sources: dict[str, SourceModel] = {}
     for text in models:
         sources[text] = _open(text, sources.get(base) if base else None, beside)
     first, *others = sources.values()
@@ -92,20 +120,21 @@ def open_sources(models: list[str], base: str | None, beside: Path) -> dict[str,
     return sources
 
 
-def _open(text: str, base: Source | None, beside: Path) -> Source:
+def _open(text: str, base: SourceModel | None, beside: Path) -> SourceModel:
     folder, adapter_folder = split_source(text, beside)
     in_file_dtype = adapter_folder is not None
     if adapter_folder is None and is_adapter(folder):
         folder, adapter_folder = _base_folder(folder, base, beside), folder
     weights = base.weights if base is not None and base.folder == folder else Checkpoint(folder)
+    is_tied = bool(_configuration(folder).tie_word_embeddings)
     if adapter_folder is None:
-        return Source(folder.name, folder, weights)
+        return SourceModel(folder.name, folder, weights, is_tied)
     adapter = Adapter(adapter_folder)
     adapter.check_base(folder, weights)
-    return Source(adapter.name, folder, weights, adapter, in_file_dtype)
+    return SourceModel(adapter.name, folder, weights, is_tied, adapter, in_file_dtype)
 
 
-def _base_folder(adapter: Path, base: Source | None, beside: Path) -> Path:
+def _base_folder(adapter: Path, base: SourceModel | None, beside: Path) -> Path:
     if base is not None:
         return base.folder
     named = Adapter(adapter).config.get("base_model_name_or_path")
@@ -114,12 +143,17 @@ def _base_folder(adapter: Path, base: Source | None, beside: Path) -> Path:
     return model_folder(named, beside)
 
 
-def _architecture(folder: Path) -> dict[str, Any]:
-    """What models must share to be merged, their shapes apart; ValueError if such models cannot be merged, or are quantised."""
+def _configuration(folder: Path) -> Any:
+    """ValueError if such models cannot be merged, or are quantised."""
     raw = read_config(folder)
     if raw.get("model_type") not in _FAMILIES:
         raise ValueError(f"{folder} is a {raw.get('model_type')!r} model; models to be merged must be one of {', '.join(_FAMILIES)}")
     if raw.get("quantization_config"):
         raise ValueError(f"{folder} is quantised; only full-precision models can be merged")
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _architecture(folder: Path) -> dict[str, Any]:
+    """What models must share to be merged, their shapes apart."""
+    config = _configuration(folder)
     return {field: getattr(config, field, None) for field in _SHARED}

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .parallel import Rows, Run, blocks, several_cores
-from .sources import Source
+from .sources import SourceModel, tensor_names
 from .sparsify import keep_largest
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
@@ -53,7 +53,7 @@ class Group:
         }
 
 
-def find_base(sources: dict[str, Source], base: str | None) -> Source:
+def find_base(sources: dict[str, SourceModel], base: str | None) -> SourceModel:
     """The model that task vectors are differences from: the merge's base, or what all its adapters stand on."""
     if base is not None:
         return sources[base]
@@ -61,24 +61,25 @@ def find_base(sources: dict[str, Source], base: str | None) -> Source:
     first = next(iter(sources.values()))
     if len(folders) > 1 or any(source.adapter is None for source in sources.values()):
         raise ValueError("task vectors are differences from a base: give base_model")
-    return Source(first.folder.name, first.folder, first.weights)
+    return SourceModel(first.folder.name, first.folder, first.weights, first.is_tied)
 
 
-def measure(base: Source, experts: Mapping[str, Source], density: float) -> dict[str, dict[str, Any]]:
+def measure(base: SourceModel, experts: Mapping[str, SourceModel], density: float) -> dict[str, dict[str, Any]]:
     """Rows by layer, and one for all, `TOTAL`: norms of base and task vectors, cosines between experts, and the share of sign conflicts.
 
     Conflicts are counted among the entries that at least two experts keep when each keeps the `density` · N of largest magnitude of
     each tensor, as TIES does. Computed in fp32. ValueError if models have different tensors.
     """
+    names = tensor_names(base, [base, *experts.values()])
     for expert in experts.values():
-        for name in base.weights:
-            if name not in expert.weights or expert.weights.shape(name) != base.weights.shape(name):
+        for name in names:
+            if name not in expert or expert.shape(name) != base.shape(name):
                 raise ValueError(
                     f"{expert.weights.path} has no {name} of the shape that {base.weights.path} has, so there is no task vector"
                 )
     groups: dict[str, Group] = {}
     with several_cores() as run:
-        for name in tqdm(sorted(base.weights, key=_layer_order), desc="Task vectors", unit="tensor"):
+        for name in tqdm(sorted(names, key=_layer_order), desc="Task vectors", unit="tensor"):
             match = _LAYER.search(name)
             key = match[1] if match else name.removesuffix(".weight").removeprefix("model.")
             part = _measure_tensor(name, base, list(experts.values()), density, run)
@@ -97,8 +98,8 @@ def _layer_order(name: str) -> tuple[int, str]:
     return (int(match[1]) if match else -1 if "embed" in name else 1 << 30), name
 
 
-def _measure_tensor(name: str, base: Source, experts: Sequence[Source], density: float, run: Run) -> Group:
-    shape, weight = torch.Size(base.weights.shape(name)), base.rows(name, torch.float32)
+def _measure_tensor(name: str, base: SourceModel, experts: Sequence[SourceModel], density: float, run: Run) -> Group:
+    shape, weight = base.shape(name), base.rows(name, torch.float32)
     found = [(index, expert.task_vector(name, base, name, weight, torch.float32)) for index, expert in enumerate(experts)]
     vectors = [(index, vector) for index, vector in found if vector is not None]
     masks = [_keep_largest(vector, shape, density, run) for _, vector in vectors]

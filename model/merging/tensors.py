@@ -123,11 +123,11 @@ class Merger:
         return term.source.rows(term.name, dtype)
 
     def _shape(self, term: Term) -> torch.Size:
-        shape = torch.Size(term.source.weights.shape(term.name))
+        shape = term.source.shape(term.name)
         return torch.Size((self.alignment.size, *shape[1:])) if self.alignment is not None and self._is_aligned(term) else shape
 
     def _is_aligned(self, term: Term) -> bool:
         return self.alignment is not None and term.name in VOCABULARY
 
     def _dtype(self, terms: Sequence[Term]) -> torch.dtype:
-        return self.dtype or reduce(torch.promote_types, [term.source.weights.tensor(term.name).dtype for term in terms])
+        return self.dtype or reduce(torch.promote_types, [term.source.stored(term.name).dtype for term in terms])

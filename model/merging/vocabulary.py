@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..checkpoint import model_folder
+from ..sources import split_source
 from ..tokenizer import read_tokenizer
-from .sources import Source
+from .sources import SourceModel
 
 _SHOWN = 5  # tokens that a message names
 
@@ -25,7 +25,7 @@ class Alignment:
     """The output's tokenizer, and for each model the row [V] of each of its tokens in that model, -1 where it has none."""
 
     tokenizer: PreTrainedTokenizerBase
-    sources: Sequence[Source]  # the base first, if there is one
+    sources: Sequence[SourceModel]  # the base first, if there is one
     rows: Sequence[Tensor]
     has_base: bool
 
@@ -33,7 +33,7 @@ class Alignment:
     def size(self) -> int:
         return len(self.rows[0])
 
-    def tensor(self, source: Source, name: str, dtype: torch.dtype) -> Tensor:
+    def tensor(self, source: SourceModel, name: str, dtype: torch.dtype) -> Tensor:
         """An embedding matrix of `source` with a row for each token of the output."""
         rows_V = self.rows[self.sources.index(source)]
         weight = source.tensor(name, dtype)
@@ -48,10 +48,10 @@ class Alignment:
             holders = holders[:1]
         if not holders:
             raise ValueError(f"no model has the token {self.tokenizer.convert_ids_to_tokens(token)!r} of the output's tokenizer")
-        return torch.stack([source.weights.tensor(name)[row].to(dtype) for source, row in holders]).mean(dim=0)
+        return torch.stack([source.stored(name)[row].to(dtype) for source, row in holders]).mean(dim=0)
 
 
-def align(choice: str, sources: Mapping[str, Source], base: str | None, beside: Path) -> Alignment:
+def align(choice: str, sources: Mapping[str, SourceModel], base: str | None, beside: Path) -> Alignment:
     """The alignment for `tokenizer_source`: `base`, `union`, or a model; the base is the first of `sources`.
 
     ValueError or FileNotFoundError if it cannot be made.
@@ -65,7 +65,7 @@ def align(choice: str, sources: Mapping[str, Source], base: str | None, beside: 
     elif choice == "base":
         tokenizer = tokenizers[str(base)]
     else:
-        tokenizer = tokenizers[choice] if choice in tokenizers else read_tokenizer(model_folder(choice, beside))
+        tokenizer = tokenizers[choice] if choice in tokenizers else read_tokenizer(split_source(choice, beside)[0])
     tokens = tokenizer.get_vocab()
     rows = []
     for vocabulary in vocabularies:

@@ -160,9 +160,53 @@ def test_what_a_gate_does_is_printed_and_saved(base, adapters, run_compose, caps
     assert "first choice, %" in printed and "gate of mlp: condition number up to" in printed
 
 
+def test_every_prompt_is_sent_where_its_tokens_go(base, adapters, run_compose, capsys):
+    """Each prompt alone, without padding, through the base and the gate that was written; a negative prompt should not go to its expert."""
+    said = {"positive": ["0 is good", "so is 0+0"], "negative": ["bad 0", "0 is good"]}
+    experts = [
+        {"source_model": str(adapters[0]), "positive_prompts": said["positive"], "negative_prompts": said["negative"]},
+        {"source_model": str(adapters[1]), "positive_prompts": ["abc def"]},
+    ]
+    folder = run_compose([], gate_mode="router_input", experts=experts)
+    printed, report, weights = capsys.readouterr().out, json.loads((folder / "gate.json").read_text()), Checkpoint(folder)
+    order = [*((text, "positive", 0) for text in said["positive"]), ("abc def", "positive", 1)]
+    order += [(text, "negative", 0) for text in said["negative"]]
+    assert [(sent["text"], sent["kind"], sent["expert"]) for sent in report["texts"]] == [(t, k, f"expert-{e}") for t, k, e in order]
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    for sent, (text, kind, own) in zip(report["texts"], order, strict=True):
+        for layer, seen in enumerate(walk_layers(base, {"": Texts([tokenize(tokenizer, (text,))])}, ("mlp",))):
+            gate = weights.tensor(f"model.layers.{layer}.mlp.gate.weight")
+            shares = torch.bincount((seen[""].inputs_TD["mlp"].float() @ gate.T).argmax(dim=1), minlength=2) / (1 + len(text))
+            found = sent["first_choices"][layer]
+            assert [found.get(f"expert-{e}", 0) for e in range(2)] == pytest.approx(shares.tolist(), abs=0.01)
+            assert list(found.values()) == sorted(found.values(), reverse=True) and 0 not in found.values()
+            to_own = shares[own] == shares.max()
+            assert (layer in sent["misrouted_layers"]) == bool(to_own == (kind == "negative"))
+    both = [sent for sent in report["texts"] if sent["text"] == "0 is good"]
+    assert sorted(both[0]["misrouted_layers"] + both[1]["misrouted_layers"]) == [0, 1]  # it cannot go both ways
+    astray = [sent for sent in report["texts"] if sent["misrouted_layers"]]
+    assert f"{len(astray)} of 5 texts go where they should not" in printed
+    for sent in astray:
+        assert f"{sent['expert']}: {sent['kind']} prompt {sent['text']!r} goes to" in printed
+
+
+def test_held_back_rows_are_judged_one_by_one(adapters, gate_rows, run_compose):
+    folder = run_compose([], gate_mode="data", gate_data=str(gate_rows), experts=labelled(*adapters[:2]))
+    report = json.loads((folder / "gate.json").read_text())
+    held = [rows.held for rows in read_gate_data(gate_rows, ["digits", "letters"], 32)]
+    assert [(sent["text"], sent["kind"]) for sent in report["texts"]] == [(text, "row") for own in held for text in own]
+    for layer in range(2):
+        for expert, own in enumerate(held):
+            shares = [sent["first_choices"][layer].get(f"expert-{expert}", 0) for sent in report["texts"] if sent["text"] in own]
+            lengths = [len(text) + 1 for text in own]
+            mean = sum(share * length for share, length in zip(shares, lengths, strict=True)) / sum(lengths)
+            assert mean == pytest.approx(report["first_choices"][layer][expert][expert], abs=1e-5)
+
+
 def test_random_gates_without_prompts_have_no_first_choices(adapters, run_compose, capsys):
     folder = run_compose([], gate_mode="random", experts=[{"source_model": str(adapter)} for adapter in adapters])
-    assert json.loads((folder / "gate.json").read_text())["first_choices"] is None
+    report = json.loads((folder / "gate.json").read_text())
+    assert report["first_choices"] is None and report["texts"] == []
     assert "first choice" not in capsys.readouterr().out
 
 

@@ -9,13 +9,15 @@ import torch
 import yaml
 from peft import PeftModel
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, MistralForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
 
 from model.checkpoint import Checkpoint
 from model.load import load_model
 from model.merge import main
 from model.merging import parallel, sparsify
 from model.output import check_manifest
+
+from .conftest import SHAPE
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 HALVES = [{"layer_range": [0, 1]}, {"layer_range": [1, 2]}]
@@ -150,6 +152,63 @@ def test_slices_are_mergekits(models, merge, tmp_path, method):
     assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == 3
 
 
+@pytest.mark.parametrize("method", ["ties", "slerp"])
+def test_a_slice_may_have_a_base_of_its_own(models, merge, tmp_path, method):
+    base, a, b, _ = models["float32"]
+    pairs = zip(HALVES, ((base, a), (base, b)), strict=True)
+    slices = [{"sources": [{**entry(first), **half}, {**entry(second), **half}]} for half, (first, second) in pairs]
+    slices[1]["base_model"] = str(b)
+    shared = {"weight": 0.6, "density": 0.5} if method == "ties" else {"t": 0.3}
+    config = {"merge_method": method, "base_model": str(base), "slices": slices, "parameters": shared}
+    check_equal(merge(config), run_mergekit(config, tmp_path / "theirs"))
+
+
+@pytest.fixture(scope="session")
+def tied(base) -> list[Path]:
+    """Two models whose head is their embeddings, which alone are in the file, and one with a head of its own."""
+    folders = []
+    for index, is_tied in enumerate([True, True, False]):
+        folders.append(base.parent / f"tied-{index}")
+        torch.manual_seed(index)
+        model = MistralForCausalLM(MistralConfig(**{**SHAPE, "tie_word_embeddings": is_tied}))
+        model.save_pretrained(folders[-1])
+        AutoTokenizer.from_pretrained(base).save_pretrained(folders[-1])
+        assert ("lm_head.weight" in Checkpoint(folders[-1])) != is_tied
+    return folders
+
+
+@pytest.mark.parametrize("method", ["linear", "slerp", "ties", "task_arithmetic"])
+@pytest.mark.parametrize("order", [(0, 2), (2, 0), (0, 1)], ids=["tied base", "untied base", "all tied"])
+def test_tied_and_untied_heads_are_merged_as_mergekits(tied, merge, tmp_path, method, order):
+    """mergekit's tensors; but its configuration may still say that they are tied, which transformers only doubts since version 5."""
+    base, other = (tied[index] for index in order)
+    config = make_config(method, [base, other, other, other])
+    if method != "slerp":
+        config["models"] = [entry(other, weight=0.7, density=0.5), *([entry(base, weight=0.4)] if method == "linear" else [])]
+    out = merge(config)
+    check_equal(out, run_mergekit(config, tmp_path / "theirs"))
+    model, weights = load_model(out)[0], Checkpoint(out)
+    has_head = 2 in order
+    assert ("lm_head.weight" in weights) == has_head == (not model.config.tie_word_embeddings)
+    assert torch.equal(model.lm_head.weight, weights.tensor("lm_head.weight" if has_head else "model.embed_tokens.weight"))
+    assert torch.equal(model.model.embed_tokens.weight, weights.tensor("model.embed_tokens.weight"))
+
+
+def test_the_last_slice_gives_the_head_even_if_it_is_tied(tied, merge):
+    """mergekit leaves it out there, and the output without a head."""
+    slices = [{"sources": [{**entry(folder), **half}]} for folder, half in zip((tied[2], tied[0]), HALVES, strict=True)]
+    model = load_model(merge({"merge_method": "passthrough", "slices": slices}))[0]
+    for found, folder in ((model.lm_head, tied[0]), (model.model.embed_tokens, tied[2])):
+        assert torch.equal(found.weight, Checkpoint(folder).tensor("model.embed_tokens.weight"))
+
+
+def test_inspect_sees_a_head_that_only_one_has(tied, merge):
+    out = merge({"merge_method": "ties", "base_model": str(tied[0]), "models": [entry(tied[2], weight=1)]}, "--inspect")
+    row = json.loads((out / "task_vectors.json").read_text())["layers"]["lm_head"]
+    head, embeddings = Checkpoint(tied[2]).tensor("lm_head.weight"), Checkpoint(tied[0]).tensor("model.embed_tokens.weight")
+    assert row["norms"]["tied-2"] == pytest.approx(float((head - embeddings).norm()), rel=1e-5)
+
+
 @pytest.fixture(scope="session")
 def with_more_tokens(base) -> list[Path]:
     """Two models whose tokenizers have added tokens, one of them in common."""
@@ -187,14 +246,17 @@ def test_vocabularies_are_aligned_as_mergekits(models, with_more_tokens, merge, 
     assert load_model(out)[0].get_input_embeddings().weight.shape[0] == len(ours)
 
 
-@pytest.mark.parametrize("method", ["ties", "linear"])
-def test_a_model_and_its_adapter_are_mergekits(models, make_adapter, merge, tmp_path, method):
+@pytest.mark.parametrize(("method", "form"), [("ties", "text"), ("linear", "text"), ("ties", "mapping")])
+def test_a_model_and_its_adapter_are_mergekits(models, make_adapter, merge, tmp_path, method, form):
     base, other, *_ = models["bfloat16"]
     adapter = make_adapter(tmp_path / "adapter", target_modules=["q_proj", "down_proj"])
     settings = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": str(base)}))
     config = {"merge_method": method, "models": [entry(f"{base}+{adapter}", weight=0.6), entry(other, weight=0.3)], "dtype": "float32"}
     config |= {"base_model": str(base)} if method == "ties" else {}
+    if form == "mapping":
+        config["models"][0]["model"] = {"model": {"path": str(base)}, "lora": {"path": str(adapter)}}
+        config |= {"base_model": {"model": str(base)}, "tokenizer_source": {"model": {"path": str(base)}}}
     check_equal(merge(config), run_mergekit(config, tmp_path / "theirs"))
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import yaml
 
-from model.merging.config import read_config, unused_parameters
+from model.merging.config import read_merge_config, unused_parameters
 from model.merging.parameters import parse_rules, resolve
 
 
@@ -42,7 +42,7 @@ def read(tmp_path):
         raw = {"merge_method": "ties", "base_model": "base", "models": [{"model": "a", "parameters": {"weight": 1}}], **changes}
         path = tmp_path / "merge.yml"
         path.write_text(yaml.safe_dump({key: value for key, value in raw.items() if value is not None}))
-        return read_config(path)
+        return read_merge_config(path)
 
     return read
 

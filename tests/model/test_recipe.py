@@ -65,7 +65,7 @@ def test_uniform_random_needs_no_prompts(tmp_path):
         ({**GOOD, "dtype": ["float32"]}, r"recipe\.yml: dtype is \['float32'\]; allowed: float32, bfloat16, float16"),
         ({**GOOD, "dtype": "int8"}, "dtype is 'int8'; allowed"),
         ({**GOOD, "architecture": "qwen"}, "architecture is 'qwen'; only mixtral"),
-        ({**GOOD, "experts": []}, "experts must be a list of at least one"),
+        ({**GOOD, "experts": []}, "experts must be a list with at least one entry"),
         ({**GOOD, "shared_experts": "a"}, "shared_experts must be a list, not 'a'"),
         (
             {**GOOD, "shared_experts": [{"source_model": "a", "scale": 1}]},
@@ -86,6 +86,11 @@ def test_uniform_random_needs_no_prompts(tmp_path):
         ({**DATA, "gate_rows": 1}, "gate_rows is 1; it must be a number of rows, at least 2"),
         ({**DATA, "experts": [FIRST, SECOND]}, "expert 0 has no lang, which gate_mode 'data' needs"),
         ({**DATA, "experts": [{**FIRST, "lang": "go"}] * 2}, "experts 0 and 1 both have the lang 'go'"),
+        (
+            {**GOOD, "experts": [{**FIRST, "source_model": {"path": "a"}}, SECOND]},
+            "expert 0: source_model: unknown key 'path'; allowed: model",
+        ),
+        ({**GOOD, "base_model": {"model": "a", "override_architecture": "B"}}, "base_model: override_architecture is not supported"),
         ({**GOOD, "base_model": None}, "base_model must be a text, not None"),
         ({**GOOD, "experts": [{"source_model": "a"}, FIRST, SECOND]}, "expert 0 has no positive_prompts"),
         ({**GOOD, "experts": [FIRST] * 2}, "all experts have the same prompts"),
