@@ -31,15 +31,14 @@ from model.load import base_of, load_model
 from .data import format_table
 from .data.preferences import Preference, digest, divide, encode_preferences, load_preferences
 from .expert import load_base
-from .gate import freeze_all_but, to_stored_dtype
 from .lora import TARGETS
 from .preference import LOSSES, PreferenceLoss, PreferenceTrainer, Row, collate_preferences
 from .processes import run_in_all
 from .settings import add_training_flags, check_flags, use_checkpointing
+from .trained_parts import TRAINED, freeze_all_but, to_stored_dtype, trained_parts
 from .trainer import train_pairs, write_output
 from .workspace import check_free, workspace
 
-TRAINED = {"lora": ("lora_",), "gate": (".gate.weight",), "gate+lora": (".gate.weight", "lora_")}  # Wnoise has no gradient without noise
 USED = {"an adapter": (), "a mixture": ("train",), "a whole model": ("target", "rank", "alpha")}
 DEFAULTS = {"train": "lora", "target": "ffn", "rank": 16, "alpha": 0}
 
@@ -80,7 +79,7 @@ def load_policy(folder: Path, kind: str, args: argparse.Namespace) -> tuple[Any,
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # PEFT 0.21's own call
     if kind == "a mixture":
         mixture, tokenizer = load_model(folder)
-        freeze_all_but(mixture, TRAINED[args.train])
+        freeze_all_but(mixture, trained_parts(args.train, noisy=False))
         return mixture, tokenizer, base_fact(folder)
     if kind == "an adapter":
         adapter = Adapter(folder)

@@ -13,7 +13,6 @@ import math
 from functools import partial
 from pathlib import Path
 
-from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from model import MoEForCausalLM
@@ -26,16 +25,16 @@ from model.load import load_model
 from model.plan import config_of
 
 from .gate_rows import languages_of, load_rows
-from .gate_trainer import GATE, NOISES, GateTrainer, collate_labelled
+from .gate_trainer import NOISES, GateTrainer, collate_labelled
 from .plan import add_plan_flags, plan_training, show_plan
 from .plan_data import find_tokenizer, plan_rows
 from .processes import run_in_all
 from .routing import format_choices, format_confusion, format_line, measure_languages, own_expert
 from .settings import add_training_flags, check_flags
+from .trained_parts import freeze_all_but, to_stored_dtype, trained_parts
 from .trainer import train_pairs, write_output
 from .workspace import check_free, workspace
 
-TRAINED = {"gate": (GATE,), "gate+lora": (GATE, "lora_")}
 ROUTING_ROWS = 32  # of each language, some 2,500 tokens: their routing is reported at each evaluation, all at the start and the end
 # Each loss's flag: the configuration's field of its weight, and the routers that have it. The load has a gradient through the noise alone.
 LOSSES = {
@@ -72,33 +71,6 @@ def set_losses(config: MoEConfig, args: argparse.Namespace) -> None:
         raise ValueError(f"--noise {args.noise} is for the router noisy_topk; {kind} has no noise")
 
 
-def freeze_all_but(model: nn.Module, parts: tuple[str, ...]) -> nn.Module:
-    """The model, with a gradient for the parameters whose name holds one of `parts`, in fp32; `ValueError` naming a part that none has.
-
-    In bf16, which has 8 bits, a step below 1/256 of a weight would be rounded away.
-    """
-    for part in parts:
-        if not any(part in name for name, _ in model.named_parameters()):
-            raise ValueError(f"the mixture has no parameters named *{part}* to train: is it of the lora layout?")
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(part in name for part in parts))
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return model
-
-
-def trained_parts(args: argparse.Namespace) -> tuple[str, ...]:
-    """Parts of the names of what learns. Without noise Wnoise has no gradient, for which several processes would wait."""
-    return tuple(f"{GATE}weight" if part == GATE and args.noise == "none" else part for part in TRAINED[args.train])
-
-
-def to_stored_dtype(model: MoEForCausalLM) -> None:
-    """Puts what `freeze_all_but` made fp32 back into the model's dtype."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(model.dtype)
-
-
 def load_mixture(args: argparse.Namespace) -> tuple[MoEForCausalLM, PreTrainedTokenizerBase]:
     """The mixture with the flags' router and losses."""
     model, tokenizer = load_model(args.model, router_type=args.router)
@@ -112,7 +84,7 @@ def train_gate(args: argparse.Namespace) -> None:
     """The command: loads the mixture, trains its gate in a workspace, writes the whole model to `--out`."""
     check_gate_flags(args)
     out = Path(args.out)
-    prepare = partial(freeze_all_but, parts=trained_parts(args))
+    prepare = partial(freeze_all_but, parts=trained_parts(args.train, noisy=args.noise != "none"))
     if args.plan:
         rows = plan_rows(args, LANGUAGES, find_tokenizer(args.model), share=args.share)
         return show_plan(plan_training(config_of(args.model, None, None, rank=16), args, prepare, rows))
@@ -158,7 +130,7 @@ def add_gate_flags(parser: argparse.ArgumentParser) -> None:
     """What learns, on which share of the data, by which losses."""
     group = parser.add_argument_group("gate")
     group.add_argument(
-        "--train", choices=tuple(TRAINED), default="gate", help="what learns; lora: all experts' factors, in the lora layout"
+        "--train", choices=("gate", "gate+lora"), default="gate", help="what learns; lora: all experts' factors, in the lora layout"
     )
     group.add_argument("--router", choices=ROUTER_TYPES, help="router kind (default: the mixture's)")
     group.add_argument(

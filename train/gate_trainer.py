@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from .data.prompts import IGNORED, Example, collate
 from .routing import format_line, measure_languages, scalars
+from .trained_parts import GATE
 from .trainer import PairTrainer
 
 NOISES = ("constant", "linear", "cosine", "none")
-GATE = ".gate."  # in the names of Wg and Wnoise
 
 
 def noise_scale(schedule: str, progress: float) -> float:

@@ -21,6 +21,7 @@ from train import expert, gate, lora
 from train.data.prompts import IGNORED
 from train.gate_trainer import GateTrainer, collate_labelled
 from train.settings import add_training_flags
+from train.trained_parts import TRAINED, freeze_all_but
 from train.trainer import PairTrainer, train_pairs
 
 BATCH, LENGTH = 4, 384
@@ -38,7 +39,7 @@ def train(kind: str, folder: str, args: Namespace, length: int) -> PairTrainer:
         model, trainer, collator = lora.add_lora(model, args), PairTrainer, None
     else:
         model, tokenizer = load_model(folder)
-        model = gate.freeze_all_but(model, gate.TRAINED[args.train])
+        model = freeze_all_but(model, TRAINED[args.train])
         names = [f"expert{index}" for index in range(model.config.num_local_experts)]
         trainer = partial(GateTrainer, flags=args, routing_rows={"cpp": rows[:1]}, names=names)
         collator = partial(collate_labelled, pad_token_id=0)

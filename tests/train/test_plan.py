@@ -20,6 +20,7 @@ from train import gate, lora
 from train.plan import plan_training
 from train.plan_data import XLCOST_ROWS, Rows, plan_rows
 from train.settings import add_training_flags
+from train.trained_parts import TRAINED, freeze_all_but
 
 SHAPE = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 8192}
 MISTRAL_7B = MistralConfig(num_hidden_layers=32, vocab_size=32000)
@@ -40,7 +41,7 @@ def plan_expert(config, args, rows=None):
 
 
 def plan_gate(config, args, rows=None):
-    return plan_training(config, args, partial(gate.freeze_all_but, parts=gate.TRAINED[args.train]), rows)
+    return plan_training(config, args, partial(freeze_all_but, parts=TRAINED[args.train]), rows)
 
 
 def test_weights_trained_parameters_and_optimizer_of_mistral_7b():
