@@ -2,7 +2,9 @@
 
 from torch import nn
 
-from model import MoEForCausalLM
+from model import MoEConfig, MoEForCausalLM
+
+from .plan_models import mixture
 
 GATE, FACTORS = ".gate.", "lora_"  # in the names of Wg and Wnoise, and of the experts' factors
 TRAINED = {"gate": (GATE,), "lora": (FACTORS,), "gate+lora": (GATE, FACTORS)}
@@ -33,3 +35,8 @@ def to_stored_dtype(model: MoEForCausalLM) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(model.dtype)
+
+
+def planned_mixture(config: MoEConfig, bf16: bool, checkpointing: bool, parts: tuple[str, ...]) -> nn.Module:
+    """What a plan makes of a mixture's configuration: these parts of it learn."""
+    return freeze_all_but(mixture(config, bf16, checkpointing), parts)
