@@ -19,11 +19,12 @@ from model import MoEForCausalLM
 from model.adapters import base_fact, base_fingerprint
 from model.checkpoint import model_folder
 from model.cli import make_parser
-from model.configuration_moe import ROUTER_TYPES, MoEConfig
+from model.configuration_moe import ROUTER_TYPES
 from model.languages import LANGUAGES
 from model.load import load_model
 from model.plan import config_of
 
+from .gate_losses import LOSSES, set_losses
 from .gate_rows import languages_of, load_rows
 from .gate_trainer import NOISES, GateTrainer, collate_labelled
 from .plan import add_plan_flags, plan_training, show_plan
@@ -31,18 +32,11 @@ from .plan_data import find_tokenizer, plan_rows
 from .processes import run_in_all
 from .routing import format_choices, format_confusion, format_line, measure_languages, own_expert
 from .settings import add_training_flags, check_flags
-from .trained_parts import freeze_all_but, to_stored_dtype, trained_parts
+from .trained_parts import freeze_all_but, planned_mixture, to_stored_dtype, trained_parts
 from .trainer import train_pairs, write_output
 from .workspace import check_free, workspace
 
 ROUTING_ROWS = 32  # of each language, some 2,500 tokens: their routing is reported at each evaluation, all at the start and the end
-# Each loss's flag: the configuration's field of its weight, and the routers that have it. The load has a gradient through the noise alone.
-LOSSES = {
-    "importance": ("importance_coef", ("noisy_topk", "softmax", "sequence")),
-    "load": ("load_coef", ("noisy_topk",)),
-    "balance": ("router_aux_loss_coef", ("topk", "switch")),
-    "z_loss": ("router_z_loss_coef", ROUTER_TYPES),
-}
 
 
 def check_gate_flags(args: argparse.Namespace) -> None:
@@ -58,19 +52,6 @@ def check_gate_flags(args: argparse.Namespace) -> None:
         raise ValueError(f"--lora-learning-rate must be above 0, not {args.lora_learning_rate}")
 
 
-def set_losses(config: MoEConfig, args: argparse.Namespace) -> None:
-    """Writes the losses' weights into the mixture's configuration; `ValueError` for a flag that its router has no use for."""
-    kind = config.router_type
-    for flag, (field, kinds) in LOSSES.items():
-        value = getattr(args, flag)
-        if value is not None and kind not in kinds:
-            raise ValueError(f"--{flag.replace('_', '-')} is for the routers {', '.join(kinds)}; this one is {kind}")
-        if value is not None:
-            setattr(config, field, value)
-    if args.noise != "constant" and kind != "noisy_topk":
-        raise ValueError(f"--noise {args.noise} is for the router noisy_topk; {kind} has no noise")
-
-
 def load_mixture(args: argparse.Namespace) -> tuple[MoEForCausalLM, PreTrainedTokenizerBase]:
     """The mixture with the flags' router and losses."""
     model, tokenizer = load_model(args.model, router_type=args.router)
@@ -84,15 +65,16 @@ def train_gate(args: argparse.Namespace) -> None:
     """The command: loads the mixture, trains its gate in a workspace, writes the whole model to `--out`."""
     check_gate_flags(args)
     out = Path(args.out)
-    prepare = partial(freeze_all_but, parts=trained_parts(args.train, noisy=args.noise != "none"))
+    parts = trained_parts(args.train, noisy=args.noise != "none")
+    make = partial(planned_mixture, parts=parts)
     if args.plan:
         rows = plan_rows(args, LANGUAGES, find_tokenizer(args.model), share=args.share)
-        return show_plan(plan_training(config_of(args.model, None, None, rank=16), args, prepare, rows))
+        return show_plan(plan_training(config_of(args.model, None, None, rank=16), args, make, rows))
     check_free(out, resume=args.resume)
     set_seed(args.seed)
     model, tokenizer = load_mixture(args)
-    plan_training(model.config, args, prepare).check()
-    prepare(model)
+    plan_training(model.config, args, make).check()
+    freeze_all_but(model, parts)
     names = model.config.routed_names or [f"expert{index}" for index in range(model.config.num_local_experts)]
     if args.label_loss and not any(own_expert(names, lang) is not None for lang in languages_of(args, names)):
         raise ValueError(f"--label-loss needs experts that are named after languages; those of {args.model} are {', '.join(names)}")
