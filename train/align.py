@@ -27,9 +27,10 @@ from .plan_data import rows_of
 from .policy import ADAPTER, MIXTURE, WHOLE, deterministic, kind_of, load_policy, plan_alignment, tokenizer_of
 from .preference import LOSSES, PreferenceLoss, PreferenceTrainer, Row, collate_preferences, longer_side
 from .processes import run_in_all
+from .results import write_output
 from .settings import add_training_flags, check_flags
 from .trained_parts import TRAINED, to_stored_dtype
-from .trainer import train_pairs, write_output
+from .trainer import train_pairs
 from .workspace import check_free, workspace
 
 USED = {ADAPTER: (), MIXTURE: ("train",), WHOLE: tuple(FACTORS)}

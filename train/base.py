@@ -31,8 +31,9 @@ from .plan import TrainingPlan, add_plan_flags, plan_training, show_plan
 from .plan_data import find_tokenizer, rows_of, takes_xlcost
 from .plan_models import read_config, whole
 from .processes import LAUNCHED, processes, run_in_all
+from .results import write_output
 from .settings import add_training_flags, check_flags
-from .trainer import newest_checkpoint, train_pairs, write_output
+from .trainer import newest_checkpoint, train_pairs
 from .workspace import check_free, unfinished, workspace
 
 MISTRAL = "mistralai/Mistral-7B-v0.1"

@@ -29,9 +29,10 @@ from .plan import TrainingPlan, add_plan_flags, plan_training, show_plan
 from .plan_data import Rows, plan_rows
 from .plan_models import read_config
 from .processes import run_in_all
+from .results import write_output
 from .rows import add_row_flags, check_rows, load_rows
 from .settings import add_training_flags, check_flags, has_bf16, use_checkpointing
-from .trainer import train_pairs, write_output
+from .trainer import train_pairs
 from .workspace import check_free, workspace
 
 DEFAULT_OUT = "runs/expert-{lang}"

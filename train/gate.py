@@ -30,10 +30,11 @@ from .gate_trainer import NOISES, GateTrainer, collate_labelled
 from .plan import add_plan_flags, plan_training, show_plan
 from .plan_data import find_tokenizer, plan_rows
 from .processes import run_in_all
+from .results import write_output
 from .routing import format_choices, format_confusion, format_line, measure_languages, own_expert
 from .settings import add_training_flags, check_flags
 from .trained_parts import freeze_all_but, planned_mixture, to_stored_dtype, trained_parts
-from .trainer import train_pairs, write_output
+from .trainer import train_pairs
 from .workspace import check_free, workspace
 
 ROUTING_ROWS = 32  # of each language, some 2,500 tokens: their routing is reported at each evaluation, all at the start and the end
