@@ -88,9 +88,9 @@ class GateTrainer(PairTrainer):
         if "loss" in logs:
             sums = {name: torch.stack([parts[name].to(self.args.device) for parts in self._parts]).sum() for name in self._parts[0]}
             self._parts.clear()
-            sums = {name: self.accelerator.reduce(value, "sum").item() for name, value in sums.items()}
-            steps = sums.pop("share")  # the shares of a step's micro-batches are 1
-            logs |= {name: value / steps for name, value in sums.items()}
+            of_all: dict[str, Any] = {name: self.accelerator.reduce(value, "sum") for name, value in sums.items()}
+            steps = of_all.pop("share")  # the shares of a step's micro-batches are 1
+            logs |= {name: (value / steps).item() for name, value in of_all.items()}
         super().log(logs, *args, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
