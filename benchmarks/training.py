@@ -80,7 +80,7 @@ def train_ours(args: argparse.Namespace, rows: dict[str, list[Example]], folder:
     """As the command does it; returns the log."""
     model, tokenizer = load_base(args.base, checkpointing=False)
     set_seed(args.seed)
-    expert = add_lora(model, args)
+    expert = add_lora(model, lora_config(args))
     packing = args.contender == PACKED
     trainer_class = partial(TimedExpertTrainer, neftune_alpha=0.0, loraplus_ratio=1.0, packing=packing, stopwatch=stopwatch)
     collator = partial(collate_packed, pad_token_id=tokenizer.pad_token_id, max_length=args.max_length) if packing else None

@@ -8,47 +8,33 @@ Dropout and the gate's noise stay off, or the policy would differ from the refer
 
 import argparse
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
-from transformers import AutoTokenizer, set_seed
+from transformers import set_seed
 
-from model import MoEForCausalLM
-from model.adapters import BASE_FACT, Adapter, base_fact, base_fingerprint, is_adapter
-from model.checkpoint import Checkpoint, model_folder
+from model.adapters import Adapter, base_fingerprint
+from model.checkpoint import model_folder
 from model.cli import make_parser
-from model.config_file import read_config
-from model.configuration_moe import MoEConfig
-from model.load import base_of, load_model
 
 from .data import format_table
 from .data.preferences import Preference, digest, divide, encode_preferences, load_preferences
-from .expert import load_base
-from .gate import freeze_all_but, to_stored_dtype
-from .lora import TARGETS
-from .preference import LOSSES, PreferenceLoss, PreferenceTrainer, Row, collate_preferences
+from .lora import FACTORS, add_factor_flags, check_factors
+from .plan import add_plan_flags, show_plan
+from .plan_data import rows_of
+from .policy import ADAPTER, MIXTURE, WHOLE, deterministic, kind_of, load_policy, plan_alignment, tokenizer_of
+from .preference import LOSSES, PreferenceLoss, PreferenceTrainer, Row, collate_preferences, longer_side
 from .processes import run_in_all
-from .settings import add_training_flags, check_flags, use_checkpointing
-from .trainer import train_pairs, write_output
+from .results import write_output
+from .settings import add_training_flags, check_flags
+from .trained_parts import TRAINED, to_stored_dtype
+from .trainer import train_pairs
 from .workspace import check_free, workspace
 
-TRAINED = {"lora": ("lora_",), "gate": (".gate.weight",), "gate+lora": (".gate.weight", "lora_")}  # Wnoise has no gradient without noise
-USED = {"an adapter": (), "a mixture": ("train",), "a whole model": ("target", "rank", "alpha")}
-DEFAULTS = {"train": "lora", "target": "ffn", "rank": 16, "alpha": 0}
-
-
-def kind_of(folder: Path) -> str:
-    """What lies in `folder`: one of USED."""
-    if is_adapter(folder):
-        return "an adapter"
-    return "a mixture" if read_config(folder).get("model_type") in (MoEConfig.model_type, "mixtral") else "a whole model"
+USED = {ADAPTER: (), MIXTURE: ("train",), WHOLE: tuple(FACTORS)}
+DEFAULTS = {"train": "lora", **FACTORS}
 
 
 def settle_flags(args: argparse.Namespace, kind: str) -> None:
@@ -58,8 +44,8 @@ def settle_flags(args: argparse.Namespace, kind: str) -> None:
             setattr(args, name, default if name in USED[kind] else None)
         elif name not in USED[kind]:
             raise ValueError(f"--{name} says nothing about {args.model}, which is {kind}")
-    if args.rank is not None and (args.rank < 1 or args.alpha < 0):
-        raise ValueError(f"--rank must be at least 1 and --alpha not negative, not {args.rank} and {args.alpha}")
+    if kind == WHOLE:
+        check_factors(args)
     if not (args.beta > 0 and math.isfinite(args.beta)):
         raise ValueError(f"--beta must be above 0, not {args.beta}")
     if not 0 <= args.label_smoothing < 0.5:
@@ -72,46 +58,6 @@ def settle_flags(args: argparse.Namespace, kind: str) -> None:
         raise ValueError(f"--valid-share is a share of the tasks and must lie in (0, 1), not {args.valid_share}")
     if args.pairs_per_task < 1:
         raise ValueError(f"--pairs-per-task must be at least 1, not {args.pairs_per_task}")
-
-
-def load_policy(folder: Path, kind: str, args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
-    """The model with a gradient for what learns, its tokenizer, and the facts that its `run.json` hands on."""
-    checkpointing = use_checkpointing(args, torch.cuda.is_available())
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # PEFT 0.21's own call
-    if kind == "a mixture":
-        mixture, tokenizer = load_model(folder)
-        freeze_all_but(mixture, TRAINED[args.train])
-        return mixture, tokenizer, base_fact(folder)
-    if kind == "an adapter":
-        adapter = Adapter(folder)
-        base = base_of(folder)
-        adapter.check_base(base, Checkpoint(base))
-        model, tokenizer = load_base(str(base), checkpointing=checkpointing)
-        if (folder / "tokenizer_config.json").is_file():
-            tokenizer = AutoTokenizer.from_pretrained(folder)  # it may have a chat template that the base's lacks
-        facts = {key: adapter.run[key] for key in ("lang", "base", BASE_FACT) if key in adapter.run}
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=True), tokenizer, facts
-    model, tokenizer = load_base(str(folder), checkpointing=checkpointing)
-    config = LoraConfig(
-        r=args.rank, lora_alpha=args.alpha or 2 * args.rank, target_modules=list(TARGETS[args.target]), task_type="CAUSAL_LM"
-    )
-    return get_peft_model(model, config), tokenizer, {"base": str(folder), BASE_FACT: base_fingerprint(folder)}
-
-
-@contextmanager
-def deterministic(model: nn.Module) -> Iterator[None]:
-    """Switches off dropout and, until the end, the gate's noise, in training too."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    mixture: Any = model if isinstance(model, MoEForCausalLM) else None
-    if mixture:
-        mixture.set_router_noise(0)
-    try:
-        yield
-    finally:
-        if mixture:
-            mixture.set_router_noise(1)
 
 
 def encode(pairs: list[Preference], split: str, tokenizer: Any, max_length: int) -> list[Row]:
@@ -134,26 +80,32 @@ def align(args: argparse.Namespace) -> None:
     """The command: loads, trains in a workspace, and writes what came out to `--out`."""
     check_flags(args)
     out, folder = Path(args.out), model_folder(args.model)
-    check_free(out, resume=args.resume)
+    if not args.plan:
+        check_free(out, resume=args.resume)
     kind = kind_of(folder)
     settle_flags(args, kind)
     pairs, dropped = load_preferences([Path(path) for path in args.data], args.pairs_per_task, args.seed)
     print(f"{len(pairs):,} pairs of {len({pair.task for pair in pairs}):,} tasks\n{format_table(dropped)}")
     to_train, to_validate = divide(pairs, args.valid_share)
+    loss = PreferenceLoss(args.beta, args.loss, args.label_smoothing, args.sft_weight)
+    if args.plan:
+        rows = encode(to_train[: args.limit], "train", tokenizer_of(folder, kind), args.max_length)
+        return show_plan(plan_alignment(args, folder, kind, loss, rows_of([longer_side(row) for row in rows], "counted")))
+    plan_alignment(args, folder, kind, loss).check()
     set_seed(args.seed)
     model, tokenizer, handed_on = load_policy(folder, kind, args)
     train_rows = encode(to_train[: args.limit], "train", tokenizer, args.max_length)
     eval_rows = encode(to_validate[: args.eval_limit], "valid", tokenizer, args.max_length)
-    fingerprint = Adapter(folder).fingerprint if kind == "an adapter" else base_fingerprint(folder)
-    settings = {key: value for key, value in vars(args).items() if key not in ("resume", "out")}
+    fingerprint = Adapter(folder).fingerprint if kind == ADAPTER else base_fingerprint(folder)
+    settings = {key: value for key, value in vars(args).items() if key not in ("resume", "plan", "out")}
     data = {"data": args.data, "data_sha256": digest(pairs), "dropped": dropped}
     facts = {"model": str(folder), "model_fingerprint": fingerprint, **data, "settings": settings, **handed_on}
-    trainer_class = partial(PreferenceTrainer, preference_loss=PreferenceLoss(args.beta, args.loss, args.label_smoothing, args.sft_weight))
+    trainer_class = partial(PreferenceTrainer, preference_loss=loss)
     collator = partial(collate_preferences, pad_token_id=tokenizer.eos_token_id)  # masked by length, so the id does not matter
     with workspace(out, facts, resume=args.resume) as unfinished:
         with deterministic(model):
             trainer: Any = train_pairs(model, tokenizer, train_rows, eval_rows, args, unfinished, trainer_class, collator)
-            if kind == "a mixture":
+            if kind == MIXTURE:
                 to_stored_dtype(model)
             after = trainer.score(eval_rows, "after, valid")
         reference = torch.tensor([row["reference"] for row in eval_rows])
@@ -184,19 +136,9 @@ def main() -> int:
     parser.add_argument("--label-smoothing", type=float, default=0.0, help="share of the pairs thought to be the wrong way round")
     parser.add_argument("--sft-weight", type=float, default=0.0, help="of the chosen completion's mean -log p per token, added to the loss")
     parser.add_argument("--train", choices=tuple(TRAINED), default=argparse.SUPPRESS, help="what learns in a mixture (default: lora)")
-    parser.add_argument(
-        "--target",
-        choices=tuple(TARGETS),
-        default=argparse.SUPPRESS,
-        help="matrices of a whole model's new adapter, as in train.expert (default: ffn)",
-    )
-    parser.add_argument("--rank", type=int, default=argparse.SUPPRESS, help="of a whole model's new adapter (default: 16)")
-    parser.add_argument(
-        "--alpha",
-        type=int,
-        default=argparse.SUPPRESS,
-        help="LoRA scale numerator of a whole model's new adapter; 0: twice the rank (default: 0)",
-    )
+    text = "defaults: target ffn, rank 16, alpha twice the rank"
+    add_factor_flags(parser.add_argument_group("a whole model's new adapter", text), only_given=True)
+    add_plan_flags(parser)
     add_training_flags(parser, learning_rate=5e-6, batch_size=4, epochs=1, max_length=1024)
     return run_in_all(align, parser)
 

@@ -27,11 +27,13 @@ from .data import load_pairs
 from .data.pairs import Pair
 from .data.sources import MIN_CARD_BYTES, find_source, has_card
 from .documents import DOCUMENTS, VOCABULARY, HeaderTrainer, collate_documents, encode_documents, make_documents, train_tokenizer
-from .plan import read_config
-from .plan_data import find_tokenizer, takes_xlcost
+from .plan import TrainingPlan, add_plan_flags, plan_training, show_plan
+from .plan_data import find_tokenizer, rows_of, takes_xlcost
+from .plan_models import read_config, whole
 from .processes import LAUNCHED, processes, run_in_all
+from .results import write_output
 from .settings import add_training_flags, check_flags
-from .trainer import newest_checkpoint, train_pairs, write_output
+from .trainer import newest_checkpoint, train_pairs
 from .workspace import check_free, unfinished, workspace
 
 MISTRAL = "mistralai/Mistral-7B-v0.1"
@@ -107,6 +109,16 @@ def embedded_base() -> Path:
     return _cache_folder(args, find_source(args.data, next(iter(LANGUAGES)), "program")[0], 1)
 
 
+def plan_base(args: argparse.Namespace) -> TrainingPlan:
+    """Of the very rows, which take seconds to make."""
+    check_flags(args)
+    data, note = find_source(args.data, next(iter(LANGUAGES)), "program")
+    documents = make_documents(_all_languages(str(data), "train", args), args.seed)
+    rows = encode_documents(documents, train_tokenizer([document for document, _ in documents]), args.max_length)
+    config = MistralConfig(vocab_size=VOCABULARY, sliding_window=None, **SHAPE)
+    return plan_training(config, args, whole, rows_of([len(row["input_ids"]) for row in rows], note))
+
+
 def train_base(args: argparse.Namespace) -> Path:
     """The command: trains tokenizer and model on all languages' training splits; writes a Mistral checkpoint, or finds it in the cache.
 
@@ -135,7 +147,8 @@ def train_base(args: argparse.Namespace) -> Path:
         sliding_window=None,
         **SHAPE,
     )
-    settings = {key: value for key, value in vars(args).items() if key not in ("resume", "out")}
+    plan_training(config, args, whole).check()
+    settings = {key: value for key, value in vars(args).items() if key not in ("resume", "plan", "gpu", "out")}
     facts = {"data": note, "shape": SHAPE, "documents": DOCUMENTS, "settings": settings}
     model = MistralForCausalLM(config)
     with workspace(out, facts, resume=resume) as folder:
@@ -153,7 +166,7 @@ def _all_languages(data: str, split: str, args: argparse.Namespace) -> list[Pair
 
 def _cache_folder(args: argparse.Namespace, data: Path, number_of_processes: int) -> Path:
     """Named after a hash of every setting, of the data, and of the source files that decide what the base becomes."""
-    settings = {key: value for key, value in vars(args).items() if key not in ("resume", "out", "data")}
+    settings = {key: value for key, value in vars(args).items() if key not in ("resume", "plan", "gpu", "out", "data")}
     room = Path(__file__).parent
     names = ("base.py", "documents.py", "trainer.py", "batches.py", "loss.py", "settings.py")
     sources = [*(room / name for name in names), *sorted((room / "data").glob("*.py"))]
@@ -166,13 +179,14 @@ def make_base_parser() -> argparse.ArgumentParser:
     parser = make_parser("train.base", "Trains the embedded base, a tokenizer and a small Mistral-shaped model; the result is cached.")
     parser.add_argument("--data", default="corpus", help="corpus, a file or a folder")
     parser.add_argument("--out", help="output folder (default: the user's cache folder, by content hash)")
+    add_plan_flags(parser)
     add_training_flags(parser, learning_rate=6e-3, batch_size=16, epochs=1, max_length=384)
     parser.set_defaults(eval_limit=32, eval_every=100, max_steps=900, limit=4000)  # limit: rows of each language
     return parser
 
 
 def main() -> int:
-    return run_in_all(train_base, make_base_parser())
+    return run_in_all(lambda args: show_plan(plan_base(args)) if args.plan else train_base(args), make_base_parser())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, set_seed
 
 from model.adapters import BASE_FACT, Adapter, base_fingerprint
 from model.checkpoint import Checkpoint, model_folder
@@ -24,13 +24,15 @@ from model.prompt import prompt_template, set_format
 
 from .base import planned_base, resolve_base
 from .data.prompts import collate_packed
-from .lora import ExpertTrainer, add_lora, add_lora_flags, check_lora_flags, go_on_from
-from .plan import Prepare, TrainingPlan, add_plan_flags, plan_training, read_config, show_plan
-from .plan_data import plan_rows
+from .lora import ExpertTrainer, add_lora, add_lora_flags, check_lora_flags, go_on_from, lora_config, planned_expert, planned_loss
+from .plan import TrainingPlan, add_plan_flags, plan_training, show_plan
+from .plan_data import Rows, plan_rows
+from .plan_models import read_config
 from .processes import run_in_all
+from .results import write_output
 from .rows import add_row_flags, check_rows, load_rows
 from .settings import add_training_flags, check_flags, has_bf16, use_checkpointing
-from .trainer import train_pairs, write_output
+from .trainer import train_pairs
 from .workspace import check_free, workspace
 
 DEFAULT_OUT = "runs/expert-{lang}"
@@ -58,15 +60,9 @@ def load_base(path: str, *, checkpointing: bool) -> tuple[PreTrainedModel, Any]:
     return prepare, tokenizer
 
 
-def _planned_lora(args: argparse.Namespace) -> Prepare:
-    """A plan takes DoRA for LoRA: the norms of its rows are those of values, which a plan's tensors do not have."""
-    return partial(add_lora, args=argparse.Namespace(**{**vars(args), "dora": False}))
-
-
-def _plan(args: argparse.Namespace) -> TrainingPlan:
-    config, tokenizer, why = planned_base(args.base, args.gpu)
-    print(f"base: {why}")
-    return plan_training(config, args, _planned_lora(args), plan_rows(args, [args.lang], tokenizer))
+def _plan(args: argparse.Namespace, config: PreTrainedConfig, rows: Rows | None = None) -> TrainingPlan:
+    make = partial(planned_expert, factors=lora_config(args))
+    return plan_training(config, args, make, rows, step=partial(planned_loss, packing=args.packing))
 
 
 def train_expert(args: argparse.Namespace) -> None:
@@ -78,14 +74,16 @@ def train_expert(args: argparse.Namespace) -> None:
         check_free(out, resume=args.resume)
     check_rows(args)
     if args.plan:
-        return show_plan(_plan(args))
+        config, tokenizer, why = planned_base(args.base, args.gpu)
+        print(f"base: {why}")
+        return show_plan(_plan(args, config, plan_rows(args, [args.lang], tokenizer)))
     base, why = resolve_base(args.base)
     print(f"base: {why}")
-    plan_training(read_config(base), args, _planned_lora(args)).check()
+    _plan(args, read_config(base)).check()
     set_seed(args.seed)
     model, tokenizer = load_base(base, checkpointing=use_checkpointing(args, torch.cuda.is_available()))
     set_format(tokenizer, args.format)
-    expert = add_lora(model, args)
+    expert = add_lora(model, lora_config(args))
     if args.init:
         go_on_from(expert, args, model_folder(base))
     train_rows, data = load_rows(args, tokenizer, "train", args.limit)

@@ -13,37 +13,31 @@ import math
 from functools import partial
 from pathlib import Path
 
-from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from model import MoEForCausalLM
 from model.adapters import base_fact, base_fingerprint
 from model.checkpoint import model_folder
 from model.cli import make_parser
-from model.configuration_moe import ROUTER_TYPES, MoEConfig
+from model.configuration_moe import ROUTER_TYPES
 from model.languages import LANGUAGES
 from model.load import load_model
 from model.plan import config_of
 
+from .gate_losses import LOSSES, set_losses
 from .gate_rows import languages_of, load_rows
-from .gate_trainer import GATE, NOISES, GateTrainer, collate_labelled
+from .gate_trainer import NOISES, GateTrainer, collate_labelled
 from .plan import add_plan_flags, plan_training, show_plan
 from .plan_data import find_tokenizer, plan_rows
 from .processes import run_in_all
+from .results import write_output
 from .routing import format_choices, format_confusion, format_line, measure_languages, own_expert
 from .settings import add_training_flags, check_flags
-from .trainer import train_pairs, write_output
+from .trained_parts import freeze_all_but, planned_mixture, to_stored_dtype, trained_parts
+from .trainer import train_pairs
 from .workspace import check_free, workspace
 
-TRAINED = {"gate": (GATE,), "gate+lora": (GATE, "lora_")}
 ROUTING_ROWS = 32  # of each language, some 2,500 tokens: their routing is reported at each evaluation, all at the start and the end
-# Each loss's flag: the configuration's field of its weight, and the routers that have it. The load has a gradient through the noise alone.
-LOSSES = {
-    "importance": ("importance_coef", ("noisy_topk", "softmax", "sequence")),
-    "load": ("load_coef", ("noisy_topk",)),
-    "balance": ("router_aux_loss_coef", ("topk", "switch")),
-    "z_loss": ("router_z_loss_coef", ROUTER_TYPES),
-}
 
 
 def check_gate_flags(args: argparse.Namespace) -> None:
@@ -59,46 +53,6 @@ def check_gate_flags(args: argparse.Namespace) -> None:
         raise ValueError(f"--lora-learning-rate must be above 0, not {args.lora_learning_rate}")
 
 
-def set_losses(config: MoEConfig, args: argparse.Namespace) -> None:
-    """Writes the losses' weights into the mixture's configuration; `ValueError` for a flag that its router has no use for."""
-    kind = config.router_type
-    for flag, (field, kinds) in LOSSES.items():
-        value = getattr(args, flag)
-        if value is not None and kind not in kinds:
-            raise ValueError(f"--{flag.replace('_', '-')} is for the routers {', '.join(kinds)}; this one is {kind}")
-        if value is not None:
-            setattr(config, field, value)
-    if args.noise != "constant" and kind != "noisy_topk":
-        raise ValueError(f"--noise {args.noise} is for the router noisy_topk; {kind} has no noise")
-
-
-def freeze_all_but(model: nn.Module, parts: tuple[str, ...]) -> nn.Module:
-    """The model, with a gradient for the parameters whose name holds one of `parts`, in fp32; `ValueError` naming a part that none has.
-
-    In bf16, which has 8 bits, a step below 1/256 of a weight would be rounded away.
-    """
-    for part in parts:
-        if not any(part in name for name, _ in model.named_parameters()):
-            raise ValueError(f"the mixture has no parameters named *{part}* to train: is it of the lora layout?")
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(part in name for part in parts))
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return model
-
-
-def trained_parts(args: argparse.Namespace) -> tuple[str, ...]:
-    """Parts of the names of what learns. Without noise Wnoise has no gradient, for which several processes would wait."""
-    return tuple(f"{GATE}weight" if part == GATE and args.noise == "none" else part for part in TRAINED[args.train])
-
-
-def to_stored_dtype(model: MoEForCausalLM) -> None:
-    """Puts what `freeze_all_but` made fp32 back into the model's dtype."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(model.dtype)
-
-
 def load_mixture(args: argparse.Namespace) -> tuple[MoEForCausalLM, PreTrainedTokenizerBase]:
     """The mixture with the flags' router and losses."""
     model, tokenizer = load_model(args.model, router_type=args.router)
@@ -112,15 +66,16 @@ def train_gate(args: argparse.Namespace) -> None:
     """The command: loads the mixture, trains its gate in a workspace, writes the whole model to `--out`."""
     check_gate_flags(args)
     out = Path(args.out)
-    prepare = partial(freeze_all_but, parts=trained_parts(args))
+    parts = trained_parts(args.train, noisy=args.noise != "none")
+    make = partial(planned_mixture, parts=parts)
     if args.plan:
         rows = plan_rows(args, LANGUAGES, find_tokenizer(args.model), share=args.share)
-        return show_plan(plan_training(config_of(args.model, None, None, rank=16), args, prepare, rows))
+        return show_plan(plan_training(config_of(args.model, None, None, rank=16), args, make, rows))
     check_free(out, resume=args.resume)
     set_seed(args.seed)
     model, tokenizer = load_mixture(args)
-    plan_training(model.config, args, prepare).check()
-    prepare(model)
+    plan_training(model.config, args, make).check()
+    freeze_all_but(model, parts)
     names = model.config.routed_names or [f"expert{index}" for index in range(model.config.num_local_experts)]
     if args.label_loss and not any(own_expert(names, lang) is not None for lang in languages_of(args, names)):
         raise ValueError(f"--label-loss needs experts that are named after languages; those of {args.model} are {', '.join(names)}")
@@ -158,7 +113,7 @@ def add_gate_flags(parser: argparse.ArgumentParser) -> None:
     """What learns, on which share of the data, by which losses."""
     group = parser.add_argument_group("gate")
     group.add_argument(
-        "--train", choices=tuple(TRAINED), default="gate", help="what learns; lora: all experts' factors, in the lora layout"
+        "--train", choices=("gate", "gate+lora"), default="gate", help="what learns; lora: all experts' factors, in the lora layout"
     )
     group.add_argument("--router", choices=ROUTER_TYPES, help="router kind (default: the mixture's)")
     group.add_argument(

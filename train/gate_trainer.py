@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from .data.prompts import IGNORED, Example, collate
+from .gate_losses import label_loss, router_losses
 from .routing import format_line, measure_languages, scalars
+from .trained_parts import GATE
 from .trainer import PairTrainer
 
 NOISES = ("constant", "linear", "cosine", "none")
-GATE = ".gate."  # in the names of Wg and Wnoise
 
 
 def noise_scale(schedule: str, progress: float) -> float:
@@ -35,15 +35,11 @@ def collate_labelled(examples: Sequence[Example], pad_token_id: int) -> dict[str
     return {**collate(examples, pad_token_id), "own_expert": torch.tensor([example["own_expert"][0] for example in examples])}
 
 
-def label_loss(router_logits: Sequence[Tensor], own_expert_B: Tensor, labels_BS: Tensor) -> Tensor:
-    """Cross entropy of each layer's gate logits [T, E] against the row's own expert: summed over completion tokens, mean over layers."""
-    target_T = own_expert_B[:, None].where(labels_BS != IGNORED, IGNORED).flatten()
-    losses = [cross_entropy(logits_TE, target_T.to(logits_TE.device), reduction="sum") for logits_TE in router_logits]
-    return torch.stack([loss.to(losses[0].device) for loss in losses]).mean()
-
-
 class GateTrainer(PairTrainer):
     """Trains what has a gradient of a `MoEForCausalLM`; at each evaluation it says what the gate chose for each language.
+
+    Log entries have beside `loss` its parts, unweighted, as means over the steps since the last one: `language_model_loss`, and the
+    router's that its kind has, `importance_loss`, `load_loss`, `balance_loss`, `z_loss`, and with `--label-loss` `label_loss`.
 
     `flags` are the command's; `routing_rows` are the rows of each language that are looked at, `names` what the experts are called.
     """
@@ -52,6 +48,7 @@ class GateTrainer(PairTrainer):
         super().__init__(*args, **kwargs)
         self.flags, self.routing_rows, self.names = flags, routing_rows, names
         self._step, self._micro_step = -1, 0
+        self._parts: list[dict[str, Tensor]] = []  # of the loss, of each micro-batch since the last log entry, and its share of a step
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """The noise is a function of the step and the batch's number within it alone, so a resumed run draws that of an unbroken one.
@@ -74,11 +71,27 @@ class GateTrainer(PairTrainer):
         if model.training:
             inputs["output_router_logits"] = True
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if model.training and self.flags.label_loss:
-            processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1  # as Trainer scales the rest
-            summed = label_loss(outputs.router_logits, own_expert_B, inputs["labels"])
-            loss = loss + (self.flags.label_loss * processes / num_items_in_batch) * summed.to(loss.device)
+        if model.training:
+            share = (inputs["labels"][:, 1:] != IGNORED).sum() / num_items_in_batch  # of the step's tokens, over which losses are means
+            mixture: Any = self.model
+            parts = {name: share * value for name, value in router_losses(mixture, inputs).items()}
+            parts |= {"share": share, "language_model_loss": outputs.logits.detach().sum() / num_items_in_batch}
+            if self.flags.label_loss:
+                processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1  # as Trainer scales the rest
+                of_labels = label_loss(outputs.router_logits, own_expert_B, inputs["labels"]).to(loss.device) / num_items_in_batch
+                loss = loss + self.flags.label_loss * processes * of_labels
+                parts["label_loss"] = of_labels.detach()
+            self._parts.append(parts)
         return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            sums = {name: torch.stack([parts[name].to(self.args.device) for parts in self._parts]).sum() for name in self._parts[0]}
+            self._parts.clear()
+            of_all: dict[str, Any] = {name: self.accelerator.reduce(value, "sum") for name, value in sums.items()}
+            steps = of_all.pop("share")  # the shares of a step's micro-batches are 1
+            logs |= {name: (value / steps).item() for name, value in of_all.items()}
+        super().log(logs, *args, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimizer of the arguments, with a rate of its own for the LoRA factors."""

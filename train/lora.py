@@ -6,33 +6,51 @@ Dettmers et al. 2023, QLoRA, arXiv:2305.14314; rsLoRA 2312.03732; DoRA 2402.0935
 import argparse
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from model.adapters import ADAPTER_WEIGHTS, Adapter
 from model.checkpoint import Checkpoint
 from model.experts import PROJECTIONS
 
+from .plan import language_model_loss
+from .plan_models import base_in_nf4
 from .trainer import PairTrainer
 
 TARGETS = {"ffn": PROJECTIONS, "all": (*PROJECTIONS, "q_proj", "o_proj")}  # keys and values stay those of the base, as in JetMoE
 
 
+FACTORS: dict[str, Any] = {"target": "ffn", "rank": 16, "alpha": 0}  # defaults
+
+
+def add_factor_flags(group: Any, *, only_given: bool = False) -> None:
+    """Adds the flags for where the factors stand and how large they are. `only_given`: one that is not given is no attribute."""
+    default = dict.fromkeys(FACTORS, argparse.SUPPRESS) if only_given else FACTORS
+    text = "ffn: the matrices of a Mixtral expert; all: attention's q and o too"
+    group.add_argument("--target", choices=tuple(TARGETS), default=default["target"], help=text)
+    group.add_argument("--rank", type=int, default=default["rank"], help="of the LoRA factors")
+    group.add_argument("--alpha", type=int, default=default["alpha"], help="LoRA scale numerator; 0: twice the rank")
+
+
+def check_factors(args: argparse.Namespace) -> None:
+    """`ValueError` for a size that makes no sense."""
+    if args.rank < 1 or args.alpha < 0:
+        raise ValueError(f"--rank must be at least 1 and --alpha not negative, not {args.rank} and {args.alpha}")
+
+
 def add_lora_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say what is trained beside the base, and how."""
     group = parser.add_argument_group("LoRA")
-    group.add_argument(
-        "--target", choices=tuple(TARGETS), default="ffn", help="ffn: the matrices of a Mixtral expert; all: attention's q and o too"
-    )
-    group.add_argument("--rank", type=int, default=16, help="of the LoRA factors")
-    group.add_argument("--alpha", type=int, default=0, help="LoRA scale numerator; 0: twice the rank")
+    add_factor_flags(group)
     group.add_argument("--dropout", type=float, default=0.05, help="of the LoRA factors' input")
     group.add_argument("--rslora", action=argparse.BooleanOptionalAction, default=False, help="scale alpha / sqrt(rank), not alpha / rank")
     group.add_argument(
@@ -45,8 +63,7 @@ def add_lora_flags(parser: argparse.ArgumentParser) -> None:
 
 def check_lora_flags(args: argparse.Namespace) -> None:
     """`ValueError` naming the first of these flags whose value makes no sense, or that `--init` contradicts."""
-    if args.rank < 1 or args.alpha < 0:
-        raise ValueError(f"--rank must be at least 1 and --alpha not negative, not {args.rank} and {args.alpha}")
+    check_factors(args)
     if not 0 <= args.dropout < 1:
         raise ValueError(f"--dropout must lie in [0, 1), not {args.dropout}")
     if not 1 <= args.loraplus_ratio < math.inf:
@@ -70,27 +87,37 @@ def _check_init(adapter: Adapter, args: argparse.Namespace) -> None:
             raise ValueError(f"--init {args.init} has a {field}; only adapters with one rank and one alpha are gone on from")
 
 
+def factor_config(args: argparse.Namespace, **options: Any) -> LoraConfig:
+    """Of new factors, by `add_factor_flags`'s flags and PEFT's own options."""
+    targets = list(TARGETS[args.target])
+    return LoraConfig(r=args.rank, lora_alpha=args.alpha or 2 * args.rank, target_modules=targets, task_type="CAUSAL_LM", **options)
+
+
 def lora_config(args: argparse.Namespace) -> LoraConfig:
-    return LoraConfig(
-        r=args.rank,
-        lora_alpha=args.alpha or 2 * args.rank,
-        lora_dropout=args.dropout,
-        target_modules=list(TARGETS[args.target]),
-        use_rslora=args.rslora,
-        use_dora=args.dora,
-        task_type="CAUSAL_LM",
-    )
+    """Of new factors, by all of `add_lora_flags`'s flags."""
+    return factor_config(args, lora_dropout=args.dropout, use_rslora=args.rslora, use_dora=args.dora)
 
 
-def add_lora(model: PreTrainedModel, args: argparse.Namespace) -> PeftModel:
-    """The model with new LoRA factors beside its `--target` matrices; `ValueError` naming those it does not have."""
+def add_lora(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+    """The model with new LoRA factors; `ValueError` naming the modules that it does not have."""
     names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    missing = [target for target in TARGETS[args.target] if target not in names]
-    if missing:
-        raise ValueError(f"the base {args.base} has no linear modules named {', '.join(missing)}, which --target {args.target} trains")
+    targets: Any = config.target_modules
+    if missing := sorted(set(targets) - names):
+        raise ValueError(f"the base {model.name_or_path} has no linear modules named {', '.join(missing)}, which --target trains")
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # PEFT 0.21's own call
-    expert: Any = get_peft_model(model, lora_config(args))
+    expert: Any = get_peft_model(model, config)
     return expert
+
+
+def planned_expert(config: PreTrainedConfig, bf16: bool, checkpointing: bool, factors: LoraConfig) -> PeftModel:
+    """What a plan makes of a base's configuration. DoRA counts as LoRA: its rows' norms are of values, which a plan does not have."""
+    return add_lora(base_in_nf4(config, bf16, checkpointing), replace(factors, use_dora=False))
+
+
+def planned_loss(model: nn.Module, batch: dict[str, Tensor], packing: bool) -> Tensor:
+    """`language_model_loss` as `ExpertTrainer` runs it: without a mask; packed rows begin at positions 0."""
+    rows = {name: batch[name] for name in ("input_ids", "labels")}
+    return language_model_loss(model, rows | {"position_ids": torch.zeros_like(batch["labels"])} if packing else rows)
 
 
 def go_on_from(expert: PeftModel, args: argparse.Namespace, base: Path) -> None:

@@ -5,7 +5,7 @@ without memory (`train/trace.py`), for the longest batch. Seconds are a model: e
 memory and its FLOPs at that of products, and its launch, for a batch of rows of the mean length; the speeds of a card are its data sheet's,
 those of a CPU are measured now.
 
-    plan_training(config, args, prepare)         config: a base's (trained with QLoRA) or a mixture's
+    plan_training(config, args, make)            make: what the command trains, of a configuration (`plan_models.py`)
 
 L layers; deep models are traced at two depths, and the rest follows, since all layers are alike.
 """
@@ -14,34 +14,30 @@ import argparse
 import copy
 import math
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
-from peft import prepare_model_for_kbit_training
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from model.budget import RUNTIME, Budget, Room, card_of, room_of
-from model.checkpoint import parse_dtype
 from model.configuration_moe import MoEConfig
 from model.footprint import dequantised_bytes
-from model.modeling_moe import MoEForCausalLM
 from moe_kernels.cards import CARDS, Card
 from moe_kernels.cpu_card import measure_cpu
 
 from .loss import losses_for_logits
-from .plan_data import Rows
+from .plan_data import Rows, batch_shapes
+from .plan_models import Make
+from .processes import local_processes, processes
 from .settings import EVALUATIONS, has_bf16, total_steps, use_checkpointing
-from .trace import ACTIVATIONS, GRADIENTS, LOGITS, WORKSPACE, FakeLinear4bit, Operation, Step, fake, give_nf4, trace_step
+from .trace import ACTIVATIONS, GRADIENTS, LOGITS, WORKSPACE, Operation, Step, fake, trace_step
 
 ADVICE = "try a smaller --batch-size with more --accumulation, a smaller --max-length, or --checkpointing on"
 NF4_WEIGHTS, WEIGHTS, TRAINED, OPTIMIZER = "quantised weights", "other weights", "trained parameters", "optimizer"
+BUCKETS = "DDP's buckets"  # into which it copies the gradients of several processes
 _DEPTHS = (2, 4)  # layers that are traced of a deeper model
-
-Prepare = Callable[[nn.Module], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -97,36 +93,48 @@ def language_model_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 def plan_training(
-    config: PreTrainedConfig, args: argparse.Namespace, prepare: Prepare, rows: Rows | None = None, step: Step = language_model_loss
+    config: PreTrainedConfig,
+    args: argparse.Namespace,
+    make: Make,
+    rows: Rows | None = None,
+    *,
+    step: Step = language_model_loss,
+    sequences: int = 1,
+    scored: int = 0,
 ) -> TrainingPlan:
-    """The plan of training what `prepare` makes of the model: LoRA on a base in NF4, or the parts of a mixture that keep a gradient.
+    """The plan of one process's training of what `make` makes of the configuration.
 
     `args` has the training flags and `gpu`. `rows` None: memory alone, for rows of --max-length. `step`: the loss of a batch {`input_ids`,
-    `labels`, `attention_mask`} [B, S]. `ValueError` for an unknown card.
+    `labels`, `attention_mask`} [B, S]. A row of the data is so many `sequences` of a batch. `scored`: how many rows pass through the model
+    once before the first step. `ValueError` for an unknown card.
     """
     room = room_of(args.gpu)
+    if not room.is_cuda and (sharing := local_processes()) > 1:
+        room = replace(room, bytes=room.bytes / sharing, where=f"this machine / {sharing}")
     checkpointing = use_checkpointing(args, room.is_cuda)
-    batch = args.batch_size, min(args.max_length, rows.longest if rows else args.max_length)
+    largest, usual = batch_shapes(args, rows, sequences)
     card = None
     if rows is not None:
         card = card_of(args.gpu) if room.is_cuda else measure_cpu(decoding=False)
-    run = _Run(config, args, prepare, step, room, card)
-    budget = _budget(run.traced(batch, checkpointing), room)
+    run = _Run(config, args, make, step, room, card)
+    budget = _budget(run.traced(largest, checkpointing), room)
     if rows is None:
-        return TrainingPlan(budget, batch, checkpointing)
-    otherwise = _budget(run.traced(batch, not checkpointing), room).total
+        return TrainingPlan(budget, largest, checkpointing)
+    otherwise = _budget(run.traced(largest, not checkpointing), room).total
     if card is None:
-        return TrainingPlan(budget, batch, checkpointing, otherwise, rows)
-    mean = run.traced((args.batch_size, max(2, round(min(rows.mean, batch[1])))), checkpointing)
+        return TrainingPlan(budget, largest, checkpointing, otherwise, rows)
+    mean = run.traced(usual, checkpointing)
     updates = 7 * (budget.parts[OPTIMIZER] / 2) / (card.dram * card.dram_share)  # AdamW reads four values of a parameter and writes three
     seconds, steps = mean["step"] + updates, total_steps(args, rows.count)
     evaluations = math.ceil(steps / args.eval_every) if args.eval_every else EVALUATIONS
-    evaluating = evaluations * math.ceil(args.eval_limit / args.batch_size) * mean["forward"]
-    return TrainingPlan(budget, batch, checkpointing, otherwise, rows, seconds, steps * seconds + evaluating, steps, card)
+    forwards = math.ceil((evaluations * args.eval_limit + scored) / (args.batch_size * processes().num_processes))
+    return TrainingPlan(budget, largest, checkpointing, otherwise, rows, seconds, steps * seconds + forwards * mean["forward"], steps, card)
 
 
 def _budget(found: dict[str, float], room: Room) -> Budget:
-    parts = (NF4_WEIGHTS, WEIGHTS, TRAINED, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOGITS, WORKSPACE)
+    parts = [NF4_WEIGHTS, WEIGHTS, TRAINED, GRADIENTS, OPTIMIZER, ACTIVATIONS, LOGITS, WORKSPACE]
+    if processes().num_processes > 1:
+        parts.append(BUCKETS)
     return Budget({**{part: found[part] for part in parts}, "runtime": RUNTIME["cuda" if room.is_cuda else "cpu"]}, room)
 
 
@@ -136,7 +144,7 @@ class _Run:
 
     config: Any
     args: argparse.Namespace
-    prepare: Prepare
+    make: Make
     step: Step
     room: Room
     card: Card | None
@@ -153,10 +161,10 @@ class _Run:
     def _trace(self, layers: int, batch: tuple[int, int], checkpointing: bool) -> dict[str, float]:
         cuda, named = self.room.is_cuda, CARDS.get(self.args.gpu)
         bf16 = cuda and (named.has_bf16 if named else has_bf16())
-        config, make = _with_layers(self.config, layers), _mixture if isinstance(self.config, MoEConfig) else _base_in_nf4
+        config = _with_layers(self.config, layers)
         with torch.device("meta"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)  # PEFT's own call
-            model = self.prepare(make(config, bf16, checkpointing))
+            model = self.make(config, bf16, checkpointing)
         model.train()
         traced = min(self.args.accumulation, 2)  # the second finds the gradients of the first
         with fake(model), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -167,6 +175,7 @@ class _Run:
             found[TRAINED if tensor.requires_grad else NF4_WEIGHTS if is_nf4 else WEIGHTS] += tensor.nbytes
             if tensor.requires_grad:  # paged_adamw_32bit keeps fp32, adamw_torch the parameter's dtype
                 found[OPTIMIZER] += 2 * tensor.numel() * (4 if cuda else tensor.itemsize)
+        found[BUCKETS] = found[TRAINED]
         if cuda and isinstance(config, MoEConfig):  # by kernels, within which the trace does not see
             found[WORKSPACE] += dequantised_bytes(config, batch[0] * batch[1], card_of(self.args.gpu))
         if self.card is not None:
@@ -180,46 +189,9 @@ def _seconds(operations: list[Operation], card: Card) -> float:
     return max(sum(operation.seconds(card) for operation in operations), card.host_launch * len(operations))
 
 
-def _base_in_nf4(config: PreTrainedConfig, bf16: bool, checkpointing: bool) -> nn.Module:
-    """As `train.expert.load_base` makes it."""
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and name != "lm_head":
-            model.set_submodule(name, FakeLinear4bit(module, dtype))
-    model.is_loaded_in_4bit = True  # PEFT asks
-    return prepare_model_for_kbit_training(
-        model, use_gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False}
-    )
-
-
-def _mixture(config: MoEConfig, bf16: bool, checkpointing: bool) -> nn.Module:
-    """As `model.load.load_model` makes it and Trainer prepares it."""
-    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else parse_dtype(config.dtype or "float32")
-    with init_empty_weights():
-        model: Any = MoEForCausalLM._from_config(config, dtype=dtype)
-    give_nf4(model, dtype)
-    if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model
-
-
 def _with_layers(config: Any, layers: int) -> Any:
     changed = copy.deepcopy(config)
     changed.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
         changed.layer_types = config.layer_types[:layers]
     return changed
-
-
-def read_config(base: str) -> PreTrainedConfig:
-    """The configuration of a base; `ValueError` if the folder or hub name has none, or it is not shaped like Mistral's."""
-    try:
-        config = AutoConfig.from_pretrained(base)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"the base {base!r} is neither a folder with a config.json nor a model within reach on the hub") from error
-    needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
-    missing = [name for name in needed if not hasattr(config, name)]
-    if missing:
-        raise ValueError(f"the base {base!r} ({config.model_type}) is not Mistral-shaped: its configuration lacks {', '.join(missing)}")
-    return config

@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from moe_kernels.cards import CARDS
 
+from .batches import LengthGroupedSampler
 from .data import load_pairs
 from .data.mixing import mix, parse_levels
-from .data.prompts import encode_pairs
+from .data.prompts import encode_pairs, packed_shape
 from .data.sources import MIN_CARD_BYTES, XLCOST, has_card
+from .processes import processes
 
 # Rows of XLCoST's train split (Zhu et al. 2022, arXiv:2206.08474, table 2), before the filters.
 XLCOST_ROWS = {
@@ -33,6 +35,31 @@ class Rows:
     mean: float
     longest: int
     note: str
+    lengths: Sequence[int] = ()  # of each row, where they were counted
+
+
+def rows_of(lengths: Sequence[int], note: str) -> Rows:
+    """Of rows that were counted."""
+    return Rows(len(lengths), sum(lengths) / len(lengths), max(lengths), note, lengths)
+
+
+Shape = tuple[int, int]  # sequences, and tokens of each
+
+
+def batch_shapes(args: argparse.Namespace, rows: Rows | None, sequences: int) -> tuple[Shape, Shape]:
+    """The largest batch, and a usual one; a row is so many `sequences`. Without `rows` all are of --max-length.
+
+    `--packing` joins the rows of a batch: its shapes are those of the first epoch's batches, if the rows' lengths are known.
+    """
+    longest = min(args.max_length, rows.longest if rows else args.max_length)
+    if rows and rows.lengths and getattr(args, "packing", False):
+        span = args.batch_size * args.accumulation * processes().num_processes
+        order = [rows.lengths[row] for row in LengthGroupedSampler(list(rows.lengths), span, args.seed, megabatch=1)]
+        starts = range(0, len(order), args.batch_size)
+        shapes = sorted((packed_shape(order[i : i + args.batch_size], args.max_length) for i in starts), key=math.prod)
+        return shapes[-1], shapes[len(shapes) // 2]
+    batch = args.batch_size * sequences
+    return (batch, longest), (batch, max(2, round(min(rows.mean if rows else longest, longest))))
 
 
 def plan_rows(args: argparse.Namespace, languages: Iterable[str], tokenizer: PreTrainedTokenizerBase | None, share: float = 1.0) -> Rows:
@@ -52,7 +79,7 @@ def plan_rows(args: argparse.Namespace, languages: Iterable[str], tokenizer: Pre
     if not wanted:
         raise ValueError(f"no train row fits --max-length {args.max_length}: {note}")
     kept = [length for of_lang in lengths for length in of_lang[:wanted]]
-    return Rows(len(kept), sum(kept) / len(kept), args.max_length if published else max(kept), note)
+    return Rows(len(kept), sum(kept) / len(kept), args.max_length, note) if published else rows_of(kept, note)
 
 
 def _count(

@@ -54,16 +54,31 @@ class PreferenceLoss:
         return losses_B - self.sft_weight * (policy_2B / tokens_2B).chunk(2)[0]
 
 
-def log_probs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """log π of each completion [2B] in fp32: the sum over its tokens, EOS included, each given all before it."""
-    with losses_for_logits(model, batch["labels"]):
-        losses_2BS: Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+def log_probs(model: nn.Module, batch: dict[str, Tensor], *, all_labelled: bool = False) -> Tensor:
+    """log π of each completion [2B] in fp32: the sum over its tokens, EOS included, each given all before it.
+
+    By the labels a mixture whose router is `sequence` knows the prompt, which chooses the expert. `all_labelled`: see `losses_for_logits`.
+    """
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    with losses_for_logits(model, batch["labels"], all_labelled=all_labelled):
+        losses_2BS: Tensor = model(**inputs, use_cache=False).logits
     return -losses_2BS.sum(dim=1)
+
+
+def planned_loss(model: nn.Module, batch: dict[str, Tensor], loss: PreferenceLoss) -> Tensor:
+    """The loss of a plan's batch [2B, S]."""
+    policy_2B = log_probs(model, batch, all_labelled=True)
+    return loss(policy_2B, torch.zeros_like(policy_2B), torch.ones_like(policy_2B)).sum()
 
 
 def count_tokens(batch: dict[str, Tensor]) -> Tensor:
     """Tokens of each completion [2B]."""
     return (batch["labels"] != IGNORED).sum(dim=1)
+
+
+def longer_side(row: Row) -> int:
+    """Tokens of the longer one of a pair's two sequences."""
+    return max(len(row["input_ids"]), len(row["rejected"]["input_ids"]))
 
 
 def collate_preferences(rows: Sequence[Row], pad_token_id: int) -> dict[str, Tensor]:

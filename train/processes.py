@@ -28,6 +28,11 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available(), timeout=TIMEOUT)
 
 
+def local_processes() -> int:
+    """How many processes of the run share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def run_in_all(command: Callable[[argparse.Namespace], object], parser: argparse.ArgumentParser) -> int:
     """`run_command` in each process of a launcher, or in this one."""
 

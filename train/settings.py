@@ -78,7 +78,7 @@ def training_arguments(args: argparse.Namespace, folder: Path, rows: int) -> Tra
     if use_checkpointing(args, cuda):
         checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     every = args.eval_every or max(1, math.ceil(steps / EVALUATIONS))
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=args.batch_size,
@@ -112,3 +112,7 @@ def training_arguments(args: argparse.Namespace, folder: Path, rows: int) -> Tra
         report_to="none",
         **checkpointing,
     )
+    if arguments.n_gpu > 1:  # Trainer would wrap the model in nn.DataParallel, whose copies keep the router's figures to themselves
+        print(f"one of {arguments.n_gpu} cards is used; torchrun --nproc-per-node {arguments.n_gpu} -m train... uses them all")
+        arguments._n_gpu = 1
+    return arguments

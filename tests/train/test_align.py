@@ -195,6 +195,19 @@ def test_in_a_mixture_what_is_named_learns_and_nothing_else(models, pairs, align
     assert isinstance(load_model(out)[0], MoEForCausalLM)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_plan_counts_what_learns_and_writes_nothing(models, pairs, tmp_path, monkeypatch, kind):
+    """A pair is two sequences; `test_plan.py` has the rest of the bytes."""
+    plans = []
+    monkeypatch.setattr(align, "show_plan", plans.append)
+    assert run(monkeypatch, *arguments(models[kind], pairs, tmp_path / "out"), "--plan", "--gpu", "a10g") == 0
+    rank = {"adapter": 4, "merge": 16}
+    factors = sum(tensor.numel() for name, tensor in weights(models[kind], kind).items() if "lora_" in name) if kind not in rank else 0
+    assert plans[0].budget.parts["trained parameters"] == 4 * (factors or 2 * 3 * rank[kind] * (64 + 128))  # layers, matrices, rank, D + F
+    assert plans[0].batch[0] == 8 and plans[0].rows.count == 18 and plans[0].run_seconds > plans[0].steps * plans[0].step_seconds
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_changed_input_is_not_resumed(models, pairs, tmp_path, monkeypatch, capsys):
     model = tmp_path / "expert"
     shutil.copytree(models["adapter"], model)

@@ -5,13 +5,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM, TrainingArguments
 
 from model.languages import LANGUAGES
-from train import base, documents
+from train import base, documents, settings
 from train.data.pairs import Pair
+from train.trainer import PairTrainer
 
 
 def pair(lang: str) -> Pair:
@@ -85,3 +87,37 @@ def test_the_base_is_trained_once_and_then_found(tiny_data, tmp_path, monkeypatc
     monkeypatch.setattr(sys, "argv", ["train.base", *flags, "--seed", "1"])
     assert base.main() == 0
     assert capsys.readouterr().out.splitlines()[-1] != folder
+
+
+def test_of_several_cards_one_process_uses_one(tiny_data, tmp_path, monkeypatch, capsys):
+    """As transformers finds the cards; it would wrap the model in nn.DataParallel and take a batch for each."""
+
+    def of_two_cards(**settings):
+        arguments = TrainingArguments(**settings)
+        arguments._n_gpu = 2
+        assert arguments.train_batch_size == 2 * arguments.per_device_train_batch_size
+        return arguments
+
+    steps = []
+    monkeypatch.setattr(settings, "TrainingArguments", of_two_cards)
+    monkeypatch.setattr(torch.nn.DataParallel, "__init__", lambda *_: pytest.fail("a copy of the model for each card"))
+    training_step = PairTrainer.training_step
+    count = lambda self, model, inputs, items: steps.append(len(inputs["input_ids"])) or training_step(self, model, inputs, items)  # noqa: E731
+    monkeypatch.setattr(PairTrainer, "training_step", count)
+    flags = ["--data", str(tiny_data), "--max-steps", "1", "--batch-size", "2", "--eval-limit", "2", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["train.base", *flags])
+    assert base.main() == 0
+    assert "one of 2 cards is used; torchrun --nproc-per-node 2" in capsys.readouterr().out and steps == [2]
+
+
+def test_a_plan_counts_the_very_documents_and_trains_nothing(tiny_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(base, "user_cache", lambda: tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.base", "--data", str(tiny_data), "--plan", "--gpu", "t4", "--batch-size", "2"])
+    plans = []
+    monkeypatch.setattr(base, "show_plan", plans.append)
+    assert base.main() == 0
+    model = MistralForCausalLM(MistralConfig(vocab_size=documents.VOCABULARY, **base.SHAPE))
+    trained = 4 * sum(parameter.numel() for parameter in model.parameters())
+    parts = plans[0].budget.parts
+    assert (parts["trained parameters"], parts["optimizer"], parts["quantised weights"]) == (trained, 2 * trained, 0)
+    assert plans[0].rows.count == 4 * 40 and not list(tmp_path.iterdir())

@@ -11,7 +11,8 @@ from model import MoEConfig, MoEForCausalLM
 from model.routers import noise_seeds
 from moe_kernels.noise import standard_normal
 from train.data.prompts import IGNORED
-from train.gate_trainer import GateTrainer, collate_labelled, label_loss, noise_scale
+from train.gate_losses import label_loss
+from train.gate_trainer import GateTrainer, collate_labelled, noise_scale
 from train.settings import training_arguments
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -159,6 +160,26 @@ def test_accumulated_gradients_are_those_of_one_big_batch(tmp_path, router):
     assert big.keys() == small.keys()
     for name, gradient in big.items():
         torch.testing.assert_close(small[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("router", ["noisy_topk", "topk", "softmax", "switch", "sequence"])
+def test_the_logged_parts_of_the_loss_make_up_the_whole(tmp_path, router):
+    """Times their weights, at each of several steps of micro-batches of different sizes, with noise where there is any."""
+    weights = {"importance": 0.3, "load": 0.2, "balance": 0.7, "z": 0.05}
+    fields = ("importance_coef", "load_coef", "router_aux_loss_coef", "router_z_loss_coef")
+    model = mixture(router, **dict(zip(fields, weights.values(), strict=True)))
+    noise = "constant" if router == "noisy_topk" else "none"
+    trainer = make_trainer(model, tmp_path, rows(9), [], batch_size=2, accumulation=2, max_steps=6, noise=noise)
+    trainer.args.logging_steps = 2
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["step"] for entry in entries] == [1, 2, 4, 6]
+    kinds = {"balance", "z"} if router in ("topk", "switch") else {"importance", "load", "z"}
+    for entry in entries:
+        assert {name for name in entry if "_loss" in name} == {f"{name}_loss" for name in (*kinds, "language_model", "label")}
+        router_parts = sum(weights[kind] * entry[f"{kind}_loss"] for kind in kinds)
+        assert entry["loss"] == pytest.approx(entry["language_model_loss"] + 0.5 * entry["label_loss"] + router_parts, rel=1e-5)
+        assert all(entry[f"{kind}_loss"] > 0 for kind in kinds if (router, kind) != ("softmax", "load"))
 
 
 def test_the_label_loss_falls_and_the_gate_alone_moves(tmp_path):

@@ -1,6 +1,7 @@
 """The plan of a training run against what a run takes: bytes of its tensors, and the peak of a process of its own."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,16 +11,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, MistralConfig, MistralForCausalLM
+from transformers import AutoConfig, MistralConfig, MistralForCausalLM, TrainingArguments
 
+import train.plan
 from model import MoEConfig, MoEForCausalLM
+from model.budget import room_of
 from model.languages import LANGUAGES
 from moe_kernels.cards import CARDS
 from moe_kernels.nf4_format import nf4_bytes
 from train import gate, lora
+from train.data.prompts import collate_packed
 from train.plan import plan_training
-from train.plan_data import XLCOST_ROWS, Rows, plan_rows
+from train.plan_data import XLCOST_ROWS, Rows, batch_shapes, plan_rows, rows_of
+from train.plan_models import whole
+from train.preference import PreferenceLoss, planned_loss
 from train.settings import add_training_flags
+from train.trained_parts import TRAINED, planned_mixture
 
 SHAPE = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 8192}
 MISTRAL_7B = MistralConfig(num_hidden_layers=32, vocab_size=32000)
@@ -35,12 +42,13 @@ def flags(*argv: object, gpu: str = "cpu", **others: object) -> Namespace:
     return args
 
 
-def plan_expert(config, args, rows=None):
-    return plan_training(config, args, partial(lora.add_lora, args=args), rows)
+def plan_expert(config, args, rows=None, packing=False):
+    make = partial(lora.planned_expert, factors=lora.lora_config(args))
+    return plan_training(config, args, make, rows, step=partial(lora.planned_loss, packing=packing))
 
 
 def plan_gate(config, args, rows=None):
-    return plan_training(config, args, partial(gate.freeze_all_but, parts=gate.TRAINED[args.train]), rows)
+    return plan_training(config, args, partial(planned_mixture, parts=TRAINED[args.train]), rows)
 
 
 def test_weights_trained_parameters_and_optimizer_of_mistral_7b():
@@ -73,11 +81,11 @@ def test_checkpointing_accumulation_and_length_change_what_they_should():
 
 
 def test_time_grows_with_the_rows_and_falls_with_the_card():
-    rows = Rows(1000, 400, 1024, "")
-    t4, h100 = (plan_expert(MISTRAL_7B, flags(gpu=gpu), rows).step_seconds for gpu in ("t4", "h100"))
-    plan = plan_expert(MISTRAL_7B, flags(gpu="a10g"), rows)
+    rows, config = Rows(1000, 400, 1024, ""), MistralConfig(num_hidden_layers=2, vocab_size=8192)
+    t4, h100 = (plan_expert(config, flags(gpu=gpu), rows).step_seconds for gpu in ("t4", "h100"))
+    plan = plan_expert(config, flags(gpu="a10g"), rows)
     assert t4 > plan.step_seconds > h100
-    flops = 3 * 2 * 4 * 400 * 7e9  # forward, recomputed forward and dX; the factors' gradients are small
+    flops = 3 * 2 * 4 * 400 * 2 * 218e6  # forward, recomputed forward and dX of two layers; the factors' gradients are small
     assert flops / CARDS["a10g"].gemm < plan.step_seconds < 3 * flops / CARDS["a10g"].gemm
     assert plan.steps == 250 and plan.run_seconds > 250 * plan.step_seconds
 
@@ -91,6 +99,20 @@ def test_rows_are_counted_or_known(tiny_data):
     assert plan_rows(flags("--limit", 7, gpu="a10g", data="auto", level="snippet"), LANGUAGES, None).count == 28
 
 
+def test_packed_batches_are_those_of_the_run(tmp_path):
+    """The greatest of an epoch's, as the trainer's own loader makes them."""
+    rows = [{"input_ids": [5] * length, "labels": [5] * length} for length in [*range(2, 60, 3), *range(3, 30, 2)]]
+    args = flags("--batch-size", 6, "--max-length", 64, "--accumulation", 2, packing=True)
+    settings = TrainingArguments(str(tmp_path), per_device_train_batch_size=6, gradient_accumulation_steps=2, seed=0, use_cpu=True)
+    packed = partial(collate_packed, pad_token_id=0, max_length=64)
+    options = {"neftune_alpha": 0.0, "loraplus_ratio": 1.0, "packing": True, "data_collator": packed}
+    trainer = lora.ExpertTrainer(model=torch.nn.Linear(1, 1), args=settings, train_dataset=rows, **options)
+    shapes = sorted((tuple(batch["input_ids"].shape) for batch in trainer.get_train_dataloader()), key=math.prod)
+    assert batch_shapes(args, rows_of([len(row["input_ids"]) for row in rows], ""), 1) == (shapes[-1], shapes[len(shapes) // 2])
+    args.packing = False
+    assert batch_shapes(args, Rows(9, 20, 50, ""), 2) == ((12, 50), (12, 20))
+
+
 def test_the_command_plans_a_gate(monkeypatch, capsys, tiny_data, tmp_path):
     for card in ("a10g", "cpu"):
         argv = ["--model", "tinyllama-1.1b-x4", "--data", str(tiny_data), "--out", str(tmp_path / "out"), "--plan", "--gpu", card]
@@ -101,43 +123,95 @@ def test_the_command_plans_a_gate(monkeypatch, capsys, tiny_data, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def measure(kind: str, folder: Path, *argv: object) -> dict[str, float]:
-    """Of a process that trains: freed blocks are given back at once, or the heap's holes would be counted as in use."""
+LENGTH = 384
+JOBS = {
+    "expert": ("expert", []),
+    "expert, checkpointed": ("expert", ["--checkpointing", "on"]),
+    "expert, packed": ("expert", ["--packing", "--batch-size", 8]),
+    "gate": ("gate", []),
+    "gate and factors": ("gate", ["--train", "gate+lora"]),
+    "align": ("align", ["--batch-size", 2]),
+    "base": ("base", ["--batch-size", 2]),
+}
+JOBS_OF_TWO = {"base, short": ("base", ["--batch-size", 1, "--max-length", 16])}
+
+
+def run_jobs(folder: Path, tiny_base: Path, names: list[str], launcher: tuple[str, ...] = ()) -> dict[str, dict[str, float]]:
+    """Of a process that trains one after the other: freed blocks are given back at once, or the heap's holes would count as in use."""
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    command = [sys.executable, str(MEASURE), kind, str(folder), *map(str, argv)]
-    return json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    jobs = []
+    for name in names:
+        kind, given = (JOBS | JOBS_OF_TWO)[name]
+        model, warm_up = folder / "base", tiny_base
+        if kind == "gate":
+            layout = "lora" if given else "dense"
+            model = make_mixture(folder / layout, tiny_base, layout)
+            warm_up = make_mixture(folder / f"small {layout}", tiny_base, layout, hidden_size=64, vocab_size=512)
+        jobs.append({"kind": kind, "folder": str(model), "warm_up": str(warm_up), "flags": given})
+    command = [sys.executable, *launcher, str(MEASURE), json.dumps(jobs)]
+    lines = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    return dict(zip(names, [json.loads(line) for line in lines if line.startswith("{")], strict=False))
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads a process's memory from /proc")
-@pytest.mark.parametrize("checkpointing", ["off", "on"])
-def test_the_peak_of_an_expert(tmp_path, tiny_base, checkpointing):
-    folder = make_base(tmp_path / "base", tiny_base)
-    seen = measure("expert", folder, checkpointing, tiny_base)
-    plan = plan_expert(AutoConfig.from_pretrained(folder), flags("--batch-size", 4, "--max-length", 384, "--checkpointing", checkpointing))
-    assert planned_bytes(plan) == pytest.approx(seen["peak"], rel=0.1)
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, tiny_base) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    make_base(folder / "base", tiny_base)
+    return folder
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads a process's memory from /proc")
-@pytest.mark.parametrize(("layout", "train"), [("dense", "gate"), ("lora", "gate+lora")])
-def test_the_peak_of_a_gate(tmp_path, tiny_base, layout, train):
-    folder = make_mixture(tmp_path / "mixture", tiny_base, layout)
-    seen = measure("gate", folder, "off", make_mixture(tmp_path / "small", tiny_base, layout, hidden_size=64, vocab_size=512), train)
-    config = MoEConfig.from_pretrained(folder)
-    plan = plan_gate(config, flags("--batch-size", 4, "--max-length", 384, train=train))
-    assert planned_bytes(plan) == pytest.approx(seen["peak"], rel=0.1)
+@pytest.fixture(scope="module")
+def measured(models, tiny_base) -> dict[str, dict[str, float]]:
+    if not Path("/proc/self/status").exists():
+        pytest.skip("reads a process's memory from /proc")
+    return run_jobs(models, tiny_base, [*JOBS, *JOBS_OF_TWO])
+
+
+def plan_job(name: str, models: Path):
+    kind, given = (JOBS | JOBS_OF_TWO)[name]
+    args = flags("--batch-size", 4, "--max-length", LENGTH, *(flag for flag in given if flag not in ("--packing", "--train", "gate+lora")))
+    if kind == "gate":
+        args.train = "gate+lora" if given else "gate"
+        return plan_gate(MoEConfig.from_pretrained(models / ("lora" if given else "dense")), args)
+    config = AutoConfig.from_pretrained(models / "base")
+    if kind == "base":
+        return plan_training(config, args, whole)
+    if kind == "align":
+        make = partial(lora.planned_expert, factors=lora.factor_config(args))
+        return plan_training(config, args, make, step=partial(planned_loss, loss=PreferenceLoss(0.1)), sequences=2)
+    args.packing = "--packing" in given
+    rows = rows_of([3 * LENGTH // 8] * args.batch_size, "") if args.packing else None
+    return plan_expert(config, args, rows, args.packing)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_the_peak_of_a_step(measured, models, name):
+    assert planned_bytes(plan_job(name, models)) == pytest.approx(measured[name]["peak"], rel=0.1)
+
+
+def test_several_processes_copy_their_gradients(models, measured, tiny_base, monkeypatch):
+    """What two processes take more than one, each: of a batch so small that weights, moments and gradients are nearly all."""
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    name = "base, short"
+    more = run_jobs(models, tiny_base, [name], torchrun)[name]["peak"] - measured[name]["peak"]
+    assert "DDP's buckets" not in plan_job(name, models).budget.parts
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(train.plan, "processes", lambda: Namespace(num_processes=2))
+    budget = plan_job(name, models).budget
+    assert budget.parts["DDP's buckets"] == pytest.approx(more, rel=0.25) and more > 0.15 * measured[name]["peak"]
+    assert budget.room.bytes == room_of("cpu").bytes / 2, "they share the machine"
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("checkpointing", ["off", "on"])
-def test_the_peak_of_an_expert_on_a_card(tmp_path, tiny_base, checkpointing):
+def test_the_peak_of_an_expert_on_a_card(models, measured, checkpointing):
     """PyTorch's allocator does not see the paged optimizer, nor the CUDA context."""
-    folder = make_base(tmp_path / "base", tiny_base)
-    seen = measure("expert", folder, checkpointing, tiny_base)
-    args = flags("--batch-size", 4, "--max-length", 384, "--checkpointing", checkpointing, gpu="auto")
-    plan = plan_expert(AutoConfig.from_pretrained(folder), args)
-    assert planned_bytes(plan) - plan.budget.parts["optimizer"] == pytest.approx(seen["allocated"], rel=0.1)
+    name = "expert, checkpointed" if checkpointing == "on" else "expert"
+    args = flags("--batch-size", 4, "--max-length", LENGTH, "--checkpointing", checkpointing, gpu="auto")
+    plan = plan_expert(AutoConfig.from_pretrained(models / "base"), args)
+    assert planned_bytes(plan) - plan.budget.parts["optimizer"] == pytest.approx(measured[name]["allocated"], rel=0.1)
 
 
 def planned_bytes(plan) -> float:

@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
+from model import MoEConfig, MoEForCausalLM
 from train.data.preferences import Preference, encode_preferences
 from train.preference import PreferenceLoss, PreferenceTrainer, Row, collate_preferences, count_tokens, log_probs
 
@@ -59,6 +60,29 @@ def test_log_probs_are_sums_over_the_completion_in_any_padding(policy, rows):
     found = log_probs(policy, collate(rows))
     assert torch.allclose(found, torch.tensor(expected, dtype=found.dtype), rtol=1e-5)
     assert count_tokens(collate(rows)).tolist() == [sum(label != -100 for label in row["labels"]) for row in completions]
+
+
+def test_the_prompt_alone_chooses_the_expert_of_a_sequence_router(rows, tokenizer):
+    """The oracle reads the prompt first, as generating does, and the completion with the cache that keeps its choice."""
+    torch.manual_seed(4)
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = MoEForCausalLM(MoEConfig(vocab_size=len(tokenizer), num_local_experts=4, router_type="sequence", **shape)).eval()
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, std=3.0 if ".gate." in name else 0.5)
+    expected, whole = [], []
+    for row in rows + [row["rejected"] for row in rows]:
+        prompt = row["labels"].count(-100)
+        ids = torch.tensor([row["input_ids"]])
+        with torch.no_grad():
+            first = model(ids[:, :prompt], use_cache=True)
+            rest = model(ids[:, prompt:], past_key_values=first.past_key_values).logits
+            logits = torch.cat([first.logits[:, -1:], rest[:, :-1]], dim=1)[0]
+            by_all = model(ids).logits[0, prompt - 1 : -1]
+        for found, of_row in ((expected, logits), (whole, by_all)):
+            found.append(of_row.log_softmax(-1).gather(1, ids[0, prompt:, None]).sum().item())
+    for training in (False, True):
+        assert torch.allclose(log_probs(model.train(training), collate(rows)), torch.tensor(expected), rtol=1e-4)
+    assert not torch.allclose(torch.tensor(whole), torch.tensor(expected), rtol=1e-2), "the completion would have chosen otherwise"
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -18,6 +18,7 @@ from train.batches import ProcessBatches
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
 STEPS, CUT = 9, 6
+LINEAR = ["--importance", 0, "--load", 0, "--z-loss", 0, "--noise", "none"]  # of a gate's losses what is a mean over tokens
 
 
 # What `accelerate launch --use_fsdp --fsdp_version 2 --fsdp_cpu_ram_efficient_loading false` sets.
@@ -70,11 +71,12 @@ def two(commands, tiny_base, tiny_data, tmp_path_factory) -> Path:
     """The outputs of two processes: those of `commands`, and of an expert with dropout."""
     folder = tmp_path_factory.mktemp("two")
     runs = [(module, [*flags, "--out", folder / name], None) for name, (module, flags) in commands.items()]
+    runs.append(("train.gate", [*commands["gate"][1], *LINEAR, "--out", folder / "linear gate"], None))
     done = launch(*runs, ("train.expert", expert(tiny_base, tiny_data, "--out", folder / "dropout"), None))
     assert done.returncode == 0, done.stderr
-    for name in (*commands, "dropout"):
+    for name in (*commands, "linear gate", "dropout"):
         assert sum(line.endswith(str(folder / name)) for line in done.stdout.splitlines()) == 1, "one process speaks"
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*commands, "dropout"])
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*commands, "linear gate", "dropout"])
     return folder
 
 
@@ -93,10 +95,10 @@ def run(monkeypatch, module: str, *arguments: object) -> None:
     assert importlib.import_module(module).main() == 0
 
 
-def log(folder: Path) -> list[dict]:
+def log(folder: Path, left_out: tuple[str, ...] = ()) -> list[dict]:
     """The entries of the log without what depends on the clock, the number of batches, or where a run was resumed."""
     entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    left_out = ("second", "runtime", "flos", "epoch", "train_loss")
+    left_out += ("second", "runtime", "flos", "epoch", "train_loss")
     return [{name: value for name, value in entry.items() if not any(word in name for word in left_out)} for entry in entries]
 
 
@@ -104,9 +106,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
 
 
-def assert_same(one: Path, many: Path, rtol: float) -> None:
+def assert_same(one: Path, many: Path, rtol: float, left_out: tuple[str, ...] = ()) -> None:
     assert len(log(one)) == len(log(many))
-    for expected, found in zip(log(one), log(many), strict=True):
+    for expected, found in zip(log(one, left_out), log(many, left_out), strict=True):
         assert found == pytest.approx(expected, rel=rtol, abs=1e-5), expected["step"]
     for name, tensor in weights(one).items():
         torch.testing.assert_close(weights(many)[name], tensor, rtol=rtol, atol=1e-5, msg=name)
@@ -122,13 +124,13 @@ def test_two_processes_are_one_that_accumulates_twice(commands, two, sharded, tm
     assert json.loads((two / name / "run.json").read_text())["figures"]["processes"] == 2
 
 
-@pytest.mark.parametrize("name", ["expert", "align", "base"])
+@pytest.mark.parametrize("name", ["expert", "linear gate", "align", "base"])
 def test_two_processes_are_one_with_twice_the_batch(commands, two, tmp_path, monkeypatch, name):
-    """The losses that are means over tokens or pairs; the gate's importance and load are of each micro-batch."""
-    module, flags = commands[name]
+    """The losses that are means over tokens or pairs; the gate's importance, load and z are of each micro-batch."""
+    module, flags = (commands["gate"][0], [*commands["gate"][1], *LINEAR]) if name == "linear gate" else commands[name]
     size = flags[flags.index("--batch-size") + 1]
     run(monkeypatch, module, *flags, "--batch-size", 2 * size, "--out", tmp_path / "one")
-    assert_same(tmp_path / "one", two / name, rtol=1e-4)
+    assert_same(tmp_path / "one", two / name, rtol=1e-4, left_out=("importance_loss", "load_loss", "z_loss"))
 
 
 def test_a_killed_process_ends_all_and_the_run_goes_on_bit_equal(two, tiny_base, tiny_data, tmp_path):

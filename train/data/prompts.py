@@ -83,17 +83,8 @@ def collate_packed(examples: Sequence[Example], pad_token_id: int, max_length: i
     `position_ids` begin again with each row, and once more with the padding: by that transformers keeps attention within a row, as long
     as there is neither a mask nor a cache. A row's first label goes, which would be predicted from the row before it.
     """
-    packs: list[list[Example]] = []
-    lengths: list[int] = []
-    for example in sorted(examples, key=lambda example: -len(example["input_ids"])):
-        length = len(example["input_ids"])
-        place = next((place for place, taken in enumerate(lengths) if taken + length <= max_length), None)
-        if place is None:
-            packs.append([example])
-            lengths.append(length)
-        else:
-            packs[place].append(example)
-            lengths[place] += length
+    packs = [[examples[row] for row in pack] for pack in _first_fit([len(example["input_ids"]) for example in examples], max_length)]
+    lengths = [sum(len(example["input_ids"]) for example in pack) for pack in packs]
     for pack, length in zip(packs, lengths, strict=True):
         if missing := max(lengths) - length:
             pack.append({"input_ids": [pad_token_id] * missing, "labels": [IGNORED] * missing})
@@ -102,3 +93,24 @@ def collate_packed(examples: Sequence[Example], pad_token_id: int, max_length: i
         "labels": torch.tensor([[label for row in pack for label in (IGNORED, *row["labels"][1:])] for pack in packs]),
         "position_ids": torch.tensor([[place for row in pack for place in range(len(row["input_ids"]))] for pack in packs]),
     }
+
+
+def packed_shape(lengths: Sequence[int], max_length: int) -> tuple[int, int]:
+    """The shape [sequences, tokens of each] of `collate_packed`'s batch of rows of these lengths."""
+    packs = _first_fit(lengths, max_length)
+    return len(packs), max(sum(lengths[row] for row in pack) for pack in packs)
+
+
+def _first_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """The rows of each sequence: by falling length, each into the first sequence with as much room left."""
+    packs: list[list[int]] = []
+    taken: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        place = next((place for place, sum_of in enumerate(taken) if sum_of + lengths[row] <= room), None)
+        if place is None:
+            packs.append([row])
+            taken.append(lengths[row])
+        else:
+            packs[place].append(row)
+            taken[place] += lengths[row]
+    return packs

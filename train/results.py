@@ -1,0 +1,40 @@
+"""What a finished run leaves: its model, its record and its logs, written at once by the first process."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from model.output import output_folder, write_run
+
+from .trainer import PairTrainer
+
+
+def whole_state(model: nn.Module) -> dict[str, torch.Tensor] | None:
+    """The state dict on the CPU of a model that FSDP2 has spread over the processes, which must all call this; None for any other."""
+    state = model.state_dict()
+    if not any(isinstance(tensor, DTensor) for tensor in state.values()):
+        return None
+    return {name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu() for name, tensor in state.items()}
+
+
+def write_output(out: Path, trainer: PairTrainer, workspace: Path, *, figures: dict[str, Any], **facts: Any) -> None:
+    """The first process writes `out`: model, tokenizer, `run.json`, `log.jsonl` and TensorBoard's files. All processes must call this.
+
+    `log.jsonl` has an object per entry with step, loss or eval_loss, learning_rate, seconds.
+    """
+    model: Any = trainer.model
+    state = whole_state(model)
+    if not trainer.is_world_process_zero():
+        return
+    tokenizer: Any = trainer.processing_class
+    with output_folder(out) as folder:
+        model.save_pretrained(str(folder), state_dict=state)
+        tokenizer.save_pretrained(folder)
+        (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history))
+        shutil.copytree(workspace / "tensorboard", folder / "tensorboard")
+        write_run(folder, seed=trainer.args.seed, figures={**trainer.figures(), **figures}, **facts)
