@@ -111,6 +111,10 @@ def _run(x_TD: Tensor, routing: Routing, base: list[Weight], lora: ExpertLoRA | 
     """The operator of `experts_ops`; without kernels and `torch.compile` the reference, whose autograd needs no second forward."""
     if not x_TD.is_floating_point():
         raise ValueError(f"x must be a floating-point tensor, not {x_TD.dtype}")
+    for weight in base:
+        if weight.device != x_TD.device or not (isinstance(weight, NF4Weight) or weight.is_floating_point()):
+            facts = f"{weight.dtype} on {weight.device} does not fit x of {x_TD.dtype} on {x_TD.device}"
+            raise ValueError(f"a weight of {facts}: it is floating-point or an NF4Weight, on x's device")
     _check_routing(routing, len(x_TD))
     parts = [lora.w1, lora.w3, lora.w2] if lora else []
     wanted = [x_TD, routing.weights_TK, *base, *(factor for part in parts for factor in (part.a, part.b))]

@@ -69,7 +69,9 @@ def _group_by_kernels(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Ten
 
     size = experts_TK.numel()
     if size >= MOST_PAIRS:
-        raise ValueError(f"the routing has {size} pairs; the grouping kernels count them in 32 bits, so there must be less than {MOST_PAIRS}")
+        raise ValueError(
+            f"the routing has {size} pairs; the grouping kernels count them in 32 bits, so there must be less than {MOST_PAIRS}"
+        )
     pairs_N = experts_TK.reshape(-1).long().contiguous()
     e_pad = 1 << (num_experts - 1).bit_length()
     chosen = choose_launch("group", num_experts, 1, size, arch_of(pairs_N.device))

@@ -1,5 +1,5 @@
-// Tells ThreadSanitizer what OpenMP's threads wait for: loaded before libgomp, which is not built with it, and whose fork and join it does not
-// see. Without this every array that a parallel loop reads or leaves is reported (25 reports for one quantisation). `make sanitize` builds it.
+// Tells ThreadSanitizer what OpenMP's threads wait for. libgomp is not built with it, so that its fork and join are not seen, and every
+// array that a parallel loop reads or leaves is reported: 25 times for one quantisation. `make sanitize-thread` builds and preloads it.
 
 #include <dlfcn.h>
 
