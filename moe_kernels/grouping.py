@@ -40,8 +40,11 @@ def check_expert_ids(experts_TK: Tensor, num_experts: int) -> None:
 def _group_tokens(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
     if backend.runs_cpp(experts_TK):
         return torch.ops.moe_kernels.group_tokens_cpp(experts_TK, num_experts)  # which looks at every id itself
+    kernels = backend.active(experts_TK.device.type) == "triton" and num_experts <= MOST_KERNEL_EXPERTS
+    if kernels and experts_TK.numel() >= MOST_PAIRS:
+        raise ValueError(f"{experts_TK.numel()} pairs of a token and an expert are too many: the kernels count less than {MOST_PAIRS}")
     check_expert_ids(experts_TK, num_experts)
-    if backend.active(experts_TK.device.type) == "triton" and num_experts <= MOST_KERNEL_EXPERTS:
+    if kernels:
         return _group_by_kernels(experts_TK, num_experts)
     return group_tokens_reference(experts_TK, num_experts)
 
@@ -67,12 +70,8 @@ def _group_by_kernels(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Ten
     """The same in one launch, or two above a block of pairs; nothing of the ids is read on the host."""
     from .triton import _grouping as kernels  # triton is not everywhere where the reference runs
 
-    size = experts_TK.numel()
-    if size >= MOST_PAIRS:
-        raise ValueError(
-            f"the routing has {size} pairs; the grouping kernels count them in 32 bits, so there must be less than {MOST_PAIRS}"
-        )
     pairs_N = experts_TK.reshape(-1).long().contiguous()
+    size = len(pairs_N)
     e_pad = 1 << (num_experts - 1).bit_length()
     chosen = choose_launch("group", num_experts, 1, size, arch_of(pairs_N.device))
     block = max(16, chosen.block_m // max(1, e_pad // 8))  # a program holds block * e_pad numbers
