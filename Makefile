@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+comma := ,
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-all bench sanitize gpu lint format lock setup clean
+.PHONY: help demo test test-all bench sanitize sanitize-thread gpu lint format lock setup clean
 
 help:
 	@echo "make setup     .venv with everything in it; what the other targets begin with"
@@ -12,7 +13,7 @@ help:
 	@echo "make test      lint, types and every test that needs no GPU (18 minutes beside other work, 2 cores)"
 	@echo "make test-all  the same with the slow tests: every program of the corpus compiled and run"
 	@echo "make bench     pytest benchmarks/"
-	@echo "make sanitize  the C++ extension under AddressSanitizer and UBSan"
+	@echo "make sanitize  the C++ extension under AddressSanitizer and UBSan; make sanitize-thread: under ThreadSanitizer"
 	@echo "make gpu       the tests and benchmarks that need a CUDA card, in at most nine minutes"
 	@echo "make lock      requirements.lock anew, from what is installed in .venv"
 	@echo "make lint      ruff and mypy;  make format: ruff's formatter and fixes"
@@ -36,15 +37,27 @@ test-all: lint
 bench: $(READY)
 	$(BIN)/python -m pytest benchmarks/ --benchmark-columns=min,median,stddev,rounds
 
-# Into a copy of the package: the usual build stays. PyTorch keeps memory to its end, which is no leak of ours.
+# Into copies of the package: the usual build stays. PyTorch keeps memory to its end, which is no leak of ours.
 SANITIZED := build/sanitized
+CPP_TESTS := -m pytest -q -p no:cacheprovider tests/moe_kernels/test_cpp_*.py
+define build_sanitized
+	rm -rf $(1) && mkdir -p $(1)
+	cp -r moe_kernels tests csrc setup.py pyproject.toml $(1)/ && rm -f $(1)/moe_kernels/_C*.so
+	cd $(1) && CFLAGS="-O1 -g1 -fno-omit-frame-pointer $(2)" PATH="$(CURDIR)/$(BIN):$$PATH" $(CURDIR)/$(BIN)/python setup.py build_ext --inplace
+endef
+
 sanitize: $(READY)
-	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
-	cp -r moe_kernels tests csrc setup.py pyproject.toml $(SANITIZED)/ && rm -f $(SANITIZED)/moe_kernels/_C*.so
-	cd $(SANITIZED) && CFLAGS="-O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
-		PATH="$(CURDIR)/$(BIN):$$PATH" $(CURDIR)/$(BIN)/python setup.py build_ext --inplace
+	$(call build_sanitized,$(SANITIZED),-fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined)
 	cd $(SANITIZED) && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-		PYTHONPATH=. $(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider tests/moe_kernels/test_cpp_*.py -k "not opcheck and not default_dtype"
+		PYTHONPATH=. $(CURDIR)/$(BIN)/python $(CPP_TESTS) -k "not opcheck and not default_dtype"
+
+# The tests that share work among threads. libgomp is not built with the sanitizer: scripts/tsan_openmp.cpp tells it of fork and join.
+sanitize-thread: $(READY)
+	$(call build_sanitized,$(SANITIZED)-thread,-fsanitize=thread)
+	g++ -O1 -fPIC -shared -fsanitize=thread scripts/tsan_openmp.cpp -o $(SANITIZED)-thread/tsan_openmp.so
+	cd $(SANITIZED)-thread && LD_PRELOAD="$$(g++ -print-file-name=libtsan.so) $$PWD/tsan_openmp.so" \
+		TSAN_OPTIONS="ignore_noninstrumented_modules=1 exitcode=66" OMP_WAIT_POLICY=passive OMP_NUM_THREADS=2 \
+		PYTHONPATH=. $(CURDIR)/$(BIN)/python $(CPP_TESTS) -k "(threads and not bfloat16) or zero_tokens or (nan_stays and 80) or anyhow"
 
 gpu: $(READY)
 	PYTHON=$(BIN)/python bash benchmarks/gpu_session.sh

@@ -55,8 +55,11 @@ def moe_dense(
     """
     shapes = [tuple(part.shape) for part in (x_TD, w_gate_up, w_down)]
     num_experts, hidden, width = (*shapes[2], 0, 0, 0)[0], shapes[2][-1], shapes[0][-1]
-    if shapes[1:] != [(num_experts, 2 * hidden, width), (num_experts, width, hidden)] or len(shapes[0]) != 2:
-        raise ValueError(f"x, w_gate_up and w_down of shapes {_listed(shapes)} do not fit: they are [T, D], [E, 2F, D] and [E, D, F]")
+    fits = shapes[1:] == [(num_experts, 2 * hidden, width), (num_experts, width, hidden)] and len(shapes[0]) == 2
+    if not fits or 0 in shapes[2]:
+        raise ValueError(
+            f"x, w_gate_up and w_down of shapes {_listed(shapes)} do not fit: they are [T, D], [E, 2F, D] and [E, D, F], of E, D, F above 0"
+        )
     if lora is not None:
         _check_lora(lora, num_experts, hidden, width)
     return _run(x_TD, routing, [w_gate_up, w_down], lora, num_experts, precision)
@@ -70,8 +73,11 @@ def moe_lora(x_TD: Tensor, routing: Routing, w1: Weight, w3: Weight, w2: Weight,
     """
     shapes = [tuple(part.shape) for part in (x_TD, w1, w3, w2)]
     hidden, width = shapes[1][0], shapes[0][-1]
-    if shapes[1:] != [(hidden, width), (hidden, width), (width, hidden)] or len(shapes[0]) != 2:
-        raise ValueError(f"x, w1, w3 and w2 of shapes {_listed(shapes)} do not fit: they are [T, D], [F, D], [F, D] and [D, F]")
+    fits = shapes[1:] == [(hidden, width), (hidden, width), (width, hidden)] and len(shapes[0]) == 2
+    if not fits or 0 in shapes[3]:
+        raise ValueError(
+            f"x, w1, w3 and w2 of shapes {_listed(shapes)} do not fit: they are [T, D], [F, D], [F, D] and [D, F], of D and F above 0"
+        )
     num_experts = lora.w1.a.shape[0]
     _check_lora(lora, num_experts, hidden, width)
     return _run(x_TD, routing, [w1, w3, w2], lora, num_experts, precision)
@@ -91,18 +97,24 @@ def _check_lora(lora: ExpertLoRA, num_experts: int, hidden: int, width: int) -> 
 
 
 def _check_routing(routing: Routing, num_tokens: int) -> None:
-    """Expert ids are checked where they are read."""
+    """That ids lie within 0..E-1 is checked where they are read."""
     shapes = [tuple(routing.weights_TK.shape), tuple(routing.experts_TK.shape)]
     if shapes[0] != shapes[1] or len(shapes[0]) != 2 or shapes[0][0] != num_tokens:
         raise ValueError(
             f"the routing's weights and experts have the shapes {_listed(shapes)}; for {num_tokens} tokens both are [{num_tokens}, K]"
         )
+    if routing.experts_TK.is_floating_point():
+        raise ValueError(f"the routing's experts must be integers, not {routing.experts_TK.dtype}")
 
 
 def _run(x_TD: Tensor, routing: Routing, base: list[Weight], lora: ExpertLoRA | None, num_experts: int, precision: str) -> Tensor:
     """The operator of `experts_ops`; without kernels and `torch.compile` the reference, whose autograd needs no second forward."""
     if not x_TD.is_floating_point():
         raise ValueError(f"x must be a floating-point tensor, not {x_TD.dtype}")
+    for weight in base:
+        if weight.device != x_TD.device or not (isinstance(weight, NF4Weight) or weight.is_floating_point()):
+            facts = f"{weight.dtype} on {weight.device} does not fit x of {x_TD.dtype} on {x_TD.device}"
+            raise ValueError(f"a weight of {facts}: it is floating-point or an NF4Weight, on x's device")
     _check_routing(routing, len(x_TD))
     parts = [lora.w1, lora.w3, lora.w2] if lora else []
     wanted = [x_TD, routing.weights_TK, *base, *(factor for part in parts for factor in (part.a, part.b))]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import backend
-from .grouping import Grouping
+from .grouping import Grouping, check_expert_ids
 from .routing_reference import inside_an_operator
 from .weights import Weight, restore
 
@@ -42,6 +42,7 @@ def experts_op(
         return _padded(_reference(x, routing_weights, experts, base, factors, scalings))
     from . import experts_triton as kernels
 
+    check_expert_ids(experts, len(factors[0]) if len(base) == 3 else base[0].shape[0])  # decoding has no other look at them
     x, routing_weights, lora = x.contiguous(), routing_weights.float().contiguous(), _factors(factors, scalings)
     with torch.autocast(x.device.type, enabled=False):
         if len(base) == 2:

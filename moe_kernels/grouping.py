@@ -1,5 +1,6 @@
 """Token-expert pairs in expert order. T tokens, K experts per token, E experts, N = T*K pairs; pair n = t*K + k."""
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from . import backend
 from .launch import arch_of, choose_launch, launch, recording
 
+MOST_PAIRS = 1 << 31
 MOST_KERNEL_EXPERTS = 64  # the routing and grouping kernels hold a token's or a block's experts in registers
 
 
@@ -19,7 +21,7 @@ class Grouping:
 
 
 def group_tokens(experts_TK: Tensor, num_experts: int) -> Grouping:
-    """Sorts the pairs by expert, stably: within an expert they keep their order. Every id lies in 0..E-1 (`ValueError` in C++)."""
+    """Sorts the pairs by expert, stably: within an expert they keep their order. `ValueError` as `check_expert_ids` has it."""
     traced = torch.compiler.is_compiling() or type(experts_TK) is not Tensor
     if not traced and backend.runs_cpp(experts_TK):  # without the custom operator's wrapper, which takes longer than a token's grouping
         return Grouping(*torch.ops.moe_kernels.group_tokens_cpp(experts_TK, num_experts))
@@ -27,8 +29,8 @@ def group_tokens(experts_TK: Tensor, num_experts: int) -> Grouping:
 
 
 def check_expert_ids(experts_TK: Tensor, num_experts: int) -> None:
-    """`ValueError` for an expert outside 0..E-1 (on a CPU; a GPU would have to wait for the answer)."""
-    if experts_TK.device.type == "cpu" and experts_TK.numel():
+    """`ValueError` for an expert outside 0..E-1; on a GPU, which would have to wait for the answer, only with MOE_KERNELS_CHECK=1."""
+    if experts_TK.numel() and (experts_TK.device.type == "cpu" or os.environ.get("MOE_KERNELS_CHECK") == "1"):
         lowest, highest = torch.aminmax(experts_TK)
         if lowest < 0 or highest >= num_experts:
             raise ValueError(f"the routing has expert {int(lowest if lowest < 0 else highest)}, which lies outside 0..{num_experts - 1}")
@@ -36,10 +38,14 @@ def check_expert_ids(experts_TK: Tensor, num_experts: int) -> None:
 
 @torch.library.custom_op("moe_kernels::group_tokens", mutates_args=())
 def _group_tokens(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
-    if backend.active(experts_TK.device.type) == "triton" and num_experts <= MOST_KERNEL_EXPERTS:
-        return _group_by_kernels(experts_TK, num_experts)
     if backend.runs_cpp(experts_TK):
-        return torch.ops.moe_kernels.group_tokens_cpp(experts_TK, num_experts)
+        return torch.ops.moe_kernels.group_tokens_cpp(experts_TK, num_experts)  # which looks at every id itself
+    kernels = backend.active(experts_TK.device.type) == "triton" and num_experts <= MOST_KERNEL_EXPERTS
+    if kernels and experts_TK.numel() >= MOST_PAIRS:
+        raise ValueError(f"{experts_TK.numel()} pairs of a token and an expert are too many: the kernels count less than {MOST_PAIRS}")
+    check_expert_ids(experts_TK, num_experts)
+    if kernels:
+        return _group_by_kernels(experts_TK, num_experts)
     return group_tokens_reference(experts_TK, num_experts)
 
 

@@ -39,8 +39,8 @@ def linear_nf4(x: Tensor, q: NF4Weight, bias: Tensor | None = None, *, precision
 
 
 def linear_any(x: Tensor, weight: Weight, *, precision: str = "exact") -> Tensor:
-    """`x` [..., in] times the transpose of a dense or NF4 `weight` [out, in]; `precision` is that of a product with NF4."""
-    return linear_nf4(x, weight, precision=precision) if isinstance(weight, NF4Weight) else linear(x, weight)
+    """`x` [..., in] times the transpose of a dense or NF4 `weight` [out, in], in x's dtype; `precision` is that of a product with NF4."""
+    return linear_nf4(x, weight, precision=precision) if isinstance(weight, NF4Weight) else linear(x, weight.to(x.dtype))
 
 
 class _LinearNF4(torch.autograd.Function):

@@ -42,7 +42,7 @@ def quantize_nf4(weight: Tensor, *, nested_offset: float | None = None) -> NF4We
 
     `nested_offset` replaces the mean of the absmax, so that the weight can stand beside others in one stack.
     Needs the bitsandbytes package, but not on the CPU where the C++ extension is built. Scratch memory is small whatever the size.
-    `ValueError` for another dtype or no values.
+    `ValueError` for another dtype, no values, or one that is NaN or infinite.
     """
     return quantize_nf4_parts([weight], tuple(weight.shape), nested_offset=nested_offset)
 
@@ -65,6 +65,9 @@ def quantize_nf4_parts(parts: Iterable[Tensor], shape: tuple[int, ...], *, neste
         if part.dtype != dtype or done > values:
             raise ValueError(f"a part of {dtype_name(part.dtype)} ends at value {done}; the weight of shape {shape} is {dtype_name(dtype)}")
         packed[begin // 2 : (done + 1) // 2], part_absmax = _quantize_blocks(part)
+        if not part_absmax.isfinite().all():  # as of a block with a NaN, which the mean of the absmax would spread over the whole weight
+            place = int(part.isfinite().logical_not().nonzero()[0])
+            raise ValueError(f"value {begin + place} of a weight of shape {shape} is {part[place].item()}")
         absmax.append(part_absmax)
     if not done or dtype is None:
         raise ValueError(f"a weight of shape {shape} has no values to quantise")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .nf4_format import FACTS_KEY, NF4, dtype_name, dynamic_map, dynamic_map_on, pack_facts, read_facts
+from .nf4_format import FACTS_KEY, NF4, STORED_DTYPES, dtype_name, dynamic_map, dynamic_map_on, pack_facts, read_facts
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +17,8 @@ class NF4Weight:
 
     `packed` uint8 [ceil(n/2), 1], `absmax` uint8 [ceil(n/64)], `nested_absmax` fp32 [ceil(blocks/256)]. `dtype` is what the
     weight was, and what it is read as by default. `first_block` is not 0 only in a view of an expert (`expert`): how many
-    blocks of its first group of 256 belong to the experts before it.
+    blocks of its first group of 256 belong to the experts before it. `ValueError` for tables whose sizes or dtypes are not those of the
+    shape (kernels index memory by it), or that require gradients: an NF4 weight has none, LoRA factors beside it do.
     """
 
     packed: Tensor
@@ -29,6 +30,7 @@ class NF4Weight:
     first_block: int = 0
 
     def __post_init__(self) -> None:
+        _check_tables(self)
         if self.packed.is_cuda:
             dynamic_map_on(self.device)  # copied now, and not within a CUDA graph's capture
 
@@ -94,26 +96,38 @@ class NF4Weight:
     def from_state_dict(cls, state: Mapping[str, Tensor], name: str) -> "NF4Weight":
         """The weight `name` of a bitsandbytes state; `ValueError` if it is absent, incomplete or of another format."""
         facts = read_facts(state, name)
-        weight = cls(
-            packed=state[name],
-            absmax=state[f"{name}.absmax"],
-            nested_absmax=state[f"{name}.nested_absmax"],
-            nested_offset=float(facts["nested_offset"]),
-            shape=tuple(facts["shape"]),
-            dtype=getattr(torch, facts["dtype"]),
-        )
-        values = math.prod(weight.shape)
-        blocks = -(-values // NF4.block)
-        sizes = {"packed": -(-values // 2), "absmax": blocks, "nested_absmax": -(-blocks // NF4.nested_block)}
-        for field, tensor in weight.tensors().items():
-            if tensor.numel() != sizes[field]:
-                raise ValueError(f"{name}: shape {weight.shape} needs {sizes[field]} entries of {field}, not {tensor.numel()}")
-            expected = torch.float32 if field == "nested_absmax" else torch.uint8
-            if tensor.dtype != expected:
-                raise ValueError(f"{name}: {field} is {dtype_name(tensor.dtype)}; NF4 has it in {dtype_name(expected)}")
+        try:
+            weight = cls(
+                packed=state[name],
+                absmax=state[f"{name}.absmax"],
+                nested_absmax=state[f"{name}.nested_absmax"],
+                nested_offset=float(facts["nested_offset"]),
+                shape=tuple(facts["shape"]),
+                dtype=getattr(torch, facts["dtype"]),
+            )
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
         if not ((weight.nested_absmax >= 0) & weight.nested_absmax.isfinite()).all():
             raise ValueError(f"{name}.nested_absmax has values that are negative, infinite or not numbers")
         return weight
+
+
+def _check_tables(q: NF4Weight) -> None:
+    if dtype_name(q.dtype) not in STORED_DTYPES:
+        raise ValueError(f"an NF4 weight is read as {', '.join(STORED_DTYPES)}, not as {dtype_name(q.dtype)}")
+    if not q.shape or min(q.shape) < 1 or q.first_block < 0:
+        raise ValueError(f"an NF4 weight has a shape of numbers above 0 and a first_block of at least 0, not {q.shape} and {q.first_block}")
+    values = math.prod(q.shape)
+    blocks = -(-values // NF4.block)
+    sizes = {"packed": -(-values // 2), "absmax": blocks, "nested_absmax": -(-(q.first_block + blocks) // NF4.nested_block)}
+    for field, tensor in q.tensors().items():
+        if tensor.numel() != sizes[field]:
+            raise ValueError(f"shape {q.shape} needs {sizes[field]} entries of {field}, not {tensor.numel()}")
+        expected = torch.float32 if field == "nested_absmax" else torch.uint8
+        if tensor.dtype != expected:
+            raise ValueError(f"{field} is {dtype_name(tensor.dtype)}; NF4 has it in {dtype_name(expected)}")
+        if tensor.requires_grad:
+            raise ValueError(f"{field} requires a gradient; an NF4 weight has none")
 
 
 def to_bitsandbytes(q: NF4Weight) -> tuple[Tensor, Any]:

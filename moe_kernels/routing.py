@@ -15,6 +15,7 @@ The formulas stand in `routing_reference.py`, the operator and its derivative in
 Everything is computed in fp32 (fp64 if x is), whatever the dtype of x: a bf16 logit cannot tell close experts apart.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -52,11 +53,12 @@ def route(
     `top_k` (1..E) is the K of noisy_topk and topk; softmax takes all experts, switch and sequence one.
     `noise_seed` seeds the noise of noisy_topk; None is no noise (evaluation). The other kinds have none. As a 0-dim int64 tensor on
     the device it can change between two replays of a CUDA graph.
-    `noise_scale`, a 0-dim tensor above 0, multiplies the noise of noisy_topk: for a schedule that lets it fade. None is 1.
+    `noise_scale`, a 0-dim tensor of at least 0, multiplies the noise of noisy_topk: for a schedule that lets it fade. None is 1.
     `sequence_ids_T` (0..T-1, any order; kind sequence only) says which tokens share one choice.
     `mask_T` is False for a token that must not count: it is routed, but adds nothing to importance, load or the mean logit of
     its sequence (padding; in kind sequence also the completion, which no prompt has seen).
-    `ValueError` for an unknown kind, a K outside 1..E, or an argument that the kind needs and lacks.
+    `ValueError` for an unknown kind, a K outside 1..E, an argument that the kind needs and lacks, or on a CPU a `noise_scale` that is
+    negative or not finite.
     """
     num_experts = w_gate_ED.shape[0]
     if x_TD.dim() != 2 or w_gate_ED.dim() != 2 or x_TD.shape[1] != w_gate_ED.shape[1]:
@@ -67,6 +69,9 @@ def route(
         raise ValueError(f"top_k must lie in 1..{num_experts} (the number of experts), not {top_k}")
     if kind == "sequence" and sequence_ids_T is None:
         raise ValueError("the router kind sequence needs sequence_ids_T")
+    readable = noise_scale is not None and noise_scale.device.type == "cpu" and not torch.compiler.is_compiling()
+    if noise_scale is not None and readable and not 0 <= noise_scale.item() < math.inf:
+        raise ValueError(f"noise_scale must be a finite number of at least 0, not {noise_scale.item()}")
     if kind != "noisy_topk":
         noise_seed = w_noise_ED = None
     elif noise_seed is None:
@@ -100,10 +105,10 @@ def load_loss(load_E: Tensor) -> Tensor:
 
 
 def z_loss(logits_TE: Tensor, mask_T: Tensor | None = None) -> Tensor:
-    """The mean over the tokens of the mask of log(Σ_e exp(logit_e))²: it keeps logits small. Zoph et al. 2022 (ST-MoE), eq. 5."""
+    """The mean over the tokens of the mask of log(Σ_e exp(logit_e))²: it keeps logits small; 0 of no tokens. Zoph et al. 2022, eq. 5."""
     squares_T = logits_TE.logsumexp(dim=1).square()
     if mask_T is None:
-        return squares_T.mean()
+        return squares_T.sum() / max(1, len(squares_T))
     return squares_T.where(mask_T, 0).sum() / mask_T.sum().clamp(min=1)
 
 

@@ -130,7 +130,7 @@ def _row_dots(
 
 @triton.jit
 def _find_expert(experts_ptr, num_pairs, slot, TOP_K: tl.constexpr, TOKENS: tl.constexpr, PAIRS: tl.constexpr):
-    """The slot-th smallest of the distinct experts among the pairs, or NO_EXPERT; and for each token its pair with it, or -1."""
+    """The slot-th smallest of the distinct experts among the pairs, or NO_EXPERT; and for each token its (last) pair with it, or -1."""
     pair = tl.arange(0, PAIRS)
     expert_P = tl.load(experts_ptr + pair, mask=pair < num_pairs, other=NO_EXPERT).to(tl.int32)
     expert = tl.full((), -1, tl.int32)
@@ -140,6 +140,16 @@ def _find_expert(experts_ptr, num_pairs, slot, TOP_K: tl.constexpr, TOKENS: tl.c
     for i in tl.static_range(TOKENS):
         pairs += (tl.max(tl.where((expert_P == expert) & (pair // TOP_K == i) & (pair < num_pairs), pair, -1), axis=0),)
     return expert, pairs
+
+
+@triton.jit
+def _weight_of(weights_ptr, experts_ptr, token, expert, TOP_K: tl.constexpr):
+    """The weight of `expert` for `token`: that of its pair, or the sum where a routing names it twice."""
+    total = 0.0
+    for k in tl.static_range(TOP_K):
+        same = tl.load(experts_ptr + token * TOP_K + k) == expert
+        total += tl.where(same, tl.load(weights_ptr + token * TOP_K + k), 0.0)
+    return total
 
 
 @triton.jit
@@ -176,7 +186,7 @@ def decode_gate_up_kernel(
     )  # fmt: skip
     for i in tl.static_range(TOKENS):
         if pairs[i] >= 0:
-            weight = tl.load(weights_ptr + pairs[i])
+            weight = _weight_of(weights_ptr, experts_ptr, i, expert, TOP_K)
             for r in tl.static_range(BLOCK_N // WARPS):
                 gate, up = dots[2 * r * TOKENS + i], dots[(2 * r + 1) * TOKENS + i]
                 h = gate / (1 + tl.exp(-gate)) * up * weight
@@ -224,14 +234,20 @@ def decode_down_kernel(
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def decode_combine_kernel(
-    part_ptr, y_ptr, num_tokens, OUT: tl.constexpr, TOP_K: tl.constexpr, SPLIT_K: tl.constexpr, BLOCK_N: tl.constexpr
+    part_ptr, experts_ptr, y_ptr, num_tokens, OUT: tl.constexpr, TOP_K: tl.constexpr, SPLIT_K: tl.constexpr, BLOCK_N: tl.constexpr
 ):
-    """y [T, OUT] of part [SPLIT_K, T*K, OUT]: sum over k, for each over the splits, in order. Program (block of OUT, token)."""
+    """y [T, OUT] of part [SPLIT_K, T*K, OUT]: sum over k, for each over the splits, in order. Program (block of OUT, token).
+
+    An expert that a token names twice stands, with both weights, in the part of the last of these pairs; the others hold nothing.
+    """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     token = tl.program_id(1)
     total = tl.zeros((BLOCK_N,), tl.float32)
     for k in tl.static_range(TOP_K):
+        last = tl.full((), True, tl.int1)
+        for later in tl.static_range(k + 1, TOP_K):
+            last &= tl.load(experts_ptr + token * TOP_K + k) != tl.load(experts_ptr + token * TOP_K + later)
         for split in tl.static_range(SPLIT_K):
             row = (split * num_tokens + token) * TOP_K + k
-            total += tl.load(part_ptr + row.to(tl.int64) * OUT + n, mask=n < OUT, other=0.0)
+            total += tl.load(part_ptr + row.to(tl.int64) * OUT + n, mask=(n < OUT) & last, other=0.0)
     tl.store(y_ptr + token.to(tl.int64) * OUT + n, total.to(y_ptr.dtype.element_ty), mask=n < OUT)

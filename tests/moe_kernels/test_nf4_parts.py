@@ -14,7 +14,7 @@ def draw(dtype):
 
 @pytest.mark.parametrize("running", RUNNING)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("special", [None, 0.0, -0.0, float("inf"), float("nan"), 1e-39])
+@pytest.mark.parametrize("special", [None, 0.0, -0.0, 1e-39])
 def test_parts_have_the_bytes_of_the_whole(special, dtype, running):
     from bitsandbytes.functional import quantize_4bit
 

@@ -3,6 +3,8 @@
 T tokens, K experts per token, E experts, D model width, F expert hidden width.
 """
 
+import math
+
 import pytest
 import torch
 from torch.nn.functional import silu
@@ -178,8 +180,9 @@ def test_no_tokens():
 
 def test_what_does_not_fit_is_refused():
     def weight(*shape):
-        none = torch.empty(0, device="meta")
-        return NF4Weight(none, none, none, 0.0, shape, BF16)
+        blocks = -(-math.prod(shape) // 64)
+        packed, absmax = (torch.empty(size, dtype=torch.uint8, device="meta") for size in (blocks * 32, blocks))
+        return NF4Weight(packed, absmax, torch.empty(-(-blocks // 256), device="meta"), 0.0, shape, BF16)
 
     assert decode.fits_decode(weight(64, 192), 4) and decode.fits_decode(weight(8, 28672, 4096), 1)
     assert not decode.fits_decode(weight(64, 96), 1)
