@@ -64,6 +64,8 @@ class Adapter:
     def _check_kind(self) -> None:
         if self.config.get("peft_type") != "LORA":
             raise ValueError(f"{self.folder} is a {self.config.get('peft_type')!r} adapter; only LORA is read")
+        if not isinstance(self.config.get("base_model_name_or_path") or "", str):
+            raise ValueError(f"{self.folder} has base_model_name_or_path = {self.config['base_model_name_or_path']!r}; it must be a text")
         for name in _UNSUPPORTED:
             if self.config.get(name):
                 raise ValueError(f"{self.folder} has {name} = {self.config[name]!r} in {ADAPTER_CONFIG}; only plain LoRA is read")
@@ -172,7 +174,11 @@ class Adapter:
         return self._weights.shape(keys["B"])[0], self._weights.shape(keys["A"])[1]
 
     def check_base(self, base: Path, weights: Checkpoint) -> None:
-        """ValueError if the adapter was trained on another base: by fingerprint where it has one, else by name; and by shape."""
+        """ValueError if the adapter was trained on another base: by fingerprint where it has one, else by name; and by shape.
+
+        Also if one of its values is infinite or not a number.
+        """
+        self._weights.check_values()
         trained_on = self.run.get(BASE_FACT)
         given = _model_name(base)
         named = Path(self.config.get("base_model_name_or_path") or given).name

@@ -41,7 +41,7 @@ def load_base(path: str, *, checkpointing: bool) -> tuple[PreTrainedModel, Any]:
     dtype = torch.bfloat16 if has_bf16() else torch.float32
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
     if Path(path).is_dir():
-        Checkpoint(Path(path))  # names a missing or damaged file in one sentence
+        Checkpoint(Path(path)).check_values()  # names a missing or damaged file in one sentence
     device = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
     model = AutoModelForCausalLM.from_pretrained(path, quantization_config=nf4, dtype=dtype, device_map=device)
     for module in model.modules():
