@@ -8,7 +8,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in `folder`; ValueError if there is none that can be read. Nothing is downloaded, and none of its code is run."""
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer("a")  # some settings of a wrong type, such as model_max_length, are an error only now
+        return tokenizer
     except Exception as error:  # no narrower class: `tokenizers` raises bare Exceptions
         files = ", ".join(sorted(path.name for path in folder.glob("tokenizer*"))) or "none"
         cause = " ".join(str(error).split())
