@@ -5,7 +5,6 @@ row is named by file and line in a warning and left out, as long as there are fe
 """
 
 import gzip
-import json
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
@@ -15,11 +14,17 @@ from typing import Any
 
 import pyarrow.parquet
 
+from model.strict_json import parse_json
+
 Row = dict[str, Any]
 
 COLUMNS = ("text", "code")
 SUFFIXES = (".jsonl.gz", ".jsonl", ".json.gz", ".json", ".parquet")
 MAX_BAD_ROWS, MAX_BAD_SHARE = 10, 0.01
+# Unpacked, a file may be so many times its size, and a small one so many bytes: XLCoST's programs shrink to a fifth, a bomb a thousandfold.
+MAX_GROWTH, FREE_BYTES = 100, 1 << 24
+_GROWN = f"unpacked, it is more than {MAX_GROWTH} times its size"
+_BATCH = 64  # rows of a Parquet file that are unpacked before their size is known
 
 
 def read_rows(
@@ -38,11 +43,11 @@ def read_rows(
     found: list[str] = []
     for line, value in _values(path):
         try:
-            row = json.loads(value.decode()) if isinstance(value, bytes) else value
+            row = parse_json(value) if isinstance(value, bytes) else value
             if isinstance(row, dict) and not found:
                 found = sorted(row)
             _check(row, columns, may_be_empty)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             bad.append(f"{path}:{line}: {error}")
         else:
             row["where"] = f"{path.name}:{line}"
@@ -64,7 +69,7 @@ def first_columns(path: Path) -> list[str]:
     """The columns of the first row of `path` that is an object; none if no row is. Errors of a missing or damaged file as `read_rows`."""
     for _, value in _values(path):
         with suppress(ValueError):
-            row = json.loads(value.decode()) if isinstance(value, bytes) else value
+            row = parse_json(value) if isinstance(value, bytes) else value
             if isinstance(row, dict):
                 return list(row)
     return []
@@ -98,16 +103,40 @@ def _values(path: Path) -> Iterator[tuple[int, Any]]:
         if path.suffix == ".parquet":
             yield from _parquet(path)
         else:
-            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-                yield from _json(file)
+            yield from _json(lines_of(path))
     except (EOFError, OSError, zlib.error, ValueError) as error:
         if getattr(error, "errno", None) is not None:  # the system's, such as a full disk; gzip and pyarrow give damage no number
             raise
         raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
 
 
+def lines_of(path: Path) -> Iterator[bytes]:
+    """The lines of a file, unpacked if it is gzipped; ValueError if it grows as no text does."""
+    most = _most_bytes(path)
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        while line := file.readline(most + 1):
+            most -= len(line)
+            if most < 0:
+                raise ValueError(_GROWN)
+            yield line
+
+
+def _most_bytes(path: Path) -> int:
+    return max(MAX_GROWTH * path.stat().st_size, FREE_BYTES)
+
+
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
-    return enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1)
+    left, number = _most_bytes(path), 0
+    with pyarrow.parquet.ParquetFile(path) as file:
+        if sum(file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups)) > left:
+            raise ValueError(_GROWN)
+        for batch in file.iter_batches(_BATCH):
+            left -= batch.nbytes
+            if left < 0:
+                raise ValueError(_GROWN)
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
 
 
 def _json(file: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
@@ -115,6 +144,6 @@ def _json(file: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
     lines = iter(file)
     for number, line in enumerate(lines, 1):
         if number == 1 and line.lstrip().startswith(b"["):
-            yield from enumerate(json.loads(line + b"".join(lines)), 1)
+            yield from enumerate(parse_json(line + b"".join(lines)), 1)
         elif line.strip():
             yield number, line
