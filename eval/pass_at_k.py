@@ -24,10 +24,12 @@ from model.cli import add_precision, make_parser, run_command
 from model.languages import LANGUAGES
 from model.load import load_model
 from model.output import check_absent, output_folder, sha256_of, write_run
+from model.strict_json import parse_json
 
 from .completions import generate, prompt_of
 from .judge import UNJUDGED, Judge
 from .pass_rates import TASKS, compare, format_change, read_counts, summarise, table
+from .run_files import check_shape
 from .runs import PASS_AT_K, SAMPLES
 from .sandbox import Limits, Sandbox, SandboxError
 from .tasks import CORPUS, Task, load_tasks
@@ -164,12 +166,12 @@ def _read_rows(path: Path, *, missing_ok: bool = True) -> list[dict[str, Any]]:
     if missing_ok and not path.is_file():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    for line in path.read_bytes().split(b"\n"):
         try:
-            rows += [json.loads(line)] if line.strip() else []
+            rows += [check_shape(parse_json(line), {}, str(path))] if line.strip() else []
         except ValueError:
             if not missing_ok:
-                raise ValueError(f"{path} holds a line that is not JSON: {line[:80]!r}") from None
+                raise ValueError(f"{path} holds a line that is not a JSON object: {line[:80].decode(errors='replace')!r}") from None
     return rows
 
 

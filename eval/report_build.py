@@ -21,6 +21,7 @@ from .figures import (
     precision_of,
     training_summary,
 )
+from .run_files import STUDY, check_arrays, check_shape
 from .runs import ARRAYS, STUDY_FILE, Inputs, Run, Systems
 from .sources import Sources
 from .specialisation import class_shares
@@ -79,7 +80,7 @@ def build(inputs: Inputs, logs: Logs, sources: Sources, title: str, seed: int) -
 
 def read_study_result(run: Run) -> tuple[Study, dict[str, Any]]:
     """The study as it was asked for, and `study.json`."""
-    result = read_json(run.path / STUDY_FILE)
+    result = check_shape(read_json(run.path / STUDY_FILE), STUDY, str(run.path / STUDY_FILE))
     told = {field.name: result["study"][field.name] for field in fields(Study)}
     return Study(**{**told, "systems": [System(**system) for system in told["systems"]]}), result
 
@@ -106,7 +107,7 @@ def pass_row(run: Run, sources: Sources) -> dict[str, Any]:
     facts = run.facts
     how = {key: facts[key] for key in ("n", "temperature", "top_p", "max_new_tokens", "template", "timeout", "memory")}
     about = {
-        "name": facts["name"] or facts["model"] or "completions made elsewhere",
+        "name": facts.get("name") or facts.get("model") or "completions made elsewhere",
         "tasks": Path(facts["tasks"]).name,
         "lang": facts["lang"],
     }
@@ -115,7 +116,7 @@ def pass_row(run: Run, sources: Sources) -> dict[str, Any]:
 
 def routing(run: Run, sources: Sources) -> dict[str, Any]:
     """Means over layers by language, with the shares by class of token."""
-    arrays = read_json(run.path / ARRAYS)
+    arrays = check_arrays(read_json(run.path / ARRAYS), str(run.path / ARRAYS))
     languages = {}
     for lang, row in arrays["languages"].items():
         own = own_expert(arrays["experts"], lang)
