@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoTokenizer, set_seed
+from transformers import set_seed
 
 from model import MoEForCausalLM
 from model.adapters import BASE_FACT, Adapter, base_fact, base_fingerprint, is_adapter
@@ -27,6 +27,7 @@ from model.cli import make_parser
 from model.config_file import read_config
 from model.configuration_moe import MoEConfig
 from model.load import base_of, load_model
+from model.tokenizer import read_tokenizer
 
 from .data import format_table
 from .data.preferences import Preference, digest, divide, encode_preferences, load_preferences
@@ -88,7 +89,7 @@ def load_policy(folder: Path, kind: str, args: argparse.Namespace) -> tuple[Any,
         adapter.check_base(base, Checkpoint(base))
         model, tokenizer = load_base(str(base), checkpointing=checkpointing)
         if (folder / "tokenizer_config.json").is_file():
-            tokenizer = AutoTokenizer.from_pretrained(folder)  # it may have a chat template that the base's lacks
+            tokenizer = read_tokenizer(folder)  # it may have a chat template that the base's lacks
         facts = {key: adapter.run[key] for key in ("lang", "base", BASE_FACT) if key in adapter.run}
         return PeftModel.from_pretrained(model, str(folder), is_trainable=True), tokenizer, facts
     model, tokenizer = load_base(str(folder), checkpointing=checkpointing)

@@ -16,6 +16,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from model.budget import RUNTIME, Budget, Room, card_of, room_of
 from model.checkpoint import parse_dtype
+from model.config_file import model_config
 from model.configuration_moe import MoEConfig
 from model.footprint import dequantised_bytes
 from model.modeling_moe import MoEForCausalLM
@@ -215,8 +217,11 @@ def _with_layers(config: Any, layers: int) -> Any:
 def read_config(base: str) -> PreTrainedConfig:
     """The configuration of a base; `ValueError` if the folder or hub name has none, or it is not shaped like Mistral's."""
     try:
-        config = AutoConfig.from_pretrained(base)
+        folder = Path(base)
+        config = model_config(folder) if folder.is_dir() else AutoConfig.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        if folder.is_dir():
+            raise
         raise ValueError(f"the base {base!r} is neither a folder with a config.json nor a model within reach on the hub") from error
     needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
     missing = [name for name in needed if not hasattr(config, name)]
