@@ -30,7 +30,7 @@ from .completions import generate, prompt_of
 from .judge import UNJUDGED, Judge
 from .pass_rates import TASKS, compare, format_change, read_counts, summarise, table
 from .run_files import check_shape
-from .runs import PASS_AT_K, SAMPLES
+from .runs import PASS_AT_K, SAMPLES, read_raw_lines
 from .sandbox import Limits, Sandbox, SandboxError
 from .tasks import CORPUS, Task, load_tasks
 
@@ -166,7 +166,7 @@ def _read_rows(path: Path, *, missing_ok: bool = True) -> list[dict[str, Any]]:
     if missing_ok and not path.is_file():
         return []
     rows = []
-    for line in path.read_bytes().split(b"\n"):
+    for line in read_raw_lines(path):
         try:
             rows += [check_shape(parse_json(line), {}, str(path))] if line.strip() else []
         except ValueError:

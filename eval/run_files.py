@@ -111,12 +111,13 @@ def check_arrays(arrays: dict[str, Any], where: str) -> dict[str, Any]:
 def check_programs(shown: dict[str, Any], where: str) -> dict[str, Any]:
     """The programs of eval.routing, if they have as many choices as pieces, each of pairs of an expert and its share; else ValueError."""
     check_shape(shown, PROGRAMS, where)
+    experts = [repr(number) for number in range(len(shown["experts"]))]  # as texts: 1.0 would be equal to 1
     for number, program in enumerate(shown["programs"]):
         layers = {len(token) for token in program["choices"]}
         if len(program["choices"]) != len(program["pieces"]) or len(layers) > 1 or 0 in layers:
             raise ValueError(f"{where}: programs[{number}] must have the choices of each piece, in as many layers")
         for layer in (layer for token in program["choices"] for layer in token):
-            if not layer or len(layer) % 2 or any(expert not in range(len(shown["experts"])) for expert in layer[::2]):
+            if not layer or len(layer) % 2 or any(expert not in experts for expert in map(repr, layer[::2])):
                 raise ValueError(f"{where}: programs[{number}] must have pairs of an expert and its share, not {_shown(layer)}")
     return shown
 

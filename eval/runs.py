@@ -1,10 +1,11 @@
 """Reads the folders that evaluation and training commands wrote, and refuses to compare what is not comparable."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model import strict_json
 from model.checkpoint import read_json
 from model.output import RUN
 from model.strict_json import parse_json
@@ -107,6 +108,8 @@ def read_run(path: Path) -> Run:
         raise ValueError(f"{path} was not written by {', '.join(known[:-1])} or {STUDY}{f' but by {program}' if program else ''}")
     if program != CODEBLEU:
         check_shape(facts, run_files.PASSED if program == PASS_AT_K else {"figures": dict}, f"{path / RUN}")
+        if program == PASS_AT_K and (wrong := [k for k in facts["figures"]["pass_at_k"] if not (k.isascii() and k.isdecimal())]):
+            raise ValueError(f"{path / RUN}: figures: pass_at_k has the key {wrong[0][:80]!r}, which is no number of completions")
         return Run(path, facts, {})
     _check_keys(facts, FACTS, f"{path / RUN}")
     check_shape(facts, run_files.SCORED, f"{path / RUN}")
@@ -163,8 +166,8 @@ def read_lines(path: Path, keys: tuple[str, ...], shape: Any = None) -> list[dic
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line:
+    for number, line in enumerate(read_raw_lines(path), start=1):
+        if not line.strip():
             continue
         try:
             row = parse_json(line)
@@ -175,6 +178,12 @@ def read_lines(path: Path, keys: tuple[str, ...], shape: Any = None) -> list[dic
             check_shape(row, shape, f"{path}, line {number}")
         rows.append(row)
     return rows
+
+
+def read_raw_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file; ValueError naming it if one is longer than any row."""
+    with path.open("rb") as file:
+        yield from strict_json.read_lines(file, path)
 
 
 def _check_keys(value: Any, keys: tuple[str, ...], where: str) -> None:

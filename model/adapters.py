@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import Checkpoint, read_json
+from .checkpoint import Checkpoint, check_finite, read_json
 from .configuration_moe import ATTENTION
 from .experts import PROJECTIONS
 from .output import RUN
@@ -147,8 +147,9 @@ class Adapter:
         return self._weights.tensor(self._keys[module][part]).float()
 
     def delta(self, module: str) -> Tensor:
-        """B A · scaling [out, in] of a module that it changes, fp32."""
-        return (self._read(module, "B") @ self._read(module, "A")).mul_(self.scaling(module))
+        """B A · scaling [out, in] of a module that it changes, fp32; ValueError if that is too large to be a number."""
+        product = (self._read(module, "B") @ self._read(module, "A")).mul_(self.scaling(module))
+        return check_finite(product, f"the product of the factors of {module} in {self.folder}")
 
     def apply(self, module: str, weight: Tensor) -> Tensor:
         """`weight` [out, in] with the adapter merged in, rounded once, as PEFT's `merge_and_unload` (and so mergekit) does."""

@@ -76,10 +76,7 @@ class Checkpoint:
         The mapping is its own: what was read through a shared one would count as this process's memory as long as the checkpoint is open.
         Looking at every value costs 8 GB/s on two cores, less than any disk; safetensors does not look.
         """
-        tensor: Tensor = _open(self._owner[name]).get_tensor(name)
-        if tensor.dtype in _FLOATS and tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
-            raise ValueError(f"{name} in {self._owner[name]} has values that are infinite or not numbers")
-        return tensor
+        return check_finite(_open(self._owner[name]).get_tensor(name), f"{name} in {self._owner[name]}")
 
     def check_values(self) -> None:
         """Reads every tensor; ValueError as of `tensor`."""
@@ -106,11 +103,20 @@ class Checkpoint:
         return self._files[file]
 
 
+def check_finite(tensor: Tensor, where: str) -> Tensor:
+    """`tensor`; ValueError naming `where` if it has floats that are infinite or not numbers."""
+    if tensor.dtype in _FLOATS and tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
+        raise ValueError(f"{where} has values that are infinite or not numbers")
+    return tensor
+
+
 def _open(file: Path) -> Any:
     try:
         return safe_open(str(file), framework="pt")
     except SafetensorError as error:
         raise ValueError(f"{file} is not a whole safetensors file: {error}") from None
+    except MemoryError as error:  # it has more bytes than this process may map
+        raise ValueError(f"{file} cannot be mapped into memory: {error}") from None
 
 
 def _single_file(path: Path) -> Path:

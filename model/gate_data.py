@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .strict_json import parse_json
+from .strict_json import parse_json, read_lines
 
 
 class Rows(NamedTuple):
@@ -29,7 +29,7 @@ def read_gate_data(path: Path, langs: list[str], limit: int) -> list[Rows]:
     texts: dict[str, list[str]] = {lang: [] for lang in langs}
     others = set()
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(read_lines(file, path), 1):
             lang, text = _read_row(line, f"{path}:{number}")
             if lang not in texts:
                 others.add(lang)

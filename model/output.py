@@ -116,7 +116,7 @@ def manifest_rows(folder: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(rows, dict) or not all(isinstance(row, dict) and {"size", "sha256"} <= row.keys() for row in rows.values()):
         raise ValueError(f"{folder / MANIFEST} does not say the size and sha256 of each of its files")
     for name in rows:
-        if name.startswith("/") or "\0" in name or ".." in Path(name).parts:
+        if name.startswith("/") or "\0" in name or ".." in Path(name).parts or max(map(len, [*Path(name).parts, ""])) > 255:
             raise ValueError(f"{folder / MANIFEST} names {name!r}, which does not lie in its folder")
     return rows
 

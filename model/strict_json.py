@@ -1,10 +1,12 @@
-"""JSON files read strictly: of a bounded size, one object, no key twice."""
+"""JSON files, and files of JSON lines, read strictly: of a bounded size, no key twice."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 _BYTES = 100_000_000  # as safetensors' own limit for a header
+LINE = 1 << 24  # bytes: some thousand times the longest program
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -28,6 +30,14 @@ def parse_json(text: bytes) -> Any:
         return json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
     except RecursionError as error:
         raise ValueError(str(error)) from None
+
+
+def read_lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    """The lines of a file; ValueError naming `path` for one that is longer than any row, as in a file that a crash filled with zeros."""
+    while line := file.readline(LINE + 1):
+        if len(line) > LINE:
+            raise ValueError(f"{path} has a line of more than {LINE} bytes")
+        yield line
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

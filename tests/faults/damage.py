@@ -7,6 +7,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pyarrow
@@ -50,12 +51,14 @@ def _instead(content: bytes) -> Callable[[bytes], bytes]:
     return lambda _: content
 
 
+@cache
 def _zeros() -> bytes:
     return gzip.compress(bytes(1 << 28), mtime=0)  # 256 MB in 260 kB
 
 
+@cache
 def _rows_bomb() -> bytes:
-    """A Parquet file of some kB whose rows are 400 MB: one long text, said 400 times by its number in a dictionary."""
+    """A Parquet file of some kB whose rows are 800 MB: one long text, said 400 times by its number in a dictionary."""
     file = io.BytesIO()
     long = pyarrow.array(["x" * (1 << 20)] * 400).dictionary_encode()
     table = pyarrow.table(dict.fromkeys(("text", "code", "prompt", "chosen", "rejected"), long))

@@ -38,7 +38,7 @@ from model.checkpoint import CONFIG, GENERATION, INDEX, WEIGHTS, Checkpoint
 from model.checkpoint_writer import CheckpointWriter, save_whole
 from model.cli import make_parser
 from model.config_flags import with_config
-from model.gate_data import read_gate_data
+from model.gate_data import find_gate_data, read_gate_data
 from model.merging.config import read_config as read_merge
 from model.output import MANIFEST, RUN, check_manifest, write_json, write_manifest
 from model.recipe import read_recipe
@@ -231,7 +231,7 @@ def _rows(folder: Path) -> Iterator[Reader]:
         assert bad >= 0 and found and all(isinstance(row[key], str) and row[key].strip() for row in found for key in ("text", "code"))
 
     def gate() -> None:
-        for own in read_gate_data(files / "gate.jsonl", ["cpp"], 4):
+        for own in read_gate_data(find_gate_data("gate.jsonl", files), ["cpp"], 4):
             assert own.fitted and own.held and all(isinstance(text, str) for text in own.fitted)
 
     def preferences(file: Path) -> None:

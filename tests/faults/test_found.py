@@ -62,7 +62,10 @@ FOUND: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("weights", lambda data: data[:-4] + b"\x80\x7f\x80\x7f", "infinite or not numbers"),
     ("adapter's weights", lambda data: data[:-4] + b"\0\0\xc0\x7f", "infinite or not numbers"),
     ("mixture's weights", lambda data: data[:-4] + b"\0\0\x80\xff", "infinite or not numbers"),
+    ("adapter's weights", lambda data: data[:-1536] + b"\xff\xff\x7f\x7f" * 384, "infinite or not numbers"),
+    ("tokenizer.json", lambda data: b'"' + data.replace(b'"', b"x") * 9 + b'"', "no tokenizer that can be read"),
     # a KeyError, a TypeError, a RecursionError
+    ("manifest", edit(files={"a" * 300: {"size": 1, "sha256": ""}}), "does not lie in its folder"),
     ("manifest", text("{}"), "does not say the size and sha256"),
     ("manifest", edit(files={"../a": {"size": 1, "sha256": ""}}), "does not lie in its folder"),
     ("facts of unfinished work", text("["), "is not JSON"),
@@ -75,6 +78,8 @@ FOUND: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("run.json of eval.pass_at_k", edit(sandbox=[]), "sandbox must be an object"),
     ("samples of eval.codebleu", line(codebleu=float("nan")), "line 5: codebleu must be a finite number, not nan"),
     ("arrays of eval.routing", edit(experts=["cpp"]), r"top1 must be numbers of shape \[1, 1\]"),
+    ("run.json of eval.pass_at_k", other(b'"1":', b'"x":'), "has the key 'x'"),
+    ("programs of eval.routing", other(b"60", b"60.5, 0.5"), "pairs of an expert and its share"),
     ("programs of eval.routing", edit(programs=[{}]), r"programs\[0\] lacks lang"),
     ("log of training", line(loss="x"), "loss must be a finite number"),
 ]
