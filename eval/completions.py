@@ -14,8 +14,11 @@ from transformers import set_seed
 from model.generation import context_of, encode_prompts, pad_left
 from model.load import load_model
 from model.prompt import format_prompt
+from model.strict_json import parse_json
 
 from .cost import count_tokens, model_cost, precision_facts, speed
+from .run_files import check_shape
+from .runs import read_raw_lines
 from .tasks import Task
 
 Sample = dict[str, Any]  # task_id, sample (its number), completion, lang, prompt; judged: outcome, detail
@@ -119,12 +122,12 @@ def read_rows(path: Path, *, missing_ok: bool = True) -> list[dict[str, Any]]:
     if missing_ok and not path.is_file():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    for line in read_raw_lines(path):
         try:
-            rows += [json.loads(line)] if line.strip() else []
+            rows += [check_shape(parse_json(line), {}, str(path))] if line.strip() else []
         except ValueError:
             if not missing_ok:
-                raise ValueError(f"{path} holds a line that is not JSON: {line[:80]!r}") from None
+                raise ValueError(f"{path} holds a line that is not a JSON object: {line[:80].decode(errors='replace')!r}") from None
     return rows
 
 

@@ -1,6 +1,5 @@
 """Pass rates out of counts of judged completions: pass@k with intervals, and the change from an earlier run."""
 
-import json
 from collections import Counter, defaultdict
 from math import comb
 from pathlib import Path
@@ -9,8 +8,10 @@ from typing import Any
 from model.checkpoint import read_json
 from model.output import RUN
 
+from . import run_files
 from .bootstrap import bootstrap, difference, wilson
 from .judge import OUTCOMES, PASSED, UNJUDGED
+from .runs import read_lines
 from .tasks import Task
 
 TASKS = "tasks.jsonl"
@@ -85,7 +86,9 @@ def read_counts(folder: Path, tasks: list[Task], facts: dict[str, Any]) -> Count
     for key in SAME:
         if earlier.get(key) != facts[key]:
             raise ValueError(f"{refusal}: {key} is {earlier.get(key)!r} there and {facts[key]!r} here")
-    counts = [json.loads(line) for line in (folder / TASKS).read_text(encoding="utf-8").splitlines()]
+    counts = read_lines(folder / TASKS, tuple(run_files.COUNT), run_files.COUNT)
+    if wrong := next((row for row in counts if not 0 <= row["passed"] <= row["n"]), None):
+        raise ValueError(f"{folder / TASKS} says that of {wrong['n']} completions of {wrong['task_id']} {wrong['passed']} passed")
     if left := {row["task_id"] for row in counts} ^ {task.task_id for task in tasks}:
         raise ValueError(f"{refusal}: its tasks are others ({len(left)} differ, such as {min(left)!r})")
     return counts

@@ -20,6 +20,7 @@ from .bootstrap import LEVEL
 from .figures import aligned, kinds_of, languages_of
 from .html import TITLE1, TITLE2, render
 from .report_build import build, gather
+from .run_files import check_arrays, check_programs
 from .runs import ARRAYS, PROGRAMS, Run, Systems, read_inputs, read_training
 from .tables import kind_title, lang_title, markdown_table, text_table
 
@@ -52,7 +53,7 @@ def read_routing(run: Run | None, name: str) -> Any:
     found = read_json(run.path / name)
     if name == ARRAYS and "classes" not in found:
         raise ValueError(f"{run.path / name} lacks the classes of tokens: make it again with this version of eval.routing")
-    return found
+    return check_arrays(found, str(run.path / name)) if name == ARRAYS else check_programs(found, str(run.path / name))
 
 
 def draw(

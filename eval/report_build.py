@@ -21,6 +21,7 @@ from .figures import (
     precision_of,
     training_summary,
 )
+from .run_files import STUDY, check_arrays, check_shape
 from .runs import ARRAYS, STUDY_FILE, Inputs, Run, Systems
 from .sources import Sources
 from .specialisation import class_shares
@@ -79,7 +80,7 @@ def build(inputs: Inputs, logs: Logs, sources: Sources, title: str, seed: int) -
 
 def read_study_result(run: Run) -> tuple[Study, dict[str, Any]]:
     """The study as it was asked for, and `study.json`."""
-    result = read_json(run.path / STUDY_FILE)
+    result = check_shape(read_json(run.path / STUDY_FILE), STUDY, str(run.path / STUDY_FILE))
     told = {field.name: result["study"][field.name] for field in fields(Study)}
     return Study(**{**told, "systems": [System(**system) for system in told["systems"]]}), result
 
@@ -105,8 +106,9 @@ def pass_row(run: Run, sources: Sources) -> dict[str, Any]:
     """Of a run of eval.pass_at_k: the figures and what they depend on."""
     facts = run.facts
     how = {key: facts[key] for key in ("n", "temperature", "top_p", "max_new_tokens", "template", "timeout", "memory")}
+    nameless = "completions made elsewhere" if facts.get("samples") else "the tasks' own solutions"
     about = {
-        "name": facts["name"] or facts["model"] or ("completions made elsewhere" if facts["samples"] else "the tasks' own solutions"),
+        "name": facts.get("name") or facts.get("model") or nameless,
         "tasks": Path(facts["tasks"]).name,
         "lang": facts["lang"],
     }
@@ -115,11 +117,9 @@ def pass_row(run: Run, sources: Sources) -> dict[str, Any]:
 
 def routing(run: Run, sources: Sources) -> dict[str, Any]:
     """Means over layers by language, with the shares by class of token."""
-    arrays = read_json(run.path / ARRAYS)
+    arrays = check_arrays(read_json(run.path / ARRAYS), str(run.path / ARRAYS))
     languages = {}
     for lang, row in arrays["languages"].items():
-        if "by_class" not in row:
-            raise ValueError(f"{run.path / ARRAYS} has no by_class for {lang}: an older eval.routing wrote it; run that again")
         own = own_expert(arrays["experts"], lang)
         languages[lang] = {**{key: means(value) for key, value in row.items() if key != "by_class"}, "classes": class_shares(row, own)}
     overall = means(arrays["nmi_language"])

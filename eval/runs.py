@@ -1,13 +1,17 @@
 """Reads the folders that evaluation and training commands wrote, and refuses to compare what is not comparable."""
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model import strict_json
 from model.checkpoint import read_json
 from model.output import RUN
+from model.strict_json import parse_json
+
+from . import run_files
+from .run_files import check_shape
 
 LOG = "log.jsonl"
 SAMPLES = "samples.jsonl"
@@ -103,13 +107,16 @@ def read_run(path: Path) -> Run:
     if program not in known:
         raise ValueError(f"{path} was not written by {', '.join(known[:-1])} or {STUDY}{f' but by {program}' if program else ''}")
     if program != CODEBLEU:
-        _check_keys(facts, ("figures",), f"{path / RUN}")
+        check_shape(facts, run_files.PASSED if program == PASS_AT_K else {"figures": dict}, f"{path / RUN}")
+        if program == PASS_AT_K and (wrong := [k for k in facts["figures"]["pass_at_k"] if not (k.isascii() and k.isdecimal())]):
+            raise ValueError(f"{path / RUN}: figures: pass_at_k has the key {wrong[0][:80]!r}, which is no number of completions")
         return Run(path, facts, {})
     _check_keys(facts, FACTS, f"{path / RUN}")
+    check_shape(facts, run_files.SCORED, f"{path / RUN}")
     if facts["role"] not in ROLES:
         raise ValueError(f"{path / RUN} has the role {facts['role']!r}; known: {', '.join(ROLES)}")
     samples: dict[str, dict[str, list[Sample]]] = {}
-    for row in read_lines(path / SAMPLES, COLUMNS):
+    for row in read_lines(path / SAMPLES, COLUMNS, run_files.SAMPLE):
         samples.setdefault(row["lang"], {}).setdefault(row["kind"], []).append(row)
     if not samples:
         raise ValueError(f"{path / SAMPLES} holds no samples")
@@ -121,7 +128,9 @@ def read_training(path: Path) -> tuple[str, list[dict[str, Any]]]:
     """(label, log entries) of a training command's output folder."""
     if not (path / LOG).is_file():
         raise FileNotFoundError(f"{path} is not a training command's output: it has no {LOG}")
-    entries = [entry for entry in read_lines(path / LOG, ("step",)) if "loss" in entry or "eval_loss" in entry]
+    if (path / RUN).is_file():
+        check_shape(read_json(path / RUN), run_files.TRAINED, f"{path / RUN}")
+    entries = [entry for entry in read_lines(path / LOG, ("step",), run_files.ENTRY) if "loss" in entry or "eval_loss" in entry]
     if not entries:
         raise ValueError(f"{path / LOG} holds no entry with a loss")
     return path.resolve().name, entries
@@ -152,21 +161,29 @@ def _only(runs: list[Run], role: str) -> Run | None:
     return runs[0] if runs else None
 
 
-def read_lines(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The JSON objects in `path`, one a line, each of which must have `keys`."""
+def read_lines(path: Path, keys: tuple[str, ...], shape: Any = None) -> list[dict[str, Any]]:
+    """The JSON objects in `path`, one a line, each of which must have `keys`, and the `shape` if one is given."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line:
+    for number, line in enumerate(read_raw_lines(path), start=1):
+        if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}, is not JSON: {error}") from error
         _check_keys(row, keys, f"{path}, line {number},")
+        if shape:
+            check_shape(row, shape, f"{path}, line {number}")
         rows.append(row)
     return rows
+
+
+def read_raw_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file; ValueError naming it if one is longer than any row."""
+    with path.open("rb") as file:
+        yield from strict_json.read_lines(file, path)
 
 
 def _check_keys(value: Any, keys: tuple[str, ...], where: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import Checkpoint, read_json
+from .checkpoint import Checkpoint, check_finite, read_json
 from .configuration_moe import ATTENTION
 from .experts import PROJECTIONS
 from .output import RUN
@@ -64,6 +64,8 @@ class Adapter:
     def _check_kind(self) -> None:
         if self.config.get("peft_type") != "LORA":
             raise ValueError(f"{self.folder} is a {self.config.get('peft_type')!r} adapter; only LORA is read")
+        if not isinstance(self.config.get("base_model_name_or_path") or "", str):
+            raise ValueError(f"{self.folder} has base_model_name_or_path = {self.config['base_model_name_or_path']!r}; it must be a text")
         for name in _UNSUPPORTED:
             if self.config.get(name):
                 raise ValueError(f"{self.folder} has {name} = {self.config[name]!r} in {ADAPTER_CONFIG}; only plain LoRA is read")
@@ -145,8 +147,9 @@ class Adapter:
         return self._weights.tensor(self._keys[module][part]).float()
 
     def delta(self, module: str) -> Tensor:
-        """B A · scaling [out, in] of a module that it changes, fp32."""
-        return (self._read(module, "B") @ self._read(module, "A")).mul_(self.scaling(module))
+        """B A · scaling [out, in] of a module that it changes, fp32; ValueError if that is too large to be a number."""
+        product = (self._read(module, "B") @ self._read(module, "A")).mul_(self.scaling(module))
+        return check_finite(product, f"the product of the factors of {module} in {self.folder}")
 
     def apply(self, module: str, weight: Tensor) -> Tensor:
         """`weight` [out, in] with the adapter merged in, rounded once, as PEFT's `merge_and_unload` (and so mergekit) does."""
@@ -172,7 +175,11 @@ class Adapter:
         return self._weights.shape(keys["B"])[0], self._weights.shape(keys["A"])[1]
 
     def check_base(self, base: Path, weights: Checkpoint) -> None:
-        """ValueError if the adapter was trained on another base: by fingerprint where it has one, else by name; and by shape."""
+        """ValueError if the adapter was trained on another base: by fingerprint where it has one, else by name; and by shape.
+
+        Also if one of its values is infinite or not a number.
+        """
+        self._weights.check_values()
         trained_on = self.run.get(BASE_FACT)
         given = _model_name(base)
         named = Path(self.config.get("base_model_name_or_path") or given).name

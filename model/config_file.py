@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from .checkpoint import CONFIG, DTYPES, read_json
+from .checkpoint import CONFIG, DTYPES, GENERATION, read_json
 from .configuration_moe import MoEConfig
 
 _CODE = ("auto_map", "custom_pipelines", "trust_remote_code")
+_MISFITS = (StrictDataclassError, ArithmeticError, AttributeError, LookupError, TypeError)  # of a field of another type or value
 _LABELS = ("_name_or_path", "expert_names")  # may hold a slash: nothing is ever looked up by them
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # field: its least and greatest value. The greatest are some ten times what any model has, and keep the cost of a refusal small.
 _SIZES = {
     "num_hidden_layers": (1, 1 << 10),
@@ -91,9 +94,36 @@ def _check_relations(path: Path, settings: dict[str, Any]) -> None:
             raise ValueError(f"{path} has rope_theta = {theta!r}; it must be a positive number")
 
 
+def model_config(folder: Path) -> PreTrainedConfig:
+    """transformers' configuration of any model, from the folder alone; errors as of `read_config` and `moe_config`."""
+    read_config(folder)  # first of all: transformers would follow what it names
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except _MISFITS as error:
+        raise ValueError(f"{folder} has a {CONFIG} that cannot be read: {' '.join(str(error).split())}") from error
+    _check_relations(folder / CONFIG, config.to_dict())  # again, with the defaults of what it does not say
+    return config
+
+
+def generation_config(folder: Path) -> GenerationConfig:
+    """The settings of generation in `folder`; ValueError naming their file where one has the wrong type or value."""
+    path = folder / GENERATION
+    settings = read_json(path)
+    for field in _TOKEN_IDS:
+        value = settings.get(field)
+        if value is not None and not all(type(token) is int and token >= 0 for token in (value if isinstance(value, list) else [value])):
+            raise ValueError(f"{path} has {field} = {value!r}; it must be the number of a token, or several")
+    try:
+        return GenerationConfig.from_dict(settings)
+    except (*_MISFITS, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+
+
 def moe_config(settings: dict[str, Any], source: Path) -> MoEConfig:
     """The configuration that `settings` describe; ValueError naming `source` where a field has the wrong type or value."""
     try:
-        return MoEConfig.from_dict(settings)
-    except (StrictDataclassError, TypeError, AttributeError, LookupError) as error:
+        config = MoEConfig.from_dict(settings)
+    except (*_MISFITS, ValueError) as error:
         raise ValueError(f"{source} has a {CONFIG} that cannot be read: {' '.join(str(error).split())}") from error
+    _check_relations(source / CONFIG, config.to_dict())
+    return config

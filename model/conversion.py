@@ -91,7 +91,7 @@ def load_weights(
     for name, shape in tqdm(shapes.items(), desc="Loading", unit="tensor", leave=False):
         parts = sources[name]
         if NF4_FACTS in parts:
-            stored = NF4Weight.from_state_dict({key: checkpoint.tensor(key) for key in parts.values()}, parts[WHOLE])
+            stored = _read_nf4(checkpoint, parts)
             if stored.shape != shape:  # only NF4 says its shape inside
                 raise ValueError(
                     f"{checkpoint.path} does not fit the model: misshaped {name} {list(stored.shape)} instead of {list(shape)}"
@@ -103,6 +103,14 @@ def load_weights(
             old = parameters[name]
             value = dequantize_nf4(stored) if NF4_FACTS in parts else _assemble(checkpoint, parts, shape, old.dtype)
             _set_parameter(model, name, nn.Parameter(value.to(device=device_of(name), dtype=old.dtype), requires_grad=old.requires_grad))
+
+
+def _read_nf4(checkpoint: Checkpoint, parts: dict[Part, str]) -> NF4Weight:
+    state = {key: checkpoint.tensor(key) for key in parts.values()}
+    try:
+        return NF4Weight.from_state_dict(state, parts[WHOLE])
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.path}: {error}") from None
 
 
 def _set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:

@@ -1,8 +1,9 @@
 """The file of the gate mode `data`: JSON lines with the columns `lang` (whose row it is) and `text` (what is read: prompt and program)."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from .strict_json import parse_json, read_lines
 
 
 class Rows(NamedTuple):
@@ -28,7 +29,7 @@ def read_gate_data(path: Path, langs: list[str], limit: int) -> list[Rows]:
     texts: dict[str, list[str]] = {lang: [] for lang in langs}
     others = set()
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(read_lines(file, path), 1):
             lang, text = _read_row(line, f"{path}:{number}")
             if lang not in texts:
                 others.add(lang)
@@ -43,7 +44,7 @@ def read_gate_data(path: Path, langs: list[str], limit: int) -> list[Rows]:
 
 def _read_row(line: bytes, where: str) -> tuple[str, str]:
     try:
-        row: Any = json.loads(line.decode())
+        row: Any = parse_json(line)
     except ValueError as error:
         raise ValueError(f"{where} is not JSON: {error}") from None
     for column in ("lang", "text"):

@@ -13,9 +13,10 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
 from .checkpoint import Checkpoint
+from .config_file import model_config
 from .sources import ExpertSource
 
 _DTYPE = torch.bfloat16  # as mergekit loads the base
@@ -56,7 +57,7 @@ def walk_layers(base: Path, texts: Mapping[Key, Texts], blocks: tuple[str, ...])
     The input of `mlp`, after the norm that follows attention, is what a mixture's gate sees. ValueError naming the first tensor that
     `base` lacks or that has another shape than its configuration says.
     """
-    config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    config = model_config(base)
     weights = Checkpoint(base)
     with init_empty_weights():  # parameters without memory; the rotary embedding's frequencies are there
         model = AutoModel.from_config(config, dtype=_DTYPE).eval()

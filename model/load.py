@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .adapters import Adapter, base_fingerprint, is_adapter
-from .checkpoint import Checkpoint, model_folder, parse_dtype
-from .config_file import read_config
+from .checkpoint import GENERATION, Checkpoint, model_folder, parse_dtype
+from .config_file import generation_config, read_config
 from .configuration_moe import MoEConfig
 from .devices import present_device
 from .modeling_moe import MoEForCausalLM
@@ -82,7 +82,9 @@ def model_fingerprint(path: str | Path, adapter: str | Path | None = None) -> st
 
 
 def _load_dense(folder: Path, device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
-    Checkpoint(folder)  # its errors name the file; transformers' do not
+    Checkpoint(folder).check_values()  # its errors name the file; transformers' do not
+    if (folder / GENERATION).is_file():
+        generation_config(folder)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype or "auto",

@@ -5,11 +5,10 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from transformers import GenerationConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralPreTrainedModel
 
 from .checkpoint import GENERATION, Checkpoint, model_folder, parse_dtype
-from .config_file import moe_config, read_config
+from .config_file import generation_config, moe_config, read_config
 from .configuration_moe import MoEConfig
 from .conversion import load_weights
 from .devices import Device, DeviceMap, device_of, dispatch, resolve_device_map
@@ -72,7 +71,7 @@ class StrictLoading(MixtralPreTrainedModel):
         model.tie_weights()
         model.name_or_path = config.name_or_path = str(folder)
         if model.can_generate() and (folder / GENERATION).is_file():
-            model.generation_config = GenerationConfig.from_pretrained(folder)
+            model.generation_config = generation_config(folder)
         dispatch(model.eval().set_precision(precision), devices, offload_folder)
         if adapter is not None:
             model.load_adapter(adapter)

@@ -22,6 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .prompt import PROMPT_TEMPLATE
+from .strict_json import read_json
 
 MANIFEST = "manifest.json"
 RUN = "run.json"
@@ -100,13 +101,24 @@ def _sync_and_hash(path: Path) -> str:
 
 
 def check_manifest(folder: Path) -> None:
-    """`ValueError` naming the first file of `folder` that is missing or differs from its manifest."""
-    for name, row in json.loads((folder / MANIFEST).read_text())["files"].items():
+    """`ValueError` naming the first file of `folder` that is missing or differs from its manifest, or what is wrong with the manifest."""
+    for name, row in manifest_rows(folder).items():
         path = folder / name
         if not path.is_file():
             raise ValueError(f"{path} is missing, but {MANIFEST} lists it")
         if path.stat().st_size != row["size"] or sha256_of(path) != row["sha256"]:
             raise ValueError(f"{path} differs from what {MANIFEST} says of it")
+
+
+def manifest_rows(folder: Path) -> dict[str, dict[str, Any]]:
+    """The manifest's rows, {relative path: {"size", "sha256"}}; `ValueError` if it has none such, or one of a file outside of `folder`."""
+    rows = read_json(folder / MANIFEST).get("files")
+    if not isinstance(rows, dict) or not all(isinstance(row, dict) and {"size", "sha256"} <= row.keys() for row in rows.values()):
+        raise ValueError(f"{folder / MANIFEST} does not say the size and sha256 of each of its files")
+    for name in rows:
+        if name.startswith("/") or "\0" in name or ".." in Path(name).parts or max(map(len, [*Path(name).parts, ""])) > 255:
+            raise ValueError(f"{folder / MANIFEST} names {name!r}, which does not lie in its folder")
+    return rows
 
 
 def sync(path: Path) -> None:

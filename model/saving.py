@@ -14,7 +14,6 @@ writer at a time.
 After a loss of power the same holds, as far as the disk keeps what it has synced.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .output import MANIFEST, output_folder, sync, write_manifest
+from .output import MANIFEST, manifest_rows, output_folder, sync, write_manifest
 
 SAVING, SAVED = ".saving", ".saved"
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
@@ -69,8 +68,8 @@ def finish_save(folder: Path) -> bool:
 
 def _names(saved: Path) -> set[str]:
     try:
-        return set(json.loads((saved / MANIFEST).read_text())["files"])
-    except (ValueError, LookupError, TypeError):
+        return set(manifest_rows(saved))
+    except ValueError:
         raise ValueError(f"{saved} is no save that was interrupted, as its {MANIFEST} lists no files; remove it") from None
 
 

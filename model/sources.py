@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
 
 from .adapters import Adapter, base_fingerprint, is_adapter
 from .checkpoint import Checkpoint, model_folder
-from .config_file import read_config
+from .config_file import model_config, read_config
 from .experts import PROJECTIONS
 
 _FAMILIES = ("mistral", "llama")
@@ -127,10 +126,10 @@ def _check_same_shape(folder: Path, base: Path) -> None:
 
 def read_base_config(folder: Path) -> dict[str, Any]:
     """The configuration with its family's defaults filled in; ValueError if it is not of the Mistral family."""
-    kind = read_config(folder).get("model_type")  # first of all: transformers would follow what it names
+    kind = read_config(folder).get("model_type")
     if kind not in _FAMILIES:
         raise ValueError(f"{folder} is a {kind!r} model; base and experts must be one of {', '.join(_FAMILIES)}")
-    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to_dict()
+    return model_config(folder).to_dict()
 
 
 def check_matrices(weights: Checkpoint, config: dict[str, Any]) -> None:

@@ -8,9 +8,20 @@ from typing import Any
 
 import yaml
 
+_BYTES = 1 << 18  # PyYAML reads some 100 KB a second; a recipe of a hundred experts has a tenth
+_DEPTH = 50  # of brackets in brackets: the scanner looks at each of them again for every token
+_NODES = 100_000  # once every alias stands for what it names: a few lines of aliases of aliases are otherwise a terabyte in an error
+# What PyYAML's constructors let through: `!!int ""` is an IndexError, `!!bool x` a KeyError, `!!timestamp x` an AttributeError, ...
+_DAMAGE = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
 
 class _Loader(yaml.SafeLoader):
     """Refuses a repeated key, of which SafeLoader keeps the last; before `<<` brings keys of other mappings, which may be repeated."""
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        if self.flow_level >= _DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"more than {_DEPTH} brackets in each other", problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(token)
 
     def compose_mapping_node(self, anchor: dict[str, yaml.Node]) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -28,10 +39,28 @@ def read_yaml(path: Path) -> Any:
         raise IsADirectoryError(f"{path} is a folder; a YAML file is wanted")
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
+    if path.stat().st_size > _BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes; a YAML file here has at most {_BYTES}")
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        loader = _Loader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _expanded(node, {}) > _NODES:
+            raise ValueError(f"its aliases stand for more than {_NODES} values, or for themselves")
+        return loader.construct_document(node)
+    except _DAMAGE as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def _expanded(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values a node stands for, up to one more than is allowed; infinitely many if it holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        flat = [part for pair in parts for part in pair] if isinstance(node, yaml.MappingNode) else parts
+        known[id(node)] = min(1 + sum(_expanded(part, known) for part in flat), _NODES + 1)
+    return known[id(node)]
 
 
 def check_mapping(raw: Any, allowed: Iterable[str], where: str) -> dict[str, Any]:
@@ -75,5 +104,5 @@ def list_field(raw: dict[str, Any], key: str, where: str) -> list[Any]:
 def hint(value: Any, allowed: Iterable[str]) -> str:
     """What to write instead of `value`: the one that was probably meant, or all that are allowed."""
     allowed = list(allowed)
-    close = difflib.get_close_matches(str(value), allowed, n=1)
+    close = difflib.get_close_matches(str(value)[:80], allowed, n=1)  # its time grows with the square of the length
     return f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(allowed)}"

@@ -4,12 +4,16 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+_CAUSE = 500  # characters of the error's cause: it may quote the whole file
+
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in `folder`; ValueError if there is none that can be read. Nothing is downloaded, and none of its code is run."""
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer("a")  # some settings of a wrong type, such as model_max_length, are an error only now
+        return tokenizer
     except Exception as error:  # no narrower class: `tokenizers` raises bare Exceptions
         files = ", ".join(sorted(path.name for path in folder.glob("tokenizer*"))) or "none"
-        cause = " ".join(str(error).split())
+        cause = " ".join(str(error).split())[:_CAUSE]
         raise ValueError(f"{folder} has no tokenizer that can be read; its tokenizer files: {files} ({cause})") from error

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from model.adapters import BASE_FACT, Adapter, base_fingerprint
 from model.checkpoint import Checkpoint, model_folder
 from model.cli import make_parser
+from model.config_file import read_config as read_folder_config
 from model.prompt import prompt_template, set_format
 
 from .base import planned_base, resolve_base
@@ -43,15 +44,18 @@ def load_base(path: str, *, checkpointing: bool) -> tuple[PreTrainedModel, Any]:
     dtype = torch.bfloat16 if has_bf16() else torch.float32
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
     if Path(path).is_dir():
-        Checkpoint(Path(path))  # names a missing or damaged file in one sentence
+        read_folder_config(Path(path))
+        Checkpoint(Path(path)).check_values()  # names a missing or damaged file in one sentence
     device = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
-    model = AutoModelForCausalLM.from_pretrained(path, quantization_config=nf4, dtype=dtype, device_map=device)
+    model = AutoModelForCausalLM.from_pretrained(
+        path, quantization_config=nf4, dtype=dtype, device_map=device, use_safetensors=True, trust_remote_code=False
+    )
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # On a CPU with AVX512-BF16 bitsandbytes 0.50 repacks the weights at the first evaluation, with their absmax in bf16, and goes
             # on training on that: not the mixture's NF4 (logits off by 0.15 in the demo's base), and not what a resumed run starts from.
             module.support_avx512bf16_for_cpu = False
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token  # padding is masked by length, so the id does not matter
     prepare = prepare_model_for_kbit_training(

@@ -101,7 +101,7 @@ def _count(
 def find_tokenizer(folder: Any) -> PreTrainedTokenizerBase | None:
     """The tokenizer in a folder or the hub's cache, None where there is none."""
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError):
         return None
 

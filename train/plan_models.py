@@ -1,6 +1,7 @@
 """The models that training commands make, each as its command loads it and Trainer prepares it; a plan makes them on the meta device."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from model.checkpoint import parse_dtype
+from model.config_file import model_config
 from model.configuration_moe import MoEConfig
 from model.modeling_moe import MoEForCausalLM
 
@@ -53,9 +55,12 @@ def _checkpointed(model: Any, checkpointing: bool) -> nn.Module:
 
 def read_config(base: str) -> PreTrainedConfig:
     """The configuration of a base; `ValueError` if the folder or hub name has none, or it is not shaped like Mistral's."""
+    folder = Path(base)
     try:
-        config = AutoConfig.from_pretrained(base)
+        config = model_config(folder) if folder.is_dir() else AutoConfig.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        if folder.is_dir():
+            raise
         raise ValueError(f"the base {base!r} is neither a folder with a config.json nor a model within reach on the hub") from error
     needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
     missing = [name for name in needed if not hasattr(config, name)]

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel
 from torch import nn
-from transformers import AutoTokenizer
 
 from model import MoEForCausalLM
 from model.adapters import BASE_FACT, Adapter, base_fact, base_fingerprint, is_adapter
@@ -20,6 +19,7 @@ from model.config_file import read_config
 from model.configuration_moe import MoEConfig
 from model.load import base_of, load_model
 from model.plan import config_of
+from model.tokenizer import read_tokenizer
 
 from .expert import load_base
 from .lora import add_lora, factor_config, planned_expert
@@ -44,7 +44,7 @@ def kind_of(folder: Path) -> str:
 def tokenizer_of(folder: Path, kind: str) -> Any:
     """An adapter's own, which may have a chat template that its base's lacks, if it has one."""
     has_none = kind == ADAPTER and not (folder / "tokenizer_config.json").is_file()
-    return AutoTokenizer.from_pretrained(base_of(folder) if has_none else folder)
+    return read_tokenizer(base_of(folder) if has_none else folder)
 
 
 def load_policy(folder: Path, kind: str, args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:

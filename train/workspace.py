@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from model.checkpoint import read_json
 from model.output import check_absent, write_json
 
 from .processes import processes
@@ -64,7 +65,7 @@ def workspace(out: Path, facts: dict[str, Any], *, resume: bool) -> Iterator[Pat
 
 
 def _check_same(folder: Path, facts: dict[str, Any]) -> None:
-    before = json.loads((folder / FACTS).read_text())
+    before = read_json(folder / FACTS)
     changed = sorted(key for key in facts.keys() | before.keys() if facts.get(key) != before.get(key))
     if changed:
         was = "; ".join(f"{key} was {before.get(key)!r} and is {facts.get(key)!r}" for key in changed)

@@ -65,7 +65,7 @@ def _parse_conditional(raw: Any, where: str) -> Rule:
 def _number(raw: Any, where: str) -> float:
     try:
         value = float(raw)  # also of a text: YAML 1.1 reads 1e-3 as one
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         raise ValueError(f"{where} holds {raw!r}, which is not a number") from None
     if not math.isfinite(value):
         raise ValueError(f"{where} holds {raw!r}, which is not a finite number")

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig
 
 from ..adapters import Adapter, base_fingerprint, is_adapter
 from ..checkpoint import Checkpoint, model_folder
-from ..config_file import read_config
+from ..config_file import model_config, read_config
 from ..sources import split_source
 from .parallel import Rows
 
@@ -150,7 +149,7 @@ def _configuration(folder: Path) -> Any:
         raise ValueError(f"{folder} is a {raw.get('model_type')!r} model; models to be merged must be one of {', '.join(_FAMILIES)}")
     if raw.get("quantization_config"):
         raise ValueError(f"{folder} is quantised; only full-precision models can be merged")
-    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return model_config(folder)
 
 
 def _architecture(folder: Path) -> dict[str, Any]:

@@ -5,21 +5,28 @@ row is named by file and line in a warning and left out, as long as there are fe
 """
 
 import gzip
-import json
+import os
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
 
+from model.strict_json import parse_json, read_lines
+
 Row = dict[str, Any]
 
 COLUMNS = ("text", "code")
 SUFFIXES = (".jsonl.gz", ".jsonl", ".json.gz", ".json", ".parquet")
 MAX_BAD_ROWS, MAX_BAD_SHARE = 10, 0.01
+# Unpacked, a file may be so many times its size, and a small one so many bytes: XLCoST's programs shrink to a fifth, a bomb a thousandfold.
+MAX_GROWTH, FREE_BYTES = 100, 1 << 22
+MAX_ARRAY = 1 << 28  # bytes: it is parsed as a whole
+_START = 64  # bytes in which an array shows itself
+_BATCH = 4  # rows of a Parquet file that are unpacked before their size is known
 
 
 def read_rows(
@@ -38,11 +45,11 @@ def read_rows(
     found: list[str] = []
     for line, value in _values(path):
         try:
-            row = json.loads(value.decode()) if isinstance(value, bytes) else value
+            row = parse_json(value) if isinstance(value, bytes) else value
             if isinstance(row, dict) and not found:
                 found = sorted(row)
             _check(row, columns, may_be_empty)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             bad.append(f"{path}:{line}: {error}")
         else:
             row["where"] = f"{path.name}:{line}"
@@ -64,7 +71,7 @@ def first_columns(path: Path) -> list[str]:
     """The columns of the first row of `path` that is an object; none if no row is. Errors of a missing or damaged file as `read_rows`."""
     for _, value in _values(path):
         with suppress(ValueError):
-            row = json.loads(value.decode()) if isinstance(value, bytes) else value
+            row = parse_json(value) if isinstance(value, bytes) else value
             if isinstance(row, dict):
                 return list(row)
     return []
@@ -98,23 +105,67 @@ def _values(path: Path) -> Iterator[tuple[int, Any]]:
         if path.suffix == ".parquet":
             yield from _parquet(path)
         else:
-            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-                yield from _json(file)
+            yield from _json(path)
     except (EOFError, OSError, zlib.error, ValueError) as error:
         if getattr(error, "errno", None) is not None:  # the system's, such as a full disk; gzip and pyarrow give damage no number
             raise
         raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
 
 
+def lines_of(path: Path) -> Iterator[bytes]:
+    """The lines of a file, unpacked if it is gzipped; ValueError if one is longer than any row, or if they grow as no text does."""
+    left = _most_bytes(path)
+    with _opened(path) as file:
+        for line in read_lines(file, path):
+            left -= len(line)
+            if left < 0:
+                raise _grown(path)
+            yield line
+
+
+def _opened(path: Path) -> Any:
+    if path.suffix != ".gz":
+        return path.open("rb")
+    with path.open("rb") as file:
+        file.seek(-min(8, path.stat().st_size), os.SEEK_END)
+        if not any(file.read(8)):  # gzip would look through all zeros for another part, a byte at a time
+            raise ValueError(f"{path} ends in zeros, where its length and checksum should be")
+    return gzip.open(path)
+
+
+def _grown(path: Path) -> ValueError:
+    return ValueError(f"{path} unpacks to more than {MAX_GROWTH} times its size")
+
+
+def _most_bytes(path: Path) -> int:
+    return max(MAX_GROWTH * path.stat().st_size, FREE_BYTES)
+
+
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
-    return enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1)
+    left, number = _most_bytes(path), 0
+    with pyarrow.parquet.ParquetFile(path) as file:
+        if sum(file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups)) > left:
+            raise _grown(path)
+        for batch in file.iter_batches(_BATCH):
+            left -= batch.nbytes
+            if left < 0:
+                raise _grown(path)
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
 
 
-def _json(file: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
-    """One value a line, or, if the first line starts an array, the elements of the whole file's array."""
-    lines = iter(file)
-    for number, line in enumerate(lines, 1):
-        if number == 1 and line.lstrip().startswith(b"["):
-            yield from enumerate(json.loads(line + b"".join(lines)), 1)
-        elif line.strip():
-            yield number, line
+def _json(path: Path) -> Iterator[tuple[int, Any]]:
+    """One value a line, or, if the file starts with an array, its elements."""
+    with _opened(path) as file:
+        if file.read(_START).lstrip().startswith(b"["):
+            if path.stat().st_size > MAX_ARRAY:
+                raise ValueError(f"a JSON array here has at most {MAX_ARRAY} bytes; JSON lines may have any number")
+            file.seek(0)
+            most = min(MAX_ARRAY, _most_bytes(path))
+            whole = file.read(most + 1)
+            if len(whole) > most:
+                raise _grown(path)
+            yield from enumerate(parse_json(whole), 1)
+            return
+    yield from ((number, line) for number, line in enumerate(lines_of(path), 1) if line.strip())

@@ -107,7 +107,7 @@ def test_the_systems_own_errors_are_not_called_damage(tmp_path: Path, monkeypatc
         raise OSError(number, "the system says so", str(path))
 
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    monkeypatch.setattr(pyarrow.parquet, "read_table", fail)
+    monkeypatch.setattr(pyarrow.parquet, "ParquetFile", fail)
     with pytest.raises(OSError, match="the system says so") as caught:
         read_rows(tmp_path / "a.parquet")
     assert caught.value.errno == number

@@ -1,0 +1,49 @@
+"""JSON files, and files of JSON lines, read strictly: of a bounded size, no key twice."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+_BYTES = 100_000_000  # as safetensors' own limit for a header
+LINE = 1 << 24  # bytes: some thousand times the longest program
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; FileNotFoundError or ValueError naming the file otherwise, also where a key is there twice."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    if path.stat().st_size > _BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes; a JSON file here has at most {_BYTES}")
+    try:
+        value = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, not a JSON object")
+    return value
+
+
+def parse_json(text: bytes) -> Any:
+    """The value of a JSON text in UTF-8; ValueError otherwise, also where a key is there twice or brackets are nested a thousand deep."""
+    try:
+        return json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+
+
+def read_lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    """The lines of a file; ValueError naming `path` for one that is longer than any row, as in a file that a crash filled with zeros."""
+    while line := file.readline(LINE + 1):
+        if len(line) > LINE:
+            raise ValueError(f"{path} has a line of more than {LINE} bytes")
+        yield line
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for key, item in pairs:
+        if key in value:
+            raise ValueError(f"the key {key!r} is there twice")
+        value[key] = item
+    return value

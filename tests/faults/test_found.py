@@ -1,0 +1,97 @@
+"""What the mutations found, one case each: files that were an error without a name, a traceback, a hang or a wrong answer."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from tests.faults.readers import Reader, make_readers
+
+
+@pytest.fixture(scope="module")
+def readers(tmp_path_factory) -> dict[str, Reader]:
+    return {reader.name: reader for reader in make_readers(tmp_path_factory.mktemp("readers"))}
+
+
+def edit(**changes: object) -> Callable[[bytes], bytes]:
+    return lambda data: json.dumps({**json.loads(data), **changes}).encode()
+
+
+def line(**changes: object) -> Callable[[bytes], bytes]:
+    return lambda data: data + json.dumps({**json.loads(data.split(b"\n")[0]), **changes}).encode()
+
+
+def other(was: bytes, now: bytes) -> Callable[[bytes], bytes]:
+    return lambda data: data.replace(was, now)
+
+
+def text(content: str) -> Callable[[bytes], bytes]:
+    return lambda _: content.encode()
+
+
+BOMB = "\n".join(["a0: &a0 [x, x, x, x, x, x, x, x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))])
+MERGED = BOMB.replace("[x, x, x, x, x, x, x, x, x]", "{k: v}").replace("[*", "{<<: [*").replace("]", "]}")
+FOUND: list[tuple[str, Callable[[bytes], bytes], str]] = [
+    # a text a few lines long stood for a terabyte of its own error message
+    ("compose's YAML, four_languages.yml", text(f"experts: 1\n{BOMB}\nbase_model: *a11"), "stand for more than 100000 values"),
+    ("merge's YAML, merge_ties.yml", text(MERGED), "stand for more than 100000 values"),
+    ("study's YAML, study.yml", text("systems: &a [*a]"), "or for themselves"),
+    ("study's YAML, study.yml", text("data: " + "[" * 100_000), "more than 50 brackets in each other"),
+    ("train's YAML", text("- " * 5000), "is not YAML: maximum recursion depth"),
+    ("train's YAML", text("rank: !!int ''"), "is not YAML"),
+    ("train's YAML", text("rank: !!bool x"), "is not YAML"),
+    ("train's YAML", text("rank: 2001-99-99"), "is not YAML"),
+    ("train's YAML", text("#" * 300_000), "at most 262144"),
+    ("merge's YAML, merge_ties.yml", other(b"0.5", b"9" * 400), "which is not a number"),
+    # an error of transformers, with no file in it
+    ("base's config", edit(rms_norm_eps="1"), "config.json that cannot be read"),
+    ("mixture's config", edit(num_experts_per_tok=1 << 64), "config.json that cannot be read"),
+    (
+        "mixture's config",
+        lambda d: edit(hidden_size=7)(d).replace(b'"num_attention_heads"', b'"x"'),
+        "no multiple of its 32 attention heads",
+    ),
+    ("generation config", text("{"), "generation_config.json is not JSON"),
+    ("generation config", edit(max_new_tokens="x"), "generation_config.json cannot be read"),
+    ("generation config", edit(eos_token_id="x"), "eos_token_id = 'x'"),
+    ("tokenizer_config.json", edit(model_max_length="x"), "no tokenizer that can be read"),
+    ("adapter's config", edit(base_model_name_or_path=5), "base_model_name_or_path = 5"),
+    ("index", edit(weight_map={"a": "a" * 300 + ".safetensors"}), "in the same folder"),
+    ("NF4 weights", other(b"[2, 32, 64]", b"[2, 64, 64]"), "nf4"),
+    # values that no arithmetic recovers from
+    ("weights", lambda data: data[:-4] + b"\x80\x7f\x80\x7f", "infinite or not numbers"),
+    ("adapter's weights", lambda data: data[:-4] + b"\0\0\xc0\x7f", "infinite or not numbers"),
+    ("mixture's weights", lambda data: data[:-4] + b"\0\0\x80\xff", "infinite or not numbers"),
+    ("adapter's weights", lambda data: data[:-1536] + b"\xff\xff\x7f\x7f" * 384, "infinite or not numbers"),
+    ("tokenizer.json", lambda data: b'"' + data.replace(b'"', b"x") * 9 + b'"', "no tokenizer that can be read"),
+    # a KeyError, a TypeError, a RecursionError
+    ("manifest", edit(files={"a" * 300: {"size": 1, "sha256": ""}}), "does not lie in its folder"),
+    ("manifest", text("{}"), "does not say the size and sha256"),
+    ("manifest", edit(files={"../a": {"size": 1, "sha256": ""}}), "does not lie in its folder"),
+    ("facts of unfinished work", text("["), "is not JSON"),
+    ("gate's rows", text("[" * 100_000), "is not JSON"),
+    ("tasks", line(task_id="CPP/9", test=None), "line 4"),
+    ("tasks", line(task_id=["x"]), "line 4"),
+    ("tasks", lambda data: data + b"\xff", "line 4"),
+    ("counts of eval.pass_at_k", text('{"task_id": "t0", "n": 2, "passed": 3}'), "of 2 completions of t0 3 passed"),
+    ("run.json of eval.codebleu", edit(figures={"cpp": {"family": {"n": "x"}}}), "figures: cpp: family: n must be a whole number, not 'x'"),
+    ("run.json of eval.pass_at_k", edit(sandbox=[]), "sandbox must be an object"),
+    ("samples of eval.codebleu", line(codebleu=float("nan")), "line 5: codebleu must be a finite number, not nan"),
+    ("arrays of eval.routing", edit(experts=["cpp"]), r"top1 must be numbers of shape \[1, 1\]"),
+    ("run.json of eval.pass_at_k", other(b'"1":', b'"x":'), "has the key 'x'"),
+    ("programs of eval.routing", other(b"60", b"60.5, 0.5"), "pairs of an expert and its share"),
+    ("programs of eval.routing", edit(programs=[{}]), r"programs\[0\] lacks lang"),
+    ("log of training", line(loss="x"), "loss must be a finite number"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "message"), FOUND, ids=[f"{number}-{name}" for number, (name, *_) in enumerate(FOUND)])
+def test_found_once(readers, name, change, message):
+    reader = readers[name]
+    try:
+        reader.victim.write_bytes(change(reader.valid))
+        with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+            reader.read()
+    finally:
+        reader.victim.write_bytes(reader.valid)
+    assert str(reader.victim.parent) in str(caught.value) and len(str(caught.value)) < 10_000
