@@ -172,10 +172,11 @@ def test_given_completions_are_scored(data_folder: Path, tmp_path: Path, capsys:
     for row in result.facts["figures"]["cpp"].values():
         names = ("codebleu", "exact_match", "edit_similarity", "chrf", "parses")
         assert all(row["metrics"][name]["value"] == pytest.approx(1.0) for name in names)
-        assert row["metrics"]["codebleu"]["low"] == 1.0
+        low = row["metrics"]["codebleu"]["low"]
+        assert low == pytest.approx(3 / (3 + 1.959964**2))  # Wilson's, of 3 problems of 3
         assert "compiles" not in row["metrics"]
     assert all(sample["exact_match"] == 1.0 for rows in result.samples["cpp"].values() for sample in rows)
-    assert "100.0 [100.0, 100.0]" in capsys.readouterr().out
+    assert "100.0 [43.9, 100.0]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
