@@ -23,7 +23,7 @@ from transformers import set_seed
 from model.cli import add_precision, make_parser, run_command
 from model.languages import LANGUAGES
 from model.load import load_model
-from model.output import check_absent, output_folder, sha256_of, write_run
+from model.output import DONE, check_absent, output_folder, remove_work, sha256_of, unfinished, write_run
 
 from .completions import generate, prompt_of
 from .judge import UNJUDGED, Judge
@@ -46,15 +46,15 @@ def main(args: Namespace) -> int:
     facts |= {key: getattr(args, key) if args.model else None for key in ("n", "temperature", "top_p", "max_new_tokens")}
     before = read_counts(args.before, tasks, facts) if args.before else None
     sandbox = Sandbox.open(unsafe=args.unsafe_no_sandbox)
-    unfinished = args.out.parent / f".{args.out.name}.unfinished"
-    unfinished.mkdir(parents=True, exist_ok=True)
+    work = unfinished(args.out)
+    work.mkdir(parents=True, exist_ok=True)
     if args.model:
-        samples = _generated(args, tasks, max(args.n, *ks), unfinished)
+        samples = _generated(args, tasks, max(args.n, *ks), work)
     else:
         samples = _given(args.samples, tasks) if args.samples else _references(tasks)
     prompts = {task.task_id: prompt_of(task, args.template) for task in tasks}
     samples = [{"lang": args.lang, "prompt": prompts[row["task_id"]], **row} for row in samples]
-    rows = judge_samples(tasks, samples, sandbox, Limits(wall_s=args.timeout, memory_mib=args.memory), unfinished / SAMPLES, args.jobs)
+    rows = judge_samples(tasks, samples, sandbox, Limits(wall_s=args.timeout, memory_mib=args.memory), work / SAMPLES, args.jobs)
     figures, counts = summarise(tasks, rows, ks, f"{args.seed}")
     if before is not None:
         figures["before"] = compare(before, counts, ks, f"{args.seed}")
@@ -70,9 +70,8 @@ def main(args: Namespace) -> int:
             "stop": sorted({mark for task in tasks for mark in task.stop}),
         }
         write_run(folder, seed=args.seed, figures=figures, program=PASS_AT_K, name=args.name, **facts, **more)
-    for path in unfinished.iterdir():
-        path.unlink()
-    unfinished.rmdir()
+        (work / DONE).touch()
+    remove_work(work)
     print(table(figures, args.lang))
     if before is not None:
         print(format_change(figures["before"]))
@@ -126,9 +125,9 @@ def _references(tasks: list[Task]) -> list[Sample]:
     return samples
 
 
-def _generated(args: Namespace, tasks: list[Task], n: int, unfinished: Path) -> list[Sample]:
+def _generated(args: Namespace, tasks: list[Task], n: int, work: Path) -> list[Sample]:
     """n completions of each task, cut at stop sequences. Whole files of them are kept, so that a run can go on with judging."""
-    log = unfinished / "completions.jsonl"
+    log = work / "completions.jsonl"
     facts = [
         args.model,
         args.adapter,
@@ -143,7 +142,7 @@ def _generated(args: Namespace, tasks: list[Task], n: int, unfinished: Path) -> 
     if kept := _read_rows(log):
         if kept[0] == {"facts": facts}:
             return kept[1:]
-        raise ValueError(f"{unfinished} is of a run with other settings; remove it or take another --out")
+        raise ValueError(f"{work} is of a run with other settings; remove it or take another --out")
     if args.temperature == 0 and n > 1:
         raise ValueError("at --temperature 0 all completions of a task are equal; take -n 1, or a temperature such as 0.8")
     model, tokenizer = load_model(args.model, adapter=args.adapter, device=args.device, precision=args.precision)
