@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from model.cli import add_precision, make_parser, run_command
 from model.languages import LANGUAGES
-from model.output import check_absent, output_folder, sha256_of, write_run
+from model.output import DONE, check_absent, output_folder, remove_work, sha256_of, unfinished, write_run
 
 from .completions import Sample, generated, given, prompt_of, read_rows, references, write_rows
 from .judge import UNJUDGED, Judge
@@ -42,17 +42,17 @@ def main(args: Namespace) -> int:
     facts |= {key: getattr(args, key) if args.model else None for key in ("n", "temperature", "top_p", "max_new_tokens")}
     before = read_counts(args.before, tasks, facts) if args.before else None
     sandbox = Sandbox.open(unsafe=args.unsafe_no_sandbox)
-    unfinished = args.out.parent / f".{args.out.name}.unfinished"
-    unfinished.mkdir(parents=True, exist_ok=True)
+    work = unfinished(args.out)
+    work.mkdir(parents=True, exist_ok=True)
     cost = None
     if args.model:
-        samples, cost = generated(args, tasks, max(args.n, *ks), unfinished)
+        samples, cost = generated(args, tasks, max(args.n, *ks), work)
     else:
         samples = given(args.samples, tasks) if args.samples else references(tasks)
     prompts = {task.task_id: prompt_of(task, args.template) for task in tasks}
     samples = [{"lang": args.lang, "prompt": prompts[row["task_id"]], **row} for row in samples]
     limits = Limits(wall_s=args.timeout, memory_mib=args.memory)
-    rows, judging = judge_samples(tasks, samples, sandbox, limits, unfinished / SAMPLES, args.jobs)
+    rows, judging = judge_samples(tasks, samples, sandbox, limits, work / SAMPLES, args.jobs)
     figures, counts = summarise(tasks, rows, ks, f"{args.seed}")
     if before is not None:
         figures["before"] = compare(before, counts, ks, f"{args.seed}")
@@ -70,9 +70,8 @@ def main(args: Namespace) -> int:
             "stop": sorted({mark for task in tasks for mark in task.stop}),
         }
         write_run(folder, seed=args.seed, figures=figures, program=PASS_AT_K, name=args.name, **facts, **more)
-    for path in unfinished.iterdir():
-        path.unlink()
-    unfinished.rmdir()
+        (work / DONE).touch()
+    remove_work(work)
     print(table(figures, args.lang))
     if before is not None:
         print(format_change(figures["before"]))

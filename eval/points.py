@@ -2,7 +2,7 @@
 
 import hashlib
 from argparse import ArgumentParser, Namespace
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,9 @@ def load_points(args: Namespace, langs: Iterable[str] = LANGUAGES) -> tuple[Poin
     sources: dict[str, dict[str, Any]] = {}
     for lang in [args.lang] if args.lang else langs:
         loaded = load_pairs(args.data, lang, args.split)
+        name, times = Counter(row.id for row in loaded.rows).most_common(1)[0]
+        if times > 1:
+            raise ValueError(f"{loaded.source} has several {lang} points with the id {name!r}, which has to tell them apart")
         points[lang] = pick_points(loaded.rows, args.split, args.limit, args.seed)
         sources[lang] = {"source": loaded.source, "sha256": loaded.sha256, "rows": len(loaded.rows)}
     print("data: " + ", ".join(dict.fromkeys(row["source"] for row in sources.values())))

@@ -55,9 +55,13 @@ class Adapter:
             if not match:
                 raise ValueError(f"{folder}: {key} is not a LoRA factor; only plain LoRA adapters are read")
             self._keys.setdefault(match[1], {})[match[2] or match[3]] = key
+        if not self._keys:
+            raise ValueError(f"{folder} has no LoRA factors, so it changes nothing")
         for module, keys in self._keys.items():
             if not {"A", "B"} <= keys.keys():
                 raise ValueError(f"{folder}: {module} has only one of its two LoRA factors")
+            if not self._weights.shape(keys["A"])[0]:
+                raise ValueError(f"{folder}: {module} has factors of rank 0")
             if ("magnitude" in keys) != self.is_dora:
                 raise ValueError(f"{folder}: {module} has {'no' if self.is_dora else 'a'} lora_magnitude_vector; DoRA has it, LoRA has not")
 

@@ -1,18 +1,20 @@
 """What every command of the project shares: how it starts, how it fails, and which seed it takes.
 
 A user's mistake is a `ValueError` (or a missing file, a full disk) with one clear sentence: it goes to stderr and
-the exit status is 2. Other exceptions keep their traceback.
+the exit status is 2. Other exceptions keep their traceback. Ctrl-C and SIGTERM end a command with 130 and 143,
+once what it had begun to write is removed.
 Of several processes that a launcher started, the first speaks.
 """
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import NoReturn
-
-from safetensors import SafetensorError
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 from moe_kernels.backend import PRECISIONS
 
@@ -21,9 +23,13 @@ from .config_flags import printed_config, with_config
 MISTAKES = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 NO_SPACE = 28  # errno.ENOSPC
 GRACE = 20.0  # seconds; torchrun ends the other processes within half a second of the first, on a busy machine in five and more
-# How it reads where the number is lost: safetensors passes the system's error on as text; torch.save's
-# writer says one of the last three. (Reading a damaged file has other words.)
-NO_SPACE_TEXTS = (f"os error {NO_SPACE})", "PytorchStreamWriter failed", "unexpected pos", "iostream error")
+# How it reads where the number is lost: safetensors and tokenizers pass the system's error on as text; torch.save's
+# writer says one of the others. (Reading a damaged file has other words.)
+NO_SPACE_TEXTS = (f"os error {NO_SPACE})", os.strerror(NO_SPACE), "PytorchStreamWriter failed", "unexpected pos", "iostream error")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came, as from `kill`, `timeout`, a batch system or a container that stops."""
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -67,21 +73,57 @@ def run_command(command: Callable[[argparse.Namespace], object], parser: argpars
         if (config := printed_config(parser, args)) is not None:
             print(config, end="")
             return 0
-        command(args)
+        with _terminable(), _quiet_threads():
+            command(args)
     except MISTAKES as error:
         _let_the_first_speak()
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except Exception as error:  # of a class of its own in each library; tokenizers' is Exception itself
         if not _disk_is_full(error):
             raise
         print(f"{parser.prog}: no space left on the disk: {getattr(error, 'filename', None) or error}", file=sys.stderr)
         return 2
+    except Terminated:
+        print(f"{parser.prog}: terminated", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
-        return 130
+        return 128 + signal.SIGINT
     return 0
 
 
-def _disk_is_full(error: Exception) -> bool:
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Within it SIGTERM raises `Terminated`, where nobody else has a use for it.
+
+    Not in a process of a launcher, which ends the others by SIGTERM when one has ended: they wait for that one in a collective, where
+    Python's handlers do not run.
+    """
+    if "RANK" in os.environ or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL or threading.current_thread() != threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(*_: Any) -> NoReturn:
+    raise Terminated
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Within it a thread says nothing of a full disk: TensorBoard's hands that on to the command, which says it in one sentence."""
+    show = threading.excepthook
+    threading.excepthook = lambda args: None if args.exc_value and _disk_is_full(args.exc_value) else show(args)
+    try:
+        yield
+    finally:
+        threading.excepthook = show
+
+
+def _disk_is_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) == NO_SPACE or any(text in str(error) for text in NO_SPACE_TEXTS)

@@ -2,7 +2,7 @@
 
 A command writes into a hidden folder beside its target; `manifest.json` (size and SHA-256 of every file) is written last
 and the folder is then renamed. A crash, a full disk or a loss of power leaves the target as it was; what a killed command
-leaves behind is removed by the next that writes the same target.
+leaves behind is removed by the next that is to write the same target, also if that finds it whole and refuses.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,42 @@ from .strict_json import read_json
 
 MANIFEST = "manifest.json"
 RUN = "run.json"
+DONE = "done"  # in a folder of unfinished work: its output is about to get its name, or has it
 _PACKAGES = ("torch", "transformers", "bitsandbytes", "peft", "safetensors", "datasets", "codebleu")
 
 
 def check_absent(target: Path) -> None:
-    """`FileExistsError` if `target` exists and is not an empty folder: no command writes over earlier work."""
+    """`FileExistsError` if `target` exists and is not an empty folder: no command writes over earlier work.
+
+    What the command that made it left, if it was killed just then, is removed.
+    """
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        work, place = unfinished(target), _writing(target)
+        if work.is_dir() and ((work / DONE).exists() or not any(work.iterdir())):
+            remove_work(work)
+        if place.is_dir():
+            with suppress(ValueError), locked(place):  # ValueError: another process is at it
+                shutil.rmtree(place, ignore_errors=True)
         raise FileExistsError(f"the output {target} exists; name another or remove it first")
+
+
+def unfinished(target: Path) -> Path:
+    """Where the unfinished work of the command that writes `target` lies, if it is one that can go on."""
+    return target.with_name(f".{target.name}.unfinished")
+
+
+def remove_work(folder: Path) -> None:
+    """Removes what a finished output was made from; `check_absent` goes on with it if this is interrupted."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != DONE:
+            path.unlink()
+    shutil.rmtree(folder)
+
+
+def _writing(target: Path) -> Path:
+    return target.with_name(f".{target.name}.writing")
 
 
 @contextmanager
@@ -42,12 +71,12 @@ def output_folder(target: Path) -> Iterator[Path]:
     FileExistsError if `target` exists; ValueError if another process is writing it.
     """
     check_absent(target)
-    place = target.with_name(f".{target.name}.writing")
+    place = _writing(target)
     temporary = place / "output"
     with locked(place):
-        shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
-        temporary.mkdir()
         try:
+            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+            temporary.mkdir()
             yield temporary
             publish(temporary, target)
         finally:
@@ -60,12 +89,16 @@ def locked(folder: Path) -> Iterator[None]:
 
     ValueError if another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock", timeout=0)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         raise ValueError(f"another process is at work in {folder}") from None
+    except BaseException:  # a full disk, or interrupted
+        with suppress(OSError):
+            folder.rmdir()
+        raise
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .checkpoint import read_json
-from .output import check_absent, locked, publish, write_json
+from .output import DONE, check_absent, locked, publish, remove_work, unfinished, write_json
 
 FACTS = "facts.json"
 
@@ -32,30 +32,28 @@ def resumable_folder(target: Path, facts: dict[str, str]) -> Iterator[Unfinished
     place = unfinished(target)
     folders = Unfinished(place / "output", place)
     with locked(place):
-        if _has_tensors(folders.output) or _has_tensors(place):
+        is_begun = _has_tensors(folders.output) or _has_tensors(place)
+        if is_begun:
             _check_same(place, facts)
-            for torn in folders.output.glob(".*.tmp"):  # of files that appear by a rename
-                torn.unlink()
             print(f"going on with the unfinished work in {place}", file=sys.stderr)
-        else:
-            shutil.rmtree(folders.output, ignore_errors=True)
-            write_json(place / FACTS, facts)
-        folders.output.mkdir(exist_ok=True)
         try:
+            if is_begun:
+                for torn in folders.output.glob(".*.tmp"):  # of files that appear by a rename
+                    torn.unlink()
+            else:
+                shutil.rmtree(folders.output, ignore_errors=True)
+                write_json(place / FACTS, facts)
+            folders.output.mkdir(exist_ok=True)
             yield folders
+            (place / DONE).touch()
+            publish(folders.output, target)
         except BaseException:
             if _has_tensors(folders.output) or _has_tensors(place):
                 print(f"what is finished stays in {place}: the same command goes on from there", file=sys.stderr)
             else:
                 shutil.rmtree(place)
             raise
-        publish(folders.output, target)
-        shutil.rmtree(place)
-
-
-def unfinished(target: Path) -> Path:
-    """Where the unfinished work of the command that writes `target` lies."""
-    return target.with_name(f".{target.name}.unfinished")
+        remove_work(place)
 
 
 def _has_tensors(folder: Path) -> bool:

@@ -1,6 +1,7 @@
 """What watches a training run: a stop before a step that is not finite is applied, and one progress bar."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,13 +13,22 @@ class NotFinite(ValueError):
     """The loss or a gradient is NaN or infinite; the weights are those before this step."""
 
 
+def not_applied(rows: list[int]) -> str:
+    """The end of a `NotFinite`, with the numbers of the rows that it is of."""
+    return f"the step was not applied; it is of the training rows {', '.join(map(str, rows))} (from 0, as they are after the filters)"
+
+
 class StopOnBadGradient(TrainerCallback):
-    """Raises `NotFinite` between the backward pass and the optimizer's step."""
+    """Raises `NotFinite` between the backward pass and the optimizer's step; `batches` are the rows of the step that is being taken."""
+
+    def __init__(self, batches: Callable[[], list[list[int]]]) -> None:
+        self.batches = batches
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Of no parameter in particular: clipping has spread it to all.
         if not all(torch.isfinite(parameter.grad).all() for parameter in kwargs["model"].parameters() if parameter.grad is not None):
-            raise NotFinite(f"a gradient is not finite at step {state.global_step + 1}; the step was not applied")
+            rows = [row for batch in self.batches() for row in batch]
+            raise NotFinite(f"a gradient is not finite at step {state.global_step + 1}; {not_applied(rows)}")
 
 
 class ProgressBar(TrainerCallback):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from model.output import output_folder, write_run
+from model.output import DONE, output_folder, write_run
 
 from .trainer import PairTrainer
 
@@ -38,3 +38,4 @@ def write_output(out: Path, trainer: PairTrainer, workspace: Path, *, figures: d
         (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history))
         shutil.copytree(workspace / "tensorboard", folder / "tensorboard")
         write_run(folder, seed=trainer.args.seed, figures={**trainer.figures(), **figures}, **facts)
+        (workspace / DONE).touch()

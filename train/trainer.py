@@ -10,6 +10,7 @@
 
 import argparse
 import json
+import math
 import resource
 import shutil
 import time
@@ -39,8 +40,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from transformers.utils import logging
 
 from .batches import MEGABATCH, LengthGroupedSampler, ProcessBatches, without_labels
-from .callbacks import NotFinite, ProgressBar, StopOnBadGradient
-from .data.prompts import Example, collate
+from .callbacks import NotFinite, ProgressBar, StopOnBadGradient, not_applied
+from .data.prompts import IGNORED, Example, collate
 from .loss import losses_for_logits
 from .processes import processes
 from .settings import training_arguments
@@ -56,15 +57,28 @@ class PairTrainer(Trainer):
         for noisy in (ProgressCallback, PrinterCallback):
             self.remove_callback(noisy)
         self.add_callback(ProgressBar())
-        self.add_callback(StopOnBadGradient())
+        self.add_callback(StopOnBadGradient(self.batches_of_step))
         self._started = time.monotonic()
         self._before: float | None = None  # seconds of the run that this one resumes
 
     def get_train_dataloader(self) -> DataLoader:
+        return self._loader(self.train_dataset, self._order(), self.args.train_batch_size)  # type: ignore[arg-type]  # it is a list
+
+    def _order(self) -> LengthGroupedSampler:
         rows: Any = self.train_dataset
-        span = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        order = LengthGroupedSampler([len(row["input_ids"]) for row in rows], span, self.args.seed, self.megabatch)
-        return self._loader(rows, order, self.args.train_batch_size)
+        return LengthGroupedSampler([len(row["input_ids"]) for row in rows], self._span(), self.args.seed, self.megabatch)
+
+    def _span(self) -> int:
+        """Rows of a step, of all processes."""
+        return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+
+    def batches_of_step(self) -> list[list[int]]:
+        """The rows of each batch of the step that is being taken: all processes' first, then all their second ones, and so on."""
+        order, span, size = self._order(), self._span(), self.args.train_batch_size
+        epoch, step = divmod(self.state.global_step, math.ceil(len(order) / span))
+        order.set_epoch(epoch)
+        rows = list(order)[step * span : (step + 1) * span]
+        return [rows[start : start + size] for start in range(0, span, size)]
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -78,18 +92,29 @@ class PairTrainer(Trainer):
         loader: DataLoader = DataLoader(dataset, batch_sampler=batches, collate_fn=self.data_collator)
         return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's, which calls it once a step."""
+        self._done_of_step = 0  # batches
+        return super().get_batch_samples(*args, **kwargs)
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
         of_all = self.accelerator.gather(loss.reshape(1))  # so that all processes stop at once, with the same sentence
         if not torch.isfinite(of_all).all():
-            raise NotFinite(f"the loss is {of_all.mean().item()} at step {self.state.global_step + 1}; the step was not applied")
+            process = torch.isfinite(of_all).int().argmin().item()
+            rows = self.batches_of_step()[self._done_of_step * self.args.world_size + int(process)]
+            raise NotFinite(f"the loss is {of_all.mean().item()} at step {self.state.global_step + 1}; {not_applied(rows)}")
+        self._done_of_step += 1
         return loss
 
     def train(self, *args: Any, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """As Trainer's; but of a run whose steps were all taken before it was interrupted, only the best weights are loaded.
 
         transformers would take one more step: it asks whether to stop after a step alone.
+        `ValueError` for a checkpoint that lacks what transformers would do without.
         """
+        if resume_from_checkpoint:
+            _check_exact(Path(resume_from_checkpoint), self.args.process_index, self.args.world_size)
         state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME)) if resume_from_checkpoint else None
         if state is None or not _is_over(state):
             return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -163,6 +188,14 @@ def _is_over(state: TrainerState) -> bool:
     return state.global_step >= state.max_steps or bool(callbacks.get("TrainerControl", {}).get("args", {}).get("should_training_stop"))
 
 
+def _check_exact(checkpoint: Path, process: int, number_of_processes: int) -> None:
+    """`ValueError` if the checkpoint lacks something without which a run goes on, but not as the unbroken one would have."""
+    rng = f"rng_state_{process}.pth" if number_of_processes > 1 else "rng_state.pth"
+    for name in ("optimizer", "scheduler", rng):  # FSDP2's optimizer is a folder
+        if not any(checkpoint.glob(f"{name}*")):
+            raise ValueError(f"cannot resume {checkpoint}: it has no {name}; remove {checkpoint.parent} to begin anew")
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint in `folder`, or None; checkpoints that a kill left half-written are removed.
 
@@ -190,6 +223,8 @@ def train_pairs(
     collator: Callable[[Any], dict[str, torch.Tensor]] | None = None,
 ) -> PairTrainer:
     """Trains `model` by the flags in `args`, from the newest checkpoint in `folder` if there is one; ends on the best weights."""
+    for split, rows in {"train": train_rows, "valid": eval_rows}.items():
+        _check_learnable(split, rows)
     logging.disable_progress_bar()  # a bar for each file of each checkpoint
     callbacks: list[TrainerCallback] = []
     if processes().is_main_process:
@@ -210,3 +245,12 @@ def train_pairs(
     checkpoint = newest_checkpoint(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return trainer
+
+
+def _check_learnable(split: str, rows: list[Any]) -> None:
+    """`ValueError` if there are no rows, or some with no label but perhaps the first token's, which nothing predicts."""
+    without = [number for number, row in enumerate(rows) if all(label == IGNORED for label in row["labels"][1:])]
+    if not rows:
+        raise ValueError(f"there are no {split} rows")
+    if without:
+        raise ValueError(f"{len(without)} of the {len(rows)} {split} rows have no token to learn, the first of them row {without[0]}")

@@ -6,13 +6,14 @@ The output appears whole, at the end. Until then `.NAME.unfinished/` holds the c
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from model.checkpoint import read_json
-from model.output import check_absent, write_json
+from model.output import check_absent, remove_work, unfinished, write_json
 
 from .processes import processes
 from .trainer import newest_checkpoint
@@ -28,11 +29,6 @@ def check_free(out: Path, *, resume: bool) -> None:
         raise ValueError(f"nothing to resume: {unfinished(out)} holds no checkpoint")
     if found and not resume:
         raise FileExistsError(f"an interrupted run lies in {unfinished(out)}; add --resume to go on, or remove it")
-
-
-def unfinished(out: Path) -> Path:
-    """The workspace of the run that will become `out`."""
-    return out.with_name(f".{out.name}.unfinished")
 
 
 @contextmanager
@@ -56,12 +52,15 @@ def workspace(out: Path, facts: dict[str, Any], *, resume: bool) -> Iterator[Pat
         all_processes.wait_for_everyone()
         yield folder
     except BaseException:
-        if all_processes.is_main_process and newest_checkpoint(folder) is None:
-            shutil.rmtree(folder, ignore_errors=True)
+        if all_processes.is_main_process:
+            if newest_checkpoint(folder) is None:
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                print(f"the last checkpoint stays in {folder}: the same command with --resume goes on from there", file=sys.stderr)
         raise
     all_processes.wait_for_everyone()
     if all_processes.is_main_process:
-        shutil.rmtree(folder)
+        remove_work(folder)
 
 
 def _check_same(folder: Path, facts: dict[str, Any]) -> None:

@@ -1,0 +1,72 @@
+"""A slice of `python -m tests.faults.interruptions`: each command that writes, interrupted in every way at points that the seed draws."""
+
+import signal
+
+import pytest
+
+from model.cli import make_parser, run_command
+from model.output import check_absent, remove_work, unfinished
+from tests.faults.interruptions import KINDS, in_child, interrupt_all
+
+SLICE = ["train.expert", "model.compose", "model.merge", "eval.codebleu"]
+
+
+def test_what_was_there_stays_and_the_next_run_ends_with_the_same_bits(tmp_path):
+    """In a process of its own, which the runs fork from."""
+    (bench := tmp_path / "bench").mkdir()
+    said = tmp_path / "said"
+    assert in_child(lambda: min(interrupt_all(bench, SLICE, KINDS, points=2, seed=0), 100), said) == 0, said.read_text()
+
+
+@pytest.mark.parametrize(
+    ("number", "launched", "status", "sentence"),
+    [
+        (signal.SIGINT, False, 130, "python -m model.test: interrupted"),
+        (signal.SIGTERM, False, 143, "python -m model.test: terminated"),
+        (signal.SIGTERM, True, -signal.SIGTERM, ""),  # torchrun ends the others so, and they may wait where no handler runs
+    ],
+)
+def test_a_signal_is_one_sentence_and_its_status(number, launched, status, sentence, tmp_path, monkeypatch):
+    said = tmp_path / "said"
+    if launched:
+        monkeypatch.setenv("RANK", "1")
+    assert in_child(lambda: run_command(lambda args: signal.raise_signal(number), make_parser("model.test", ""), []), said) == status
+    assert said.read_text().strip() == sentence
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "model.bin"), Exception("No space left on device (os error 28)")])
+def test_a_full_disk_is_one_sentence_whatever_library_says_so(error, capsys):
+    """The second is how tokenizers 0.22 says it."""
+
+    def fail(args):
+        raise error
+
+    assert run_command(fail, make_parser("model.test", ""), []) == 2
+    assert capsys.readouterr().err.startswith("python -m model.test: no space left on the disk: ")
+
+
+def test_another_error_keeps_its_traceback():
+    def fail(args):
+        raise KeyError("a defect")
+
+    with pytest.raises(KeyError):
+        run_command(fail, make_parser("model.test", ""), [])
+
+
+def test_what_was_left_behind_a_whole_output_goes_with_the_next_call_and_other_work_stays(tmp_path):
+    out = tmp_path / "out"
+    (out / "kept").mkdir(parents=True)
+    work, writing = unfinished(out), tmp_path / ".out.writing"
+    for folder in (work, writing):
+        (folder / "part").mkdir(parents=True)
+    with pytest.raises(FileExistsError):
+        check_absent(out)
+    assert work.exists() and not writing.exists()  # another run's, perhaps of hours
+    (work / "done").touch()
+    with pytest.raises(FileExistsError):
+        check_absent(out)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    work.mkdir()
+    remove_work(work)
+    assert not work.exists()
