@@ -10,6 +10,7 @@ import yaml
 
 _BYTES = 1 << 18  # PyYAML reads some 100 KB a second; a recipe of a hundred experts has a tenth
 _DEPTH = 50  # of brackets in brackets: the scanner looks at each of them again for every token
+_SHOWN = 200  # characters that an error quotes
 _NODES = 100_000  # once every alias stands for what it names: a few lines of aliases of aliases are otherwise a terabyte in an error
 # What PyYAML's constructors let through: `!!int ""` is an IndexError, `!!bool x` a KeyError, `!!timestamp x` an AttributeError, ...
 _DAMAGE = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -67,10 +68,10 @@ def check_mapping(raw: Any, allowed: Iterable[str], where: str) -> dict[str, Any
     """`raw`, if it is a mapping whose keys are all `allowed`; ValueError naming the first that is not."""
     allowed = list(allowed)
     if not isinstance(raw, dict):
-        raise ValueError(f"{where} must be a mapping with the keys {', '.join(allowed)}, not {raw!r}")
+        raise ValueError(f"{where} must be a mapping with the keys {', '.join(allowed)}, not {repr(raw)[:_SHOWN]}")
     for key in raw:
         if key not in allowed:
-            raise ValueError(f"{where}: unknown key {key!r}; {hint(key, allowed)}")
+            raise ValueError(f"{where}: unknown key {repr(key)[:_SHOWN]}; {hint(key, allowed)}")
     return raw
 
 

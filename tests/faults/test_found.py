@@ -41,6 +41,7 @@ FOUND: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("train's YAML", text("rank: !!int ''"), "is not YAML"),
     ("train's YAML", text("rank: !!bool x"), "is not YAML"),
     ("train's YAML", text("rank: 2001-99-99"), "is not YAML"),
+    ("train's YAML", text("x" * 20_000), "must be a mapping"),
     ("train's YAML", text("#" * 300_000), "at most 262144"),
     ("merge's YAML, merge_ties.yml", other(b"0.5", b"9" * 400), "which is not a number"),
     # an error of transformers, with no file in it
