@@ -284,9 +284,7 @@ class Case:
         found = []
         if status != expected or (sentence and not re.search(rf"python -m {self.name}: {sentence}$", self._said(), re.MULTILINE)):
             found.append(f"status {status}: {self._said()[:500]} ... {self._said()[-2500:]}")
-        before = re.split(rf"^.*python -m {self.name}: ", self._said(), flags=re.MULTILINE)[
-            0
-        ]  # after it the interpreter takes objects apart
+        before = self._said().partition(f"python -m {self.name}: ")[0]  # after it the interpreter takes objects apart
         if "Traceback" in before or "Exception ignored" in before:
             found.append(f"a traceback: {self._said()[-3000:]}")
         if self.out.exists():  # it was about to clean up
