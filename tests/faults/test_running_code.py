@@ -151,10 +151,10 @@ def test_52_memory(sandbox, job):
 
 def test_53_disk(sandbox, job):
     """Neither one file nor many pass their limits; nothing of the job is left."""
-    many = "for i in range(99): open(f'/tmp/{i}', 'wb').write(bytes(1 << 20))"
-    ended = ask(
-        sandbox, job, f"try:\n    {many}\nexcept OSError as error: print(errno.errorcode[error.errno])".replace("\n    for", "\n  for")
+    many = (
+        "try:\n    for i in range(99): open(f'/tmp/{i}', 'wb').write(bytes(1 << 20))\nexcept OSError as e: print(errno.errorcode[e.errno])"
     )
+    ended = ask(sandbox, job, many)
     assert ended.stdout == b"ENOSPC\n" or ended.status == "memory"
     one = "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nf = open('/tmp/f', 'wb', 0)\ntry:\n    while True: f.write(bytes(1 << 20))\n"
     assert ask(sandbox, job, one + "except OSError as e: print(errno.errorcode[e.errno], f.tell() >> 20)").stdout == b"EFBIG 4\n"
@@ -183,9 +183,8 @@ def test_56_deaf_to_sigterm(sandbox, job):
 def test_57_what_a_job_leaves(sandbox, job, outside):
     """An orphan ends with the job. Links, pipes and devices left in a writable folder lead nowhere and can be removed."""
     mark = f"orphan-{os.getpid()}"
-    ended = ask(
-        sandbox, job, f"# {mark}\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(60)\n    os._exit(0)\nos.wait()"
-    )
+    orphan = "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(60)\n    os._exit(0)\nos.wait()"
+    ended = ask(sandbox, job, f"# {mark}\n{orphan}")
     assert (ended.status, ended.returncode) == ("exited", 0) and not processes_with(mark)
     left = f"os.symlink({str(outside)!r}, 'link')\nos.mkfifo('pipe')\nos.mkdir('d')\nos.chmod('d', 0)\n"
     device = "try: os.mknod('sda', 0o60666, os.makedev(8, 0))\nexcept OSError: print('no device')"
@@ -198,9 +197,8 @@ def test_57_what_a_job_leaves(sandbox, job, outside):
 
 def test_58_deep_recursion_and_output_that_is_no_text(sandbox, judge, job):
     """A stack that overflows is a crash of that job alone; bytes that are no text come back as they are, and are a wrong answer."""
-    ended = ask(
-        sandbox, job, "sys.setrecursionlimit(1 << 30)\nnested = []\nfor _ in range(10**5): nested = [nested]\nrepr(nested)", wall_s=9
-    )
+    program = "sys.setrecursionlimit(1 << 30)\nnested = []\nfor _ in range(10**5): nested = [nested]\nrepr(nested)"
+    ended = ask(sandbox, job, program, wall_s=9)
     assert ended.returncode != 0 and ended.status in ("exited", "memory")
     noise = bytes([0, 255, 254, 10, 237, 160, 128])
     assert ask(sandbox, job, f"os.write(1, {noise!r})").stdout == noise
@@ -227,7 +225,8 @@ def test_59_no_sandbox(monkeypatch, tmp_path, capsys):
 FORGED = {
     "leaves with status 0": "    import os; os._exit(0)\n",
     "an object equal to all": "    return type('Any', (int,), {'__eq__': lambda *_: True, '__ne__': lambda *_: False})(3)\n",
-    "walks the frames": "    import sys\n    f = sys._getframe(1)\n    while f:\n        f.f_globals['passed'] = True\n        f = f.f_back\n",
+    "walks the frames": "    import sys\n    f = sys._getframe(1)\n    while f:\n        f.f_globals['passed'] = True\n"
+    "        f = f.f_back\n",
     "patches json and assert": "    import builtins, json\n    json.dumps = json.loads = lambda *a, **k: True\n"
     "    builtins.AssertionError = Warning\n    return x\n",
     "prints PASSED": "    print('1 passed, 0 failed\\nOK\\nPASSED')\n",
@@ -246,11 +245,11 @@ def test_60_forged_verdicts(judge):
 
 def test_61_infrastructure_errors(sandbox, monkeypatch):
     """A sandbox that does not start is tried again; if it stays so, the program is counted apart and enters no rate."""
-    real, refused = subprocess.Popen, []
+    real, left = subprocess.Popen, []
 
     def refuse(*args: object, **options: object) -> subprocess.Popen:
-        if len(refused) < failures:
-            refused.append(args)
+        if left:
+            left.pop()
             raise OSError(11, "Resource temporarily unavailable")
         return real(*args, **options)
 
@@ -258,7 +257,7 @@ def test_61_infrastructure_errors(sandbox, monkeypatch):
     rows = []
     with Judge(sandbox, Limits(wall_s=3)) as judge:
         for failures, expected in ((1, "passed"), (99, "sandbox error")):
-            refused.clear()
+            left[:] = [None] * failures
             verdict = judge.judge(TASK, RIGHT)
             assert verdict.outcome == expected and bool(verdict.detail) == (expected in UNJUDGED), verdict
             rows.append({"task_id": "t", "outcome": verdict.outcome})
