@@ -11,6 +11,7 @@ data-flow edges. The package extracts and counts.
 | three parts are recalls: ten other programs in a row score 0.4, as much as a right one | F1 of recall and precision |
 | tokens by `str.split`: the same program with other spacing scores 0.66 | tokens by the language's lexer (`eval.lexer`) |
 | edges list their sources in the order of a `set` of names: the score changes with PYTHONHASHSEED | sources in order of first appearance |
+| a prediction of 20,000 brackets in each other ends the process | past 500, or 100,000 characters, it counts as no code |
 | one warning a row on the root logger; an exception on text that is not valid Unicode | neither |
 
 `codebleu` is the corrected score; its mean over rows is the headline figure. `codebleu_corpus` sums counts over the rows before dividing,
@@ -25,7 +26,20 @@ from typing import Any
 from tqdm import tqdm
 
 from .lexer import code_tokens
-from .score_parts import Match, bare_program, bleu, clean, dataflow_match, f1, matched, syntax_match, weighted_recall
+from .score_parts import (
+    DEEPEST,
+    LONGEST,
+    Match,
+    bare_program,
+    bleu,
+    clean,
+    dataflow_match,
+    f1,
+    matched,
+    measurable,
+    syntax_match,
+    weighted_recall,
+)
 
 PARTS = ("ngram", "weighted_ngram", "syntax", "dataflow")
 
@@ -91,7 +105,9 @@ class _Evidence:
 
 
 def _evidence(reference: str, prediction: str, lang: str) -> _Evidence:
-    reference, prediction = clean(reference), clean(prediction)
+    if not measurable(reference, lang) and clean(reference):
+        raise ValueError(f"a reference may have {LONGEST} characters and {DEEPEST} brackets in each other: {reference[:60]!r}")
+    reference, prediction = clean(reference), measurable(prediction, lang)
     tokens = code_tokens(reference, lang)
     if not tokens:
         raise ValueError(f"this reference holds no {lang} code: {reference[:60]!r}")

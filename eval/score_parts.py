@@ -17,6 +17,7 @@ from model.languages import get_language
 from .lexer import parser
 
 KEYWORD_WEIGHT, OTHER_WEIGHT = 1.0, 0.2
+LONGEST, DEEPEST = 100_000, 500  # characters of a program, and nodes of its tree in each other
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,30 @@ def f1(recall: float, precision: float) -> float:
 def clean(text: str) -> str:
     """Without lone surrogates (a byte-level model can emit halves of a character), which do not encode."""
     return text.encode("utf-8", "replace").decode("utf-8").strip()
+
+
+def measurable(text: str, lang: str) -> str:
+    """`clean(text)`, or "" where it passes `LONGEST` or `DEEPEST`: such text is a model's loop, and counts as no code.
+
+    The subtrees' text grows with the square of the depth (a sum of 3,000 numbers took 13 s), and tree-sitter prints a tree by recursion:
+    20,000 brackets in each other end the process.
+    """
+    code = clean(text)
+    return code if len(code) <= LONGEST and _depth(code, lang) <= DEEPEST else ""
+
+
+def _depth(code: str, lang: str) -> int:
+    cursor = parser(lang).parse(code.encode()).walk()
+    depth = deepest = 0
+    while True:
+        if cursor.goto_first_child():
+            depth += 1
+            deepest = max(deepest, depth)
+            continue
+        while not cursor.goto_next_sibling():
+            if not cursor.goto_parent():
+                return deepest
+            depth -= 1
 
 
 def bare_program(code: str, lang: str) -> str:

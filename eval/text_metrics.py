@@ -13,7 +13,7 @@ from sacrebleu.metrics import CHRF
 from train.data.filters import parses
 
 from .lexer import code_tokens
-from .score_parts import bare_program, clean, subtrees
+from .score_parts import bare_program, measurable, subtrees
 
 METRICS = ("exact_match", "edit_similarity", "chrf", "parses")
 _CHRF = CHRF()  # Popovic 2015: character 6-grams without spaces, recall weighted twice
@@ -30,12 +30,12 @@ class TextScore:
 
 
 def text_score(reference: str, prediction: str, lang: str) -> TextScore:
-    """All 0 for a prediction without code.
+    """All 0 for a prediction without code, or with more of it than `measurable` takes.
 
     exact_match: the same tokens in the same syntax tree (Python's indentation is in the tree alone). edit_similarity: 1 - the tokens to
     insert, delete or replace / the longer side's (Levenshtein). parses: the grammar reads all of it, which a fragment of a program may too.
     """
-    reference, prediction = clean(reference), clean(prediction)
+    reference, prediction = measurable(reference, lang), measurable(prediction, lang)
     expected, given = code_tokens(reference, lang), code_tokens(prediction, lang)
     if not given:
         return TextScore(0.0, 0.0, 0.0, 0.0)

@@ -3,7 +3,8 @@
 Side by side: in every round each implementation runs once, in turn, and so do the probes of what the machine can do, for a shared machine
 is at times slower than at others. The weights are larger than any cache, so nothing has to be flushed. A peer's call is checked before it
 is timed. Reported are medians and minima over the rounds in which other processes were quiet. Ratios compare what one run measured; no
-test asserts on time.
+test asserts on time. A call is checked before it is timed and after, then on other inputs too: what keeps its answer, or changes its
+input, leaves the table.
 
 T tokens, K experts per token, E experts, D model width, F expert hidden width.
 """
@@ -17,7 +18,7 @@ import resource
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -67,7 +68,7 @@ class Bench:
             if contender.name not in self.made:
                 self.made[contender.name] = contender.make(self.weights)
                 give_back_memory()
-            run = self.made[contender.name](problem)
+            run = self.made[contender.name](replace(problem, x=problem.x.clone()))  # its own: a call may change its input
             with torch.no_grad():
                 error = problem.error(contender.result(run()), contender.weights)
         except Exception as problem_of_peer:  # whatever a peer raises
@@ -77,6 +78,15 @@ class Bench:
             self.wrong[contender.name] = f"at T = {problem.tokens} its values differ from the right ones by {error:.2g} of their norm"
             return None
         return run, error
+
+    def holds(self, contender: Contender, run: Callable[[], Any], problem: Problem, fresh: Problem) -> bool:
+        """Whether `run`, which was timed on `problem`, still gives the right values, and so does the contender on `fresh` inputs."""
+        with torch.no_grad():
+            error = problem.error(contender.result(run()), contender.weights)
+        if not error <= contender.bound:
+            self.wrong[contender.name] = f"at T = {problem.tokens} its values differ by {error:.2g} of their norm after it was timed"
+            return False
+        return self.prepare(contender, fresh) is not None
 
 
 def chosen(pattern: str) -> list[Contender]:
@@ -103,7 +113,9 @@ def run_point(bench: Bench, tokens: int) -> dict[str, Any]:
     probes = bench.probe.runs if bench.probe else {}
     with torch.no_grad():
         times = measure(runs | probes, bench.seconds)
-    medians = times.medians
+    fresh = make_problem(bench.weights, tokens, seed=tokens + 1)
+    runs = {name: run for name, run in runs.items() if bench.holds(wanted[name], run, problem, fresh)}
+    medians = {name: median for name, median in times.medians.items() if name in runs or name in probes}
     peaks = {kind: bench.probe.best(medians, kind) if bench.probe else None for kind in UNITS}
     kinds = {name: wanted[name].kind for name in runs}
     amounts = {READ: problem.nf4_bytes, FMA: float(problem.operations), VNNI: float(problem.operations)}

@@ -88,8 +88,9 @@ class Problem:
         return float((y.float().view_as(expected) - expected).norm() / expected.norm())
 
 
-def make_problem(weights: Weights, tokens: int) -> Problem:
-    draw = torch.Generator().manual_seed(tokens)
+def make_problem(weights: Weights, tokens: int, seed: int | None = None) -> Problem:
+    """Inputs of `tokens` tokens, drawn from `seed` (default: `tokens`), with their right answers."""
+    draw = torch.Generator().manual_seed(tokens if seed is None else seed)
     x = torch.randn(tokens, D, generator=draw)
     gates = torch.rand(tokens, K, generator=draw) + 0.5
     experts = torch.tensor(uniform(tokens, E, K))

@@ -39,12 +39,19 @@ class Verdict:
     least: bool = False
 
     @property
+    def possible(self) -> bool:
+        """No share of what the machine can do is above it, but for the spread of two measurements."""
+        return not self.least or self.found is None or self.found <= 1.1
+
+    @property
     def met(self) -> bool | None:
         if self.found is None or self.target is None:
             return None
-        return self.found >= self.target if self.least else self.found <= self.target
+        return self.possible and self.found >= self.target if self.least else self.found <= self.target
 
     def __str__(self) -> str:
+        if not self.possible:
+            return f"  {self.what:78}{self.found:6.3f}  (more than the machine can do: the measurement is wrong)"
         found = "     -" if self.found is None else f"{self.found:6.3f}"
         if self.target is None:
             return f"  {self.what:78}{found}"
