@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from model.cli import add_precision, make_parser, run_command
 from model.languages import LANGUAGES
-from model.output import DONE, check_absent, output_folder, remove_work, sha256_of, unfinished, write_run
+from model.output import check_absent, output_folder, sha256_of, write_run
+from model.unfinished import remove_work, unfinished
 
 from .completions import Sample, generated, given, prompt_of, read_rows, references, write_rows
 from .judge import UNJUDGED, Judge
@@ -56,7 +57,7 @@ def main(args: Namespace) -> int:
     figures, counts = summarise(tasks, rows, ks, f"{args.seed}")
     if before is not None:
         figures["before"] = compare(before, counts, ks, f"{args.seed}")
-    with output_folder(args.out) as folder:
+    with output_folder(args.out, made_from=work) as folder:
         write_rows(folder / SAMPLES, rows)
         write_rows(folder / TASKS, counts)
         data = {"source": args.tasks, "sha256": None if args.tasks == CORPUS else sha256_of(Path(args.tasks)), "rows": len(tasks)}
@@ -70,7 +71,6 @@ def main(args: Namespace) -> int:
             "stop": sorted({mark for task in tasks for mark in task.stop}),
         }
         write_run(folder, seed=args.seed, figures=figures, program=PASS_AT_K, name=args.name, **facts, **more)
-        (work / DONE).touch()
     remove_work(work)
     print(table(figures, args.lang))
     if before is not None:

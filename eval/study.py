@@ -18,7 +18,8 @@ from model.checkpoint import read_json
 from model.cli import add_precision, make_parser, run_command
 from model.config_file import read_config
 from model.load import model_fingerprint, model_folder
-from model.output import RUN, locked, write_json, write_run
+from model.output import RUN, write_json, write_run
+from model.unfinished import locked
 from train.data import load_pairs
 
 from . import codebleu

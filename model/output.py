@@ -14,19 +14,17 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from .prompt import PROMPT_TEMPLATE
 from .strict_json import read_json
+from .unfinished import DONE, locked, remove_leftovers, writing
 
 MANIFEST = "manifest.json"
 RUN = "run.json"
-DONE = "done"  # in a folder of unfinished work: its output is about to get its name, or has it
 _PACKAGES = ("torch", "transformers", "bitsandbytes", "peft", "safetensors", "datasets", "codebleu")
 
 
@@ -36,78 +34,35 @@ def check_absent(target: Path) -> None:
     What the command that made it left, if it was killed just then, is removed.
     """
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        work, place = unfinished(target), _writing(target)
-        if work.is_dir() and ((work / DONE).exists() or not any(work.iterdir())):
-            remove_work(work)
-        if place.is_dir():
-            with suppress(ValueError), locked(place):  # ValueError: another process is at it
-                shutil.rmtree(place, ignore_errors=True)
+        manifest = target / MANIFEST
+        remove_leftovers(target, sha256_of(manifest) if manifest.is_file() else None)
         raise FileExistsError(f"the output {target} exists; name another or remove it first")
 
 
-def unfinished(target: Path) -> Path:
-    """Where the unfinished work of the command that writes `target` lies, if it is one that can go on."""
-    return target.with_name(f".{target.name}.unfinished")
-
-
-def remove_work(folder: Path) -> None:
-    """Removes what a finished output was made from; `check_absent` goes on with it if this is interrupted."""
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != DONE:
-            path.unlink()
-    shutil.rmtree(folder)
-
-
-def _writing(target: Path) -> Path:
-    return target.with_name(f".{target.name}.writing")
-
-
 @contextmanager
-def output_folder(target: Path) -> Iterator[Path]:
+def output_folder(target: Path, made_from: Path | None = None) -> Iterator[Path]:
     """Yields a temporary folder beside `target`; on success it becomes `target`, on any error it is removed.
 
-    FileExistsError if `target` exists; ValueError if another process is writing it.
+    `made_from` is unfinished work that is done with then. FileExistsError if `target` exists; ValueError if another process is writing it.
     """
     check_absent(target)
-    place = _writing(target)
+    place = writing(target)
     temporary = place / "output"
     with locked(place):
         try:
             shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
             temporary.mkdir()
             yield temporary
-            publish(temporary, target)
+            publish(temporary, target, made_from)
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Makes `folder` and holds its lock, which the system releases with the process, however that ends.
-
-    ValueError if another process holds it.
-    """
-    lock = FileLock(folder / "lock", timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise ValueError(f"another process is at work in {folder}") from None
-    except BaseException:  # a full disk, or interrupted
-        with suppress(OSError):
-            folder.rmdir()
-        raise
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def publish(folder: Path, target: Path) -> None:
-    """Gives a finished folder its manifest and then its name `target`."""
+def publish(folder: Path, target: Path, made_from: Path | None = None) -> None:
+    """Gives a finished folder its manifest and then its name `target`; the work that it was made from is marked in between."""
     write_manifest(folder)
+    if made_from is not None:
+        (made_from / DONE).write_text(sha256_of(folder / MANIFEST))
     if target.exists():
         target.rmdir()
     folder.rename(target)

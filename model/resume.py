@@ -8,12 +8,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from .checkpoint import read_json
-from .output import DONE, check_absent, locked, publish, remove_work, unfinished, write_json
-
-FACTS = "facts.json"
+from .output import MANIFEST, check_absent, publish, write_json
+from .unfinished import FACTS, check_same_facts, locked, remove_work, unfinished
 
 
 class Unfinished(NamedTuple):
@@ -34,7 +32,7 @@ def resumable_folder(target: Path, facts: dict[str, str]) -> Iterator[Unfinished
     with locked(place):
         is_begun = _has_tensors(folders.output) or _has_tensors(place)
         if is_begun:
-            _check_same(place, facts)
+            check_same_facts(place, facts)
             print(f"going on with the unfinished work in {place}", file=sys.stderr)
         try:
             if is_begun:
@@ -45,26 +43,15 @@ def resumable_folder(target: Path, facts: dict[str, str]) -> Iterator[Unfinished
                 write_json(place / FACTS, facts)
             folders.output.mkdir(exist_ok=True)
             yield folders
-            (place / DONE).touch()
-            publish(folders.output, target)
+            publish(folders.output, target, place)
         except BaseException:
-            if _has_tensors(folders.output) or _has_tensors(place):
+            if (_has_tensors(folders.output) or _has_tensors(place)) and not (target / MANIFEST).exists():
                 print(f"what is finished stays in {place}: the same command goes on from there", file=sys.stderr)
             else:
-                shutil.rmtree(place)
+                shutil.rmtree(place, ignore_errors=True)
             raise
         remove_work(place)
 
 
 def _has_tensors(folder: Path) -> bool:
     return any(folder.glob("*.safetensors"))
-
-
-def _check_same(place: Path, facts: dict[str, Any]) -> None:
-    before = read_json(place / FACTS)
-    changed = [name for name in before.keys() | facts.keys() if before.get(name) != facts.get(name)]
-    if changed:
-        raise ValueError(
-            f"{place} holds the unfinished work of another command (different: {', '.join(sorted(changed))}); "
-            f"run that one again to finish it, or remove the folder"
-        )

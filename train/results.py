@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from model.output import DONE, output_folder, write_run
+from model.output import output_folder, write_run
 
 from .trainer import PairTrainer
 
@@ -32,10 +32,9 @@ def write_output(out: Path, trainer: PairTrainer, workspace: Path, *, figures: d
     if not trainer.is_world_process_zero():
         return
     tokenizer: Any = trainer.processing_class
-    with output_folder(out) as folder:
+    with output_folder(out, made_from=workspace) as folder:
         model.save_pretrained(str(folder), state_dict=state)
         tokenizer.save_pretrained(folder)
         (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history))
         shutil.copytree(workspace / "tensorboard", folder / "tensorboard")
         write_run(folder, seed=trainer.args.seed, figures={**trainer.figures(), **figures}, **facts)
-        (workspace / DONE).touch()

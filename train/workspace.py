@@ -8,17 +8,15 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint import read_json
-from model.output import check_absent, remove_work, unfinished, write_json
+from model.output import MANIFEST, check_absent, write_json
+from model.unfinished import FACTS, check_same_facts, empty, locked, remove_work, unfinished
 
 from .processes import processes
 from .trainer import newest_checkpoint
-
-FACTS = "facts.json"
 
 
 def check_free(out: Path, *, resume: bool) -> None:
@@ -43,29 +41,21 @@ def workspace(out: Path, facts: dict[str, Any], *, resume: bool) -> Iterator[Pat
     # as they will be read back; with another number of processes the dropout would differ
     facts = json.loads(json.dumps({**facts, "processes": all_processes.num_processes}, default=str))
     if resume:
-        _check_same(folder, facts)
-    try:
-        if all_processes.is_main_process and not resume:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            write_json(folder / FACTS, facts)
+        check_same_facts(folder, facts)
+    with locked(folder) if all_processes.is_main_process else nullcontext():
+        try:
+            if all_processes.is_main_process and not resume:
+                empty(folder)
+                write_json(folder / FACTS, facts)
+            all_processes.wait_for_everyone()
+            yield folder
+        except BaseException:
+            if all_processes.is_main_process:
+                if newest_checkpoint(folder) is None or (out / MANIFEST).exists():
+                    shutil.rmtree(folder, ignore_errors=True)
+                else:
+                    print(f"the last checkpoint stays in {folder}: the same command with --resume goes on from there", file=sys.stderr)
+            raise
         all_processes.wait_for_everyone()
-        yield folder
-    except BaseException:
         if all_processes.is_main_process:
-            if newest_checkpoint(folder) is None:
-                shutil.rmtree(folder, ignore_errors=True)
-            else:
-                print(f"the last checkpoint stays in {folder}: the same command with --resume goes on from there", file=sys.stderr)
-        raise
-    all_processes.wait_for_everyone()
-    if all_processes.is_main_process:
-        remove_work(folder)
-
-
-def _check_same(folder: Path, facts: dict[str, Any]) -> None:
-    before = read_json(folder / FACTS)
-    changed = sorted(key for key in facts.keys() | before.keys() if facts.get(key) != before.get(key))
-    if changed:
-        was = "; ".join(f"{key} was {before.get(key)!r} and is {facts.get(key)!r}" for key in changed)
-        raise ValueError(f"cannot resume {folder}: {was}")
+            remove_work(folder)

@@ -42,9 +42,10 @@ from model.gate_data import find_gate_data, read_gate_data
 from model.merging.config import read_config as read_merge
 from model.output import MANIFEST, RUN, check_manifest, write_json, write_manifest
 from model.recipe import read_recipe
-from model.resume import FACTS, resumable_folder
+from model.resume import resumable_folder
 from model.sources import read_base_config
 from model.tokenizer import read_tokenizer
+from model.unfinished import FACTS
 from tests.model.conftest import SHAPE, make_tokenizer
 from train.data.preferences import load_preferences
 from train.data.reading import read_rows

@@ -5,7 +5,8 @@ import signal
 import pytest
 
 from model.cli import make_parser, run_command
-from model.output import check_absent, remove_work, unfinished
+from model.output import check_absent, sha256_of, write_manifest
+from model.unfinished import remove_work, unfinished
 from tests.faults.interruptions import KINDS, in_child, interrupt_all
 
 SLICE = ["train.expert", "model.compose", "model.merge", "eval.codebleu"]
@@ -56,14 +57,19 @@ def test_another_error_keeps_its_traceback():
 
 def test_what_was_left_behind_a_whole_output_goes_with_the_next_call_and_other_work_stays(tmp_path):
     out = tmp_path / "out"
-    (out / "kept").mkdir(parents=True)
+    out.mkdir()
+    write_manifest(out)
     work, writing = unfinished(out), tmp_path / ".out.writing"
     for folder in (work, writing):
         (folder / "part").mkdir(parents=True)
     with pytest.raises(FileExistsError):
         check_absent(out)
     assert work.exists() and not writing.exists()  # another run's, perhaps of hours
-    (work / "done").touch()
+    (work / "done").write_text("of another output")
+    with pytest.raises(FileExistsError):
+        check_absent(out)
+    assert (work / "part").exists()
+    (work / "done").write_text(sha256_of(out / "manifest.json"))
     with pytest.raises(FileExistsError):
         check_absent(out)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

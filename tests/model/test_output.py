@@ -1,12 +1,19 @@
 """Output folders of processes that are killed, and of two at a time. (Killed saving and composing: `test_saving.py`, `test_resume.py`.)"""
 
+import errno
 import multiprocessing
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from model.output import check_manifest, output_folder
+from model.output import check_absent, check_manifest, output_folder, sha256_of, write_manifest
+from model.resume import resumable_folder
+from model.unfinished import unfinished
 
 
 def write_and_wait(target, ready):
@@ -50,3 +57,29 @@ def test_what_a_live_process_writes_is_left_alone(writer, tmp_path):
         write(tmp_path / "out")
     assert sorted(tmp_path.rglob("*")) == before and len(before) == 4
     write(tmp_path / "other")
+
+
+def test_an_output_that_cannot_be_published_keeps_its_work(tmp_path, monkeypatch):
+    work, out = unfinished(tmp_path / "out"), tmp_path / "out"
+    monkeypatch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(OSError, match="No space"), resumable_folder(out, {}) as folders:
+        save_file({"a": torch.ones(1)}, folders.output / "model.safetensors")
+    monkeypatch.undo()
+    write(out)  # by another command
+    with pytest.raises(FileExistsError):
+        check_absent(out)
+    assert (work / "output" / "model.safetensors").is_file()
+
+
+def test_a_second_command_that_meets_the_output_as_it_appears_does_not_disturb_the_first(tmp_path):
+    out = tmp_path / "out"
+    with resumable_folder(out, {}) as folders:
+        save_file({"a": torch.ones(1)}, folders.output / "model.safetensors")
+        shutil.copytree(folders.output, out)
+        write_manifest(out)
+        (folders.scratch / "done").write_text(sha256_of(out / "manifest.json"))
+        with pytest.raises(FileExistsError):
+            check_absent(out)
+        assert folders.scratch.is_dir()
+        shutil.rmtree(out)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -20,7 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from model.compose import compose
 from model.merge import merge_models
 from model.output import check_manifest
-from model.resume import resumable_folder, unfinished
+from model.resume import resumable_folder
+from model.unfinished import unfinished
 from moe_kernels.nf4 import quantize_nf4_parts
 
 STEPS = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree", "shutil.copyfile"}  # Python's audit events
@@ -181,10 +182,10 @@ def test_what_is_finished_is_not_done_again(interrupted, monkeypatch):
 def test_another_command_is_refused_and_spoils_nothing(interrupted, tmp_path, change):
     recipe, out = interrupted
     before = sorted(str(path) for path in tmp_path.rglob("*"))
-    with pytest.raises(ValueError, match=rf"\(different: .*--{next(iter(change))}.*\); run that one again to finish it, or remove"):
+    with pytest.raises(ValueError, match=rf"\(.*--{next(iter(change))} .*\); run that command again to finish it, or remove"):
         compose(arguments(recipe, out, **change))
     recipe.write_text(recipe.read_text().replace("is good", "is fine"))
-    with pytest.raises(ValueError, match=r"\(different: recipe\)"):
+    with pytest.raises(ValueError, match=r"\(recipe differs\)"):
         compose(arguments(recipe, out))
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
 
@@ -195,7 +196,7 @@ def test_another_merge_is_refused(run_merge, tmp_path, monkeypatch):
         patch.setattr("model.merge.write_config", stop_at_once)
         run_merge(out)
     for change in ({"seed": 1}, {"fast_ties": True}):
-        with pytest.raises(ValueError, match=rf"\(different: --{next(iter(change)).replace('_', '-')}\); run that one again"):
+        with pytest.raises(ValueError, match=rf"\(--{next(iter(change)).replace('_', '-')} was .* and is .*\); run that command again"):
             run_merge(out, **change)
     run_merge(out)
 
