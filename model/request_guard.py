@@ -5,6 +5,8 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from transformers import GenerationConfig
+
 from .generation import context_of
 from .strict_json import parse_json
 
@@ -40,30 +42,30 @@ class RequestGuard:
             if scope["method"] != PATHS[scope["path"]]:
                 raise Refused(405, f"{scope['path']} takes {PATHS[scope['path']]}")
             if scope["path"] == "/v1/models":
-                names = [
-                    name.partition("@")[0] for name in self._models.loaded_models
-                ]  # it would list the hub's cache, or fail without one
+                # transformers would list the hub's cache, or fail where there is none
+                names = [name.partition("@")[0] for name in self._models.loaded_models]
                 return await _answer(send, 200, {"object": "list", "data": [{"id": name, "object": "model"} for name in names]})
             if scope["path"] == "/health":
                 return await self._app(scope, receive, send)
-            if self._waiting >= MOST_WAITING:
-                raise Refused(503, f"{MOST_WAITING} requests are waiting already")
-            self._waiting += 1
-            try:
-                await self._pass_on(scope, receive, send)
-            finally:
-                self._waiting -= 1
+            await self._pass_on(scope, await self._admit(scope, receive), receive, send)
         except Refused as refusal:
             await _answer(send, refusal.status, {"error": {"message": str(refusal), "type": "invalid_request_error"}})
 
-    async def _pass_on(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
+    async def _admit(self, scope: Message, receive: Callable[[], Awaitable[Message]]) -> bytes:
+        """The request as it may be passed on."""
         request = await _read(receive)
         if scope["path"] == LOAD:
             self._check_load(request)
         else:
             check(request, chat=scope["path"] == GENERATE[1])
             request = self._within_context(request)
-        body = json.dumps(request).encode()
+        if self._waiting >= MOST_WAITING:
+            raise Refused(503, f"{MOST_WAITING} requests are waiting already")
+        return json.dumps(request).encode()
+
+    async def _pass_on(
+        self, scope: Message, body: bytes, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
+    ) -> None:
         headers = [(name, value) for name, value in scope["headers"] if name not in (b"content-length", b"content-type")]
         headers += [(b"content-length", str(len(body)).encode()), (b"content-type", b"application/json")]
         parts: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -71,13 +73,16 @@ class RequestGuard:
         async def replay() -> Message:
             return parts.pop() if parts else await receive()
 
-        await self._app({**scope, "headers": headers}, replay, send)
+        self._waiting += 1
+        try:
+            await self._app({**scope, "headers": headers}, replay, send)
+        finally:
+            self._waiting -= 1
 
     def _check_load(self, request: dict[str, Any]) -> None:
-        if not isinstance(request.get("model"), str) or self._models.force_model not in (None, request["model"]):
-            raise Refused(
-                400, f"this server has {self._models.force_model or 'no model yet: name one'}, not {str(request.get('model'))[:80]!r}"
-            )
+        ours, asked = self._models.force_model, request.get("model")
+        if not isinstance(asked, str) or ours not in (None, asked):
+            raise Refused(400, f"model must be {ours or 'a name'}, not {str(asked)[:80]!r}")
 
     def _within_context(self, request: dict[str, Any]) -> dict[str, Any]:
         """`request` with max_tokens: what it asks for, else what the context leaves; `Refused` if prompt and answer do not fit."""
@@ -100,7 +105,8 @@ class RequestGuard:
         wanted = request.get(name)
         if len(prompt) + (wanted or 1) > room:
             raise Refused(400, f"a prompt of {len(prompt)} tokens and {wanted or 1} new ones do not fit into a context of {room}")
-        return {**request, name: wanted or min(room - len(prompt), 1024)}
+        most = parse_json((request.get("generation_config") or "{}").encode()).get("max_new_tokens") or 1024
+        return {**request, name: wanted or min(room - len(prompt), most)}
 
 
 async def _read(receive: Callable[[], Awaitable[Message]]) -> dict[str, Any]:
@@ -182,9 +188,15 @@ def _check_generation(text: str) -> None:
         raise Refused(400, f"generation_config is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise Refused(400, "generation_config must be a JSON object")
+    if not isinstance(most := config.get("max_new_tokens") or 1, int) or most < 1:
+        raise Refused(400, f"generation_config's max_new_tokens must be a positive number, not {str(most)[:40]}")
     for name in ("num_beams", "num_return_sequences"):
         if config.get(name) not in (None, 1):
             raise Refused(400, f"generation_config may have {name} 1, not {config[name]}")
+    try:
+        GenerationConfig(**config)
+    except Exception as error:  # of many types, as it checks little of what it takes
+        raise Refused(400, f"generation_config: {error}") from error
 
 
 async def _answer(send: Callable[[Message], Awaitable[None]], status: int, content: dict[str, Any]) -> None:
