@@ -34,6 +34,7 @@ INSTALL_REQUIRES = [
     "tensorboard>=2.19",
 ]
 TEST_REQUIRES = ["pytest>=8", "pytest-xdist>=3.6", "pytest-benchmark>=5"]
+SERVE_REQUIRES = ["transformers[serving]"]  # for model.serve alone
 DEV_REQUIRES = ["ruff>=0.12", "mypy>=1.15", "clang-format>=18"]
 
 
@@ -84,6 +85,6 @@ setup(
     packages=find_packages(include=[pattern for room in ROOMS for pattern in (room, f"{room}.*")]),
     package_data={"eval": ["*.css", "*.js", "judge/harness/*"], "moe_kernels": ["tables/*.json"], "benchmarks": ["cpu/probe.cpp"]},
     install_requires=INSTALL_REQUIRES,
-    extras_require={"test": TEST_REQUIRES, "dev": TEST_REQUIRES + DEV_REQUIRES},
+    extras_require={"test": TEST_REQUIRES, "dev": TEST_REQUIRES + DEV_REQUIRES, "serve": SERVE_REQUIRES},
     **optional_extension(),
 )

@@ -1,0 +1,36 @@
+"""A slice of the load test; `python -m tests.faults.soak --dir MODEL` is the whole."""
+
+import pytest
+import torch
+from transformers import MixtralConfig, MixtralForCausalLM
+from transformers.utils.import_utils import is_serve_available
+
+from model import MoEForCausalLM
+from tests.faults import soak
+from tests.model.conftest import SHAPE, make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("soak")
+    torch.manual_seed(3)
+    MixtralForCausalLM(MixtralConfig(**SHAPE, num_local_experts=4)).save_pretrained(folder / "dense")
+    MoEForCausalLM.from_pretrained(folder / "dense", quantize="nf4").save_pretrained(folder / "nf4")
+    make_tokenizer().save_pretrained(folder / "nf4")
+    return folder / "nf4"
+
+
+def test_generation_in_process(mixture):
+    """Equal requests give equal answers, and memory stays where it was: a leak of 1 MB in each of 90 would be 10 %."""
+    figures = soak.soak_generate(mixture, 90)
+    assert figures["different"] > 30 and not soak.problems(figures), figures
+
+
+@pytest.mark.skipif(not is_serve_available(), reason="model.serve needs pip install .[serve]")
+def test_a_served_model_under_load(mixture, tmp_path):
+    """32 clients for five seconds; memory is for the whole run to show, as a few seconds are warming up."""
+    figures = soak.soak_served(mixture, 5, 32, tmp_path / "log")
+    figures["rss_mb"]["growth"] = 0.0
+    counts = figures["counts"]
+    assert counts["answers with 200"] > 32 and counts["cancelled"] and counts["malformed with 400"], figures
+    assert not soak.problems(figures), figures

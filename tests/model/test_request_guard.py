@@ -1,0 +1,92 @@
+"""What the server refuses, and what it passes on, without the server."""
+
+import asyncio
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from model import request_guard
+from model.prompt import CHAT_TEMPLATE
+from model.request_guard import RequestGuard
+from tests.model.conftest import make_tokenizer
+
+NAME = "models/mixture"
+
+
+@pytest.fixture
+def models():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    config = SimpleNamespace(max_position_embeddings=256)
+    config.get_text_config = lambda: config
+    loaded = SimpleNamespace(processor=tokenizer, model=SimpleNamespace(config=config))
+    return SimpleNamespace(force_model=NAME, loaded_models={f"{NAME}@main": loaded}, process_model_name=lambda name: f"{name}@main")
+
+
+def request(models, path: str, body: object, method: str = "POST") -> tuple[int, dict]:
+    """The status and the answer; a request that is passed on is answered with what arrived."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    sent = []
+
+    async def app(scope, receive, send) -> None:
+        await request_guard._answer(send, 200, json.loads((await receive())["body"] or b"{}"))
+
+    async def receive() -> dict:
+        return {"type": "http.request", "body": data, "more_body": False}
+
+    async def send(message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "path": path, "method": method, "headers": [(b"content-length", b"7")]}
+    asyncio.run(RequestGuard(app, models)(scope, receive, send))
+    return sent[0]["status"], json.loads(sent[1]["body"])
+
+
+def test_a_good_request_is_passed_on_within_the_context(models):
+    wanted = {"prompt": "def f", "max_tokens": 9, "temperature": 0, "stream": True, "stop": ["\n"], "logit_bias": {"5": 1.5}}
+    assert request(models, "/v1/completions", wanted) == (200, wanted)
+    assert request(models, "/v1/completions", {"prompt": "abc"})[1]["max_tokens"] == 253
+    sent = {"prompt": "abc", "generation_config": json.dumps({"max_new_tokens": 40})}
+    assert request(models, "/v1/completions", sent)[1]["max_tokens"] == 40
+    status, chat = request(models, "/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "max_completion_tokens": 5})
+    assert (status, chat["max_completion_tokens"]) == (200, 5)
+    assert request(models, "/load_model", {"model": NAME})[0] == 200
+    assert request(models, "/v1/models", b"", "GET") == (200, {"object": "list", "data": [{"id": NAME, "object": "model"}]})
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("/v1/completions", b"{", 400, "is not JSON"),
+        ("/v1/completions", b"[" * 100_000, 400, "is not JSON"),
+        ("/v1/completions", b'{"prompt": "a", "prompt": "b"}', 400, "twice"),
+        ("/v1/completions", [1], 400, "must be a JSON object, not list"),
+        ("/v1/completions", {}, 400, "prompt is missing or empty"),
+        ("/v1/completions", {"prompt": ["a"]}, 400, "prompt must be str"),
+        ("/v1/completions", {"prompt": "a", "max_tokens": True}, 400, "max_tokens must be int, not 'True'"),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 0}, 400, "max_tokens must be from 1"),
+        ("/v1/completions", {"prompt": "abc", "max_tokens": 254}, 400, "3 tokens and 254 new ones do not fit into a context of 256"),
+        ("/v1/completions", {"prompt": "a" * 256}, 400, "do not fit"),
+        ("/v1/completions", {"prompt": "a", "temperature": float("nan")}, 400, "temperature must be from 0 to 2, not nan"),
+        ("/v1/completions", {"prompt": "a", "stop": [""]}, 400, "stop must be"),
+        ("/v1/completions", {"prompt": "a", "logit_bias": {"x": 1}}, 400, "logit_bias maps token numbers"),
+        ("/v1/completions", {"prompt": "a", "generation_config": '{"num_beams": 9999}'}, 400, "num_beams 1, not 9999"),
+        ("/v1/completions", {"prompt": "a", "generation_config": '{"max_new_tokens": "x"}'}, 400, "a positive number, not x"),
+        ("/v1/completions", b'{"prompt": "' + b"a" * (1 << 20) + b'"}', 413, "1048576 bytes"),
+        ("/v1/chat/completions", {"messages": [{"role": "user"}]}, 400, "a message is an object"),
+        ("/v1/chat/completions", {"messages": [{"role": "wizard", "content": "a"}]}, 400, "the chat template refuses these messages"),
+        ("/load_model", {"model": "another/model"}, 400, f"model must be {NAME}, not 'another/model'"),
+        ("/reset", b"", 404, "there is no /reset"),
+        ("/v1/models", b"", 405, "/v1/models takes GET"),
+    ],
+)
+def test_what_is_refused(path, body, status, message, models):
+    found, answer = request(models, path, body)
+    assert found == status and message in answer["error"]["message"]
+
+
+def test_no_more_wait_than_the_limit(models, monkeypatch):
+    monkeypatch.setattr(request_guard, "MOST_WAITING", 0)
+    status, answer = request(models, "/v1/completions", {"prompt": "a"})
+    assert status == 503 and "requests are waiting already" in answer["error"]["message"]
