@@ -17,7 +17,7 @@ from .strict_json import read_json
 FACTS = "facts.json"  # what must be the same for the work to go on
 DONE = "done"  # SHA-256 of the manifest of the output that was made of the work
 _LOCK = "lock"
-_SHORT = 80  # characters of a fact that an error quotes
+_SHORT = 60  # characters of a fact that an error quotes; a hash is longer
 
 
 def writing(target: Path) -> Path:
