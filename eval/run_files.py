@@ -36,6 +36,8 @@ SAMPLE = {**dict.fromkeys(("id", "lang", "kind", "group", "text", "reference", "
 PASSED = {
     **{**_ABOUT, "tasks": str, "lang": str, "sandbox": {"isolated": bool}, "timeout": NUMBER, "memory": int},
     **{"n": Maybe(int), "temperature": Maybe(NUMBER), "top_p": Maybe(NUMBER), "max_new_tokens": Maybe(int), "template": bool},
+    "cost?": Maybe({**_COST, "dtype?": str, "quantization?": Maybe(str)}),
+    "judging?": {"programs": int, "seconds": NUMBER, "jobs": int},
     "figures": {"tasks": int, "samples": int, "outcomes": {"tool missing": int, "sandbox error": int}, "pass_at_k": Each(ESTIMATE)},
 }
 COUNT = {"task_id": str, "n": int, "passed": int}
