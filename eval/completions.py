@@ -19,7 +19,7 @@ from model.strict_json import parse_json
 
 from .cost import count_tokens, model_cost, precision_facts, speed
 from .run_files import check_shape
-from .runs import read_raw_lines
+from .runs import lines_in
 from .tasks import Task
 
 Sample = dict[str, Any]  # task_id, sample (its number), completion, lang, prompt; judged: outcome, detail
@@ -65,7 +65,7 @@ def given(path: Path, tasks: list[Task]) -> list[Sample]:
     known = {task.task_id for task in tasks}
     numbers: Counter[str] = Counter()
     samples = []
-    for row in read_rows(path, missing_ok=False):
+    for row in rows_kept(path, missing_ok=False):
         if not isinstance(row.get("completion"), str) or row.get("task_id") not in known:
             raise ValueError(f"{path}: a row needs a completion and the task_id of one of the {len(known)} tasks, not {str(row)[:80]}")
         samples.append({"task_id": row["task_id"], "sample": numbers[row["task_id"]], "completion": row["completion"]})
@@ -86,7 +86,7 @@ def references(tasks: list[Task]) -> list[Sample]:
 def generated(args: Namespace, tasks: list[Task], n: int, unfinished: Path) -> tuple[list[Sample], dict[str, Any]]:
     """n completions of each task, cut at stop sequences, and what they cost. Both are kept, so that a run can go on with judging."""
     log = unfinished / "completions.jsonl"
-    if kept := read_rows(log):
+    if kept := rows_kept(log):
         return kept[1:], kept[0]["cost"]
     if args.temperature == 0 and n > 1:
         raise ValueError("at --temperature 0 all completions of a task are equal; take -n 1, or a temperature such as 0.8")
@@ -105,14 +105,14 @@ def generated(args: Namespace, tasks: list[Task], n: int, unfinished: Path) -> t
     return samples, cost
 
 
-def read_rows(path: Path, *, missing_ok: bool = True) -> list[dict[str, Any]]:
+def rows_kept(path: Path, *, missing_ok: bool = True) -> list[dict[str, Any]]:
     """The rows of a JSONL file; a last line that was cut off by a crash is left out."""
     if not path.is_file():
         if missing_ok:
             return []
         raise FileNotFoundError(f"{path} is missing")
     rows = []
-    for line in read_raw_lines(path):
+    for line in lines_in(path):
         try:
             rows += [check_shape(parse_json(line), {}, str(path))] if line.strip() else []
         except ValueError:

@@ -27,7 +27,7 @@ from model.languages import LANGUAGES
 from model.output import DONE, check_absent, locked, output_folder, remove_work, sha256_of, unfinished, write_json, write_run
 from model.resume import FACTS, _check_same
 
-from .completions import Sample, generated, given, prompt_of, read_rows, references, write_rows
+from .completions import Sample, generated, given, prompt_of, references, rows_kept, write_rows
 from .judge import UNJUDGED, Judge
 from .pass_rates import TASKS, compare, format_change, read_counts, summarise, table
 from .runs import PASS_AT_K, SAMPLES
@@ -121,7 +121,7 @@ def judge_samples(
     Each outcome is written to `log` once known; those in it already are not judged again, nor are equal ones.
     """
     by_id = {task.task_id: task for task in tasks}
-    known = {(row["task_id"], row["completion"]): row for row in read_rows(log) if row["outcome"] not in UNJUDGED}
+    known = {(row["task_id"], row["completion"]): row for row in rows_kept(log) if row["outcome"] not in UNJUDGED}
     todo = list(dict.fromkeys((row["task_id"], row["completion"]) for row in samples if (row["task_id"], row["completion"]) not in known))
     started = time.monotonic()
     with Judge(sandbox, limits) as judge, ThreadPoolExecutor(jobs) as pool, log.open("a", encoding="utf-8") as file:
