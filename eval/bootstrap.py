@@ -24,7 +24,7 @@ Stratum = tuple[Sequence[str], Mapping[str, Sequence[float]]]  # the problem of 
 class Estimate:
     """A figure and its bootstrap draws [RESAMPLES]; `draws` is None where an interval makes no sense.
 
-    `problems` is how many were drawn where the figure is a mean, else None.
+    `problems` is how many were drawn where the figure is a mean of values that are all 0 or all 1, else None.
     """
 
     value: float | None
@@ -36,7 +36,7 @@ class Estimate:
         if self.draws is None:
             return {"value": self.value, "low": None, "high": None}
         low, high = np.nanpercentile(self.draws, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
-        if self.problems and self.value in (0.0, 1.0):
+        if self.problems and self.value is not None:
             low, high = wilson(self.value * self.problems, self.problems)
         return {"value": self.value, "low": float(low), "high": float(high)}
 
@@ -66,7 +66,8 @@ def bootstrap(strata: Mapping[str, Stratum], seed: str) -> dict[str, dict[str, E
         for system, values in scores.items():
             sums_G = np.bincount(member, weights=np.asarray(values, dtype=float), minlength=len(names))
             draws = times_RG @ sums_G / rows_R if len(set(groups)) > 1 else None
-            estimates[stratum][system] = Estimate(float(np.mean(values)), draws, len(set(groups)))
+            alike = set(values) in ({0}, {1})
+            estimates[stratum][system] = Estimate(float(np.mean(values)), draws, len(set(groups)) if alike else None)
     return estimates
 
 
@@ -74,8 +75,9 @@ def average(estimates: Sequence[Estimate]) -> Estimate:
     """The mean of the strata (the languages), each with equal weight."""
     values, draws = [e.value for e in estimates if e.value is not None], [e.draws for e in estimates if e.draws is not None]
     complete = len(draws) == len(estimates)
-    problems = [e.problems for e in estimates if e.problems]
-    return Estimate(float(np.mean(values)), np.mean(draws, axis=0) if complete else None, min(problems, default=None))
+    problems = [e.problems for e in estimates if e.problems] if len(set(values)) == 1 else []
+    alike = len(problems) == len(estimates)
+    return Estimate(float(np.mean(values)), np.mean(draws, axis=0) if complete else None, min(problems) if alike else None)
 
 
 def difference(of: Estimate, minus: Estimate) -> Estimate:

@@ -1,6 +1,7 @@
 """Completions of tasks: a model's, cut at stop sequences, those of a file, or the tasks' own solutions."""
 
 import json
+import os
 import time
 from argparse import Namespace
 from collections import Counter
@@ -18,7 +19,7 @@ from model.strict_json import parse_json
 
 from .cost import count_tokens, model_cost, precision_facts, speed
 from .run_files import check_shape
-from .runs import read_raw_lines
+from .runs import lines_in
 from .tasks import Task
 
 Sample = dict[str, Any]  # task_id, sample (its number), completion, lang, prompt; judged: outcome, detail
@@ -64,7 +65,7 @@ def given(path: Path, tasks: list[Task]) -> list[Sample]:
     known = {task.task_id for task in tasks}
     numbers: Counter[str] = Counter()
     samples = []
-    for row in read_rows(path, missing_ok=False):
+    for row in rows_kept(path, missing_ok=False):
         if not isinstance(row.get("completion"), str) or row.get("task_id") not in known:
             raise ValueError(f"{path}: a row needs a completion and the task_id of one of the {len(known)} tasks, not {str(row)[:80]}")
         samples.append({"task_id": row["task_id"], "sample": numbers[row["task_id"]], "completion": row["completion"]})
@@ -85,21 +86,8 @@ def references(tasks: list[Task]) -> list[Sample]:
 def generated(args: Namespace, tasks: list[Task], n: int, unfinished: Path) -> tuple[list[Sample], dict[str, Any]]:
     """n completions of each task, cut at stop sequences, and what they cost. Both are kept, so that a run can go on with judging."""
     log = unfinished / "completions.jsonl"
-    facts = [
-        args.model,
-        args.adapter,
-        args.seed,
-        n,
-        args.temperature,
-        args.top_p,
-        args.max_new_tokens,
-        args.template,
-        [task.task_id for task in tasks],
-    ]
-    if kept := read_rows(log):
-        if kept[0]["facts"] == facts:
-            return kept[1:], kept[0]["cost"]
-        raise ValueError(f"{unfinished} is of a run with other settings; remove it or take another --out")
+    if kept := rows_kept(log):
+        return kept[1:], kept[0]["cost"]
     if args.temperature == 0 and n > 1:
         raise ValueError("at --temperature 0 all completions of a task are equal; take -n 1, or a temperature such as 0.8")
     model, tokenizer = load_model(args.model, adapter=args.adapter, device=args.device, precision=args.precision)
@@ -113,16 +101,18 @@ def generated(args: Namespace, tasks: list[Task], n: int, unfinished: Path) -> t
         {"task_id": task.task_id, "sample": number, "prompt": prompt, "completion": task.cut(text)}
         for (task, number), prompt, text in zip(owners, prompts, texts, strict=True)
     ]
-    write_rows(log, [{"facts": facts, "cost": cost}, *samples])
+    write_rows(log, [{"cost": cost}, *samples])
     return samples, cost
 
 
-def read_rows(path: Path, *, missing_ok: bool = True) -> list[dict[str, Any]]:
+def rows_kept(path: Path, *, missing_ok: bool = True) -> list[dict[str, Any]]:
     """The rows of a JSONL file; a last line that was cut off by a crash is left out."""
-    if missing_ok and not path.is_file():
-        return []
+    if not path.is_file():
+        if missing_ok:
+            return []
+        raise FileNotFoundError(f"{path} is missing")
     rows = []
-    for line in read_raw_lines(path):
+    for line in lines_in(path):
         try:
             rows += [check_shape(parse_json(line), {}, str(path))] if line.strip() else []
         except ValueError:
@@ -132,4 +122,7 @@ def read_rows(path: Path, *, missing_ok: bool = True) -> list[dict[str, Any]]:
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows), encoding="utf-8")
+    """By rename: a file that is there has all its rows."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows), encoding="utf-8")
+    os.replace(temporary, path)

@@ -10,10 +10,13 @@ Programs run in a sandbox (docs/evaluation.md); if it does not hold on this mach
 
 import json
 import os
+import shutil
 import sys
 import time
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,10 @@ from tqdm import tqdm
 
 from model.cli import add_precision, make_parser, run_command
 from model.languages import LANGUAGES
-from model.output import check_absent, output_folder, sha256_of, write_run
-from model.unfinished import remove_work, unfinished
+from model.output import check_absent, output_folder, sha256_of, write_json, write_run
+from model.unfinished import FACTS, check_same_facts, locked, remove_work, unfinished
 
-from .completions import Sample, generated, given, prompt_of, read_rows, references, write_rows
+from .completions import Sample, generated, given, prompt_of, references, rows_kept, write_rows
 from .judge import UNJUDGED, Judge
 from .pass_rates import TASKS, compare, format_change, read_counts, summarise, table
 from .runs import PASS_AT_K, SAMPLES
@@ -41,37 +44,39 @@ def main(args: Namespace) -> int:
     tasks = load_tasks(args.tasks, args.lang)[: args.limit]
     facts = {key: getattr(args, key) for key in ("model", "adapter", "tasks", "lang", "limit", "timeout", "memory", "template")}
     facts |= {key: getattr(args, key) if args.model else None for key in ("n", "temperature", "top_p", "max_new_tokens")}
+    data = {"source": args.tasks, "sha256": None if args.tasks == CORPUS else sha256_of(Path(args.tasks)), "rows": len(tasks)}
     before = read_counts(args.before, tasks, facts) if args.before else None
+    cost, samples_from = None, None
+    if args.samples:
+        samples, samples_from = given(args.samples, tasks), {"path": str(args.samples), "sha256": sha256_of(args.samples)}
+    elif args.references:
+        samples = references(tasks)
     sandbox = Sandbox.open(unsafe=args.unsafe_no_sandbox)
-    work = unfinished(args.out)
-    work.mkdir(parents=True, exist_ok=True)
-    cost = None
+    conditions = {**facts, "data": data, "sandbox": sandbox.facts, "seed": args.seed}
     if args.model:
-        samples, cost = generated(args, tasks, max(args.n, *ks), work)
-    else:
-        samples = given(args.samples, tasks) if args.samples else references(tasks)
-    prompts = {task.task_id: prompt_of(task, args.template) for task in tasks}
-    samples = [{"lang": args.lang, "prompt": prompts[row["task_id"]], **row} for row in samples]
-    limits = Limits(wall_s=args.timeout, memory_mib=args.memory)
-    rows, judging = judge_samples(tasks, samples, sandbox, limits, work / SAMPLES, args.jobs)
-    figures, counts = summarise(tasks, rows, ks, f"{args.seed}")
-    if before is not None:
-        figures["before"] = compare(before, counts, ks, f"{args.seed}")
-    with output_folder(args.out, made_from=work) as folder:
-        write_rows(folder / SAMPLES, rows)
-        write_rows(folder / TASKS, counts)
-        data = {"source": args.tasks, "sha256": None if args.tasks == CORPUS else sha256_of(Path(args.tasks)), "rows": len(tasks)}
-        samples_from = {"path": str(args.samples), "sha256": sha256_of(args.samples)} if args.samples else None
-        more = {
-            "data": data,
-            "samples": samples_from,
-            "sandbox": sandbox.facts,
-            "cost": cost,
-            "judging": judging,
-            "stop": sorted({mark for task in tasks for mark in task.stop}),
-        }
-        write_run(folder, seed=args.seed, figures=figures, program=PASS_AT_K, name=args.name, **facts, **more)
-    remove_work(work)
+        conditions |= {"n": max(args.n, *ks), "precision": args.precision, "batch_size": args.batch_size}
+    with _work_folder(args.out, conditions) as work:
+        if args.model:
+            samples, cost = generated(args, tasks, max(args.n, *ks), work)
+        prompts = {task.task_id: prompt_of(task, args.template) for task in tasks}
+        samples = [{"lang": args.lang, "prompt": prompts[row["task_id"]], **row} for row in samples]
+        limits = Limits(wall_s=args.timeout, memory_mib=args.memory)
+        rows, judging = judge_samples(tasks, samples, sandbox, limits, work / SAMPLES, args.jobs)
+        figures, counts = summarise(tasks, rows, ks, f"{args.seed}")
+        if before is not None:
+            figures["before"] = compare(before, counts, ks, f"{args.seed}")
+        with output_folder(args.out, made_from=work) as folder:
+            write_rows(folder / SAMPLES, rows)
+            write_rows(folder / TASKS, counts)
+            more = {
+                "data": data,
+                "samples": samples_from,
+                "sandbox": sandbox.facts,
+                "cost": cost,
+                "judging": judging,
+                "stop": sorted({mark for task in tasks for mark in task.stop}),
+            }
+            write_run(folder, seed=args.seed, figures=figures, program=PASS_AT_K, name=args.name, **facts, **more)
     print(table(figures, args.lang))
     if before is not None:
         print(format_change(figures["before"]))
@@ -79,6 +84,32 @@ def main(args: Namespace) -> int:
     if unjudged := sum(figures["outcomes"][outcome] for outcome in UNJUDGED):
         print(f"{unjudged} completions could not be judged and count nowhere: see {args.out / SAMPLES}", file=sys.stderr)
     return 1 if unjudged else 0
+
+
+@contextmanager
+def _work_folder(target: Path, conditions: dict[str, Any]) -> Iterator[Path]:
+    """Yields the locked folder of completions and verdicts of the run that becomes `target`, and removes it at the end.
+
+    After an error it stays if it holds any. ValueError, naming what differs, if those in it are of other `conditions`, or if another
+    process is at it.
+    """
+    work = unfinished(target)
+    with locked(work):
+        try:
+            if _has_rows(work):
+                check_same_facts(work, conditions)
+            else:
+                write_json(work / FACTS, conditions)
+            yield work
+        except BaseException:
+            if not _has_rows(work):
+                shutil.rmtree(work)
+            raise
+        remove_work(work)
+
+
+def _has_rows(work: Path) -> bool:
+    return any(path.stat().st_size for path in work.glob("*.jsonl"))
 
 
 def judge_samples(
@@ -89,7 +120,7 @@ def judge_samples(
     Each outcome is written to `log` once known; those in it already are not judged again, nor are equal ones.
     """
     by_id = {task.task_id: task for task in tasks}
-    known = {(row["task_id"], row["completion"]): row for row in read_rows(log) if row["outcome"] not in UNJUDGED}
+    known = {(row["task_id"], row["completion"]): row for row in rows_kept(log) if row["outcome"] not in UNJUDGED}
     todo = list(dict.fromkeys((row["task_id"], row["completion"]) for row in samples if (row["task_id"], row["completion"]) not in known))
     started = time.monotonic()
     with Judge(sandbox, limits) as judge, ThreadPoolExecutor(jobs) as pool, log.open("a", encoding="utf-8") as file:

@@ -11,7 +11,7 @@ from model.output import RUN
 from . import run_files
 from .bootstrap import bootstrap, difference, wilson
 from .judge import OUTCOMES, PASSED, UNJUDGED
-from .runs import read_lines
+from .runs import read_rows
 from .tasks import Task
 
 TASKS = "tasks.jsonl"
@@ -86,7 +86,7 @@ def read_counts(folder: Path, tasks: list[Task], facts: dict[str, Any]) -> Count
     for key in SAME:
         if earlier.get(key) != facts[key]:
             raise ValueError(f"{refusal}: {key} is {earlier.get(key)!r} there and {facts[key]!r} here")
-    counts = read_lines(folder / TASKS, tuple(run_files.COUNT), run_files.COUNT)
+    counts = read_rows(folder / TASKS, tuple(run_files.COUNT_SHAPE), run_files.COUNT_SHAPE)
     if wrong := next((row for row in counts if not 0 <= row["passed"] <= row["n"]), None):
         raise ValueError(f"{folder / TASKS} says that of {wrong['n']} completions of {wrong['task_id']} {wrong['passed']} passed")
     if left := {row["task_id"] for row in counts} ^ {task.task_id for task in tasks}:

@@ -11,7 +11,7 @@ from model.languages import LANGUAGES
 from train.data import load_pairs
 from train.data.pairs import Pair
 
-from .runs import read_lines
+from .runs import read_rows
 
 Points = dict[str, dict[str, list[Pair]]]  # [language][kind]
 
@@ -68,7 +68,7 @@ def given_completions(path: Path, points: Points) -> dict[str, list[str]]:
     without one.
     """
     found: dict[tuple[str | None, str], str] = {}
-    for row in read_lines(path, ("id", "completion")):
+    for row in read_rows(path, ("id", "completion")):
         key = (row.get("lang"), row["id"])
         if not isinstance(row["completion"], str) or key in found:
             raise ValueError(f"{path}: point {row['id']!r} has " + ("two completions" if key in found else "a completion that is no text"))

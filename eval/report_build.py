@@ -21,7 +21,7 @@ from .figures import (
     precision_of,
     training_summary,
 )
-from .run_files import STUDY, check_arrays, check_shape
+from .run_files import STUDY_SHAPE, check_arrays, check_shape
 from .runs import ARRAYS, STUDY_FILE, Inputs, Run, Systems
 from .sources import Sources
 from .specialisation import class_shares
@@ -80,7 +80,7 @@ def build(inputs: Inputs, logs: Logs, sources: Sources, title: str, seed: int) -
 
 def read_study_result(run: Run) -> tuple[Study, dict[str, Any]]:
     """The study as it was asked for, and `study.json`."""
-    result = check_shape(read_json(run.path / STUDY_FILE), STUDY, str(run.path / STUDY_FILE))
+    result = check_shape(read_json(run.path / STUDY_FILE), STUDY_SHAPE, str(run.path / STUDY_FILE))
     told = {field.name: result["study"][field.name] for field in fields(Study)}
     return Study(**{**told, "systems": [System(**system) for system in told["systems"]]}), result
 

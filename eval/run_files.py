@@ -23,33 +23,35 @@ class Maybe(NamedTuple):
 
 
 NUMBER = float
-ESTIMATE = {"value": Maybe(NUMBER), "low": Maybe(NUMBER), "high": Maybe(NUMBER)}
+ESTIMATE_SHAPE = {"value": Maybe(NUMBER), "low": Maybe(NUMBER), "high": Maybe(NUMBER)}
 _ABOUT = {"name?": Maybe(str), "model?": Maybe(str), "data?": Maybe(dict), "versions?": dict, "command?": [str]}
 _COST = {"seconds?": NUMBER, "generation_seconds?": NUMBER, "tokens_per_second?": Maybe(NUMBER), "batch_size?": int, "device?": str}
 _COST |= {"peak_bytes?": int, "parameters?": int, "active_parameters?": int, "trainable_parameters?": int}
 _SCORES = {
     **{"n": int, "empty": int, "codebleu": Maybe(NUMBER), "codebleu_corpus": Maybe(NUMBER), "codebleu_library": Maybe(NUMBER)},
-    **{"parts": Each(Maybe(NUMBER)), "metrics?": Each(ESTIMATE)},
+    **{"parts": Each(Maybe(NUMBER)), "metrics?": Each(ESTIMATE_SHAPE)},
 }
-SCORED = {**_ABOUT, "role": str, "dtype?": str, "quantization?": Maybe(str), "cost?": _COST, "figures": Each(Each(_SCORES))}
-SAMPLE = {**dict.fromkeys(("id", "lang", "kind", "group", "text", "reference", "prediction"), str), "codebleu": NUMBER}
-PASSED = {
+SCORED_SHAPE = {**_ABOUT, "role": str, "dtype?": str, "quantization?": Maybe(str), "cost?": _COST, "figures": Each(Each(_SCORES))}
+SAMPLE_SHAPE = {**dict.fromkeys(("id", "lang", "kind", "group", "text", "reference", "prediction"), str), "codebleu": NUMBER}
+PASSED_SHAPE = {
     **{**_ABOUT, "tasks": str, "lang": str, "sandbox": {"isolated": bool}, "timeout": NUMBER, "memory": int},
     **{"n": Maybe(int), "temperature": Maybe(NUMBER), "top_p": Maybe(NUMBER), "max_new_tokens": Maybe(int), "template": bool},
-    "figures": {"tasks": int, "samples": int, "outcomes": {"tool missing": int, "sandbox error": int}, "pass_at_k": Each(ESTIMATE)},
+    "cost?": Maybe({**_COST, "dtype?": str, "quantization?": Maybe(str)}),
+    "judging?": {"programs": int, "seconds": NUMBER, "jobs": int},
+    "figures": {"tasks": int, "samples": int, "outcomes": {"tool missing": int, "sandbox error": int}, "pass_at_k": Each(ESTIMATE_SHAPE)},
 }
-COUNT = {"task_id": str, "n": int, "passed": int}
-PROGRAMS = {
+COUNT_SHAPE = {"task_id": str, "n": int, "passed": int}
+PROGRAMS_SHAPE = {
     **{"model": str, "experts": [str], "max_new_tokens": int},
     "programs": [{"lang": str, "id": str, "kind": str, "text": str, "pieces": [str], "choices": [[[NUMBER]]]}],
 }
-ARRAYS = {"experts": [str], "nmi_language": Maybe([NUMBER]), "languages": Each({"n": int, "tokens": int})}
-ENTRY = {"step": int, "loss?": NUMBER, "eval_loss?": NUMBER, "seconds?": NUMBER, "learning_rate?": NUMBER}
-TRAINED = {**_ABOUT, "figures": _COST}
-_CLAIM = {"system": str, "against": str, "metric": str, "lang": str, "ratio": ESTIMATE, "p_holm?": NUMBER}
-STUDY = {
+ARRAYS_SHAPE = {"experts": [str], "nmi_language": Maybe([NUMBER]), "languages": Each({"n": int, "tokens": int})}
+ENTRY_SHAPE = {"step": int, "loss?": NUMBER, "eval_loss?": NUMBER, "seconds?": NUMBER, "learning_rate?": NUMBER}
+TRAINED_SHAPE = {**_ABOUT, "figures": _COST}
+_CLAIM = {"system": str, "against": str, "metric": str, "lang": str, "ratio": ESTIMATE_SHAPE, "p_holm?": NUMBER}
+STUDY_SHAPE = {
     "study": {"systems": [dict], "langs": [str], "baseline": str},
-    "lengths": Each(Each({"points": Each({"n": int}), "systems": Each(Each(Each(ESTIMATE))), "claims": [_CLAIM]})),
+    "lengths": Each(Each({"points": Each({"n": int}), "systems": Each(Each(Each(ESTIMATE_SHAPE))), "claims": [_CLAIM]})),
 }
 
 
@@ -92,7 +94,7 @@ def _shown(value: Any) -> str:
 
 def check_arrays(arrays: dict[str, Any], where: str) -> dict[str, Any]:
     """What eval.routing measured, if every array is as long as the others say; ValueError naming the first that is not."""
-    check_shape(arrays, ARRAYS, where)
+    check_shape(arrays, ARRAYS_SHAPE, where)
     experts = len(arrays["experts"])
     if not arrays["languages"] or arrays["nmi_language"] == []:
         raise ValueError(f"{where} has no languages, or no layers")
@@ -110,7 +112,7 @@ def check_arrays(arrays: dict[str, Any], where: str) -> dict[str, Any]:
 
 def check_programs(shown: dict[str, Any], where: str) -> dict[str, Any]:
     """The programs of eval.routing, if they have as many choices as pieces, each of pairs of an expert and its share; else ValueError."""
-    check_shape(shown, PROGRAMS, where)
+    check_shape(shown, PROGRAMS_SHAPE, where)
     experts = [repr(number) for number in range(len(shown["experts"]))]  # as texts: 1.0 would be equal to 1
     for number, program in enumerate(shown["programs"]):
         layers = {len(token) for token in program["choices"]}

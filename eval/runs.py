@@ -107,16 +107,16 @@ def read_run(path: Path) -> Run:
     if program not in known:
         raise ValueError(f"{path} was not written by {', '.join(known[:-1])} or {STUDY}{f' but by {program}' if program else ''}")
     if program != CODEBLEU:
-        check_shape(facts, run_files.PASSED if program == PASS_AT_K else {"figures": dict}, f"{path / RUN}")
+        check_shape(facts, run_files.PASSED_SHAPE if program == PASS_AT_K else {"figures": dict}, f"{path / RUN}")
         if program == PASS_AT_K and (wrong := [k for k in facts["figures"]["pass_at_k"] if not (k.isascii() and k.isdecimal())]):
             raise ValueError(f"{path / RUN}: figures: pass_at_k has the key {wrong[0][:80]!r}, which is no number of completions")
         return Run(path, facts, {})
     _check_keys(facts, FACTS, f"{path / RUN}")
-    check_shape(facts, run_files.SCORED, f"{path / RUN}")
+    check_shape(facts, run_files.SCORED_SHAPE, f"{path / RUN}")
     if facts["role"] not in ROLES:
         raise ValueError(f"{path / RUN} has the role {facts['role']!r}; known: {', '.join(ROLES)}")
     samples: dict[str, dict[str, list[Sample]]] = {}
-    for row in read_lines(path / SAMPLES, COLUMNS, run_files.SAMPLE):
+    for row in read_rows(path / SAMPLES, COLUMNS, run_files.SAMPLE_SHAPE):
         samples.setdefault(row["lang"], {}).setdefault(row["kind"], []).append(row)
     if not samples:
         raise ValueError(f"{path / SAMPLES} holds no samples")
@@ -129,8 +129,8 @@ def read_training(path: Path) -> tuple[str, list[dict[str, Any]]]:
     if not (path / LOG).is_file():
         raise FileNotFoundError(f"{path} is not a training command's output: it has no {LOG}")
     if (path / RUN).is_file():
-        check_shape(read_json(path / RUN), run_files.TRAINED, f"{path / RUN}")
-    entries = [entry for entry in read_lines(path / LOG, ("step",), run_files.ENTRY) if "loss" in entry or "eval_loss" in entry]
+        check_shape(read_json(path / RUN), run_files.TRAINED_SHAPE, f"{path / RUN}")
+    entries = [entry for entry in read_rows(path / LOG, ("step",), run_files.ENTRY_SHAPE) if "loss" in entry or "eval_loss" in entry]
     if not entries:
         raise ValueError(f"{path / LOG} holds no entry with a loss")
     return path.resolve().name, entries
@@ -161,12 +161,12 @@ def _only(runs: list[Run], role: str) -> Run | None:
     return runs[0] if runs else None
 
 
-def read_lines(path: Path, keys: tuple[str, ...], shape: Any = None) -> list[dict[str, Any]]:
+def read_rows(path: Path, keys: tuple[str, ...], shape: Any = None) -> list[dict[str, Any]]:
     """The JSON objects in `path`, one a line, each of which must have `keys`, and the `shape` if one is given."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     rows = []
-    for number, line in enumerate(read_raw_lines(path), start=1):
+    for number, line in enumerate(lines_in(path), start=1):
         if not line.strip():
             continue
         try:
@@ -180,7 +180,7 @@ def read_lines(path: Path, keys: tuple[str, ...], shape: Any = None) -> list[dic
     return rows
 
 
-def read_raw_lines(path: Path) -> Iterator[bytes]:
+def lines_in(path: Path) -> Iterator[bytes]:
     """The lines of a file; ValueError naming it if one is longer than any row."""
     with path.open("rb") as file:
         yield from strict_json.read_lines(file, path)

@@ -4,7 +4,6 @@ All four read the tokens of the language's lexer (`eval.lexer`), so layout in br
 figures are of raw text, where they do.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rapidfuzz.distance import Levenshtein
@@ -45,10 +44,6 @@ def text_score(reference: str, prediction: str, lang: str) -> TextScore:
         chrf=_CHRF.sentence_score(" ".join(given), [" ".join(expected)]).score / 100,
         parses=float(parses(prediction, lang)),
     )
-
-
-def text_scores(references: Sequence[str], predictions: Sequence[str], lang: str) -> list[TextScore]:
-    return [text_score(reference, prediction, lang) for reference, prediction in zip(references, predictions, strict=True)]
 
 
 def _tree(code: str, lang: str) -> str:

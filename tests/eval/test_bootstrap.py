@@ -94,3 +94,18 @@ def test_wilson_s_interval_is_the_published_one(passed: int, n: int, low: float,
 def test_none_and_all_are_not_certain(value: float) -> None:
     row = bootstrap({"a": [value] * 12}, list("abcdef") * 2, "x")["a"].as_dict()
     assert (row["low"], row["high"]) == pytest.approx(wilson(6 * value, 6))  # problems count, not rows
+
+
+def test_a_mean_of_1_of_other_values_is_drawn() -> None:
+    """Wilson's interval would say [0.44, 1]."""
+    values = [0.5, 1.5, 1.0]
+    row = bootstrap({"a": values}, list("abc"), "x")["a"].as_dict()
+    assert (row["low"], row["value"], row["high"]) == (0.5, 1.0, 1.5)
+    strata = {lang: (list("abc"), {"s": [value] * 3}) for lang, value in (("cpp", 0.5), ("java", 1.5))}
+    row = average([stratum["s"] for stratum in bootstrap_strata(strata, "x").values()]).as_dict()
+    assert (row["low"], row["value"], row["high"]) == (1.0, 1.0, 1.0)
+    ones = bootstrap_strata({lang: (list("abc"), {"s": [1.0] * 3}) for lang in ("cpp", "java")}, "x")
+    row = average([stratum["s"] for stratum in ones.values()]).as_dict()
+    assert (row["low"], row["high"]) == pytest.approx(wilson(3, 3))
+    none_and_all = {"cpp": (list("abc"), {"s": [0.0] * 3}), "java": (list("abc"), {"s": [1.0] * 3})}
+    assert average([stratum["s"] for stratum in bootstrap_strata(none_and_all, "x").values()]).as_dict()["value"] == 0.5

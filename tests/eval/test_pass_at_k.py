@@ -17,7 +17,7 @@ from eval.pass_at_k import run
 from eval.pass_rates import pass_at_k
 from eval.sandbox import Limits, Sandbox, SandboxError
 from eval.tasks import Task, load_tasks
-from model.output import check_manifest
+from model.output import check_manifest, locked
 from train.data.preferences import load_preferences
 
 ADD = {"task_id": "T/0", "prompt": "def add(a, b):\n", "entry_point": "add", "description": "add", "language": "python"}
@@ -143,17 +143,76 @@ def test_the_change_from_an_earlier_run_is_paired(sandbox: Sandbox, files: dict[
     assert "is no finished run of eval.pass_at_k" in capsys.readouterr().err
 
 
+def stop(*_: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def interrupt(arguments: list[str], rows: str, out: Path) -> Path:
+    """The folder of unfinished work of a run that was interrupted once it had written the verdicts `rows`."""
+
+    def judge_one(tasks: Any, samples: Any, sandbox: Any, limits: Any, log: Path, jobs: int) -> Any:
+        log.write_text(rows)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "judge_samples", judge_one)
+        assert run(arguments) == 130
+    return out.with_name(f".{out.name}.unfinished")
+
+
+VERDICT = json.dumps({"task_id": "T/0", "completion": RIGHT, "outcome": "passed", "detail": ""}) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "fact"),
+    [("--timeout", "3", "timeout"), ("--memory", "99", "memory"), ("--limit", "1", "data, limit"), ("--seed", "5", "seed")],
+)
+def test_verdicts_of_other_conditions_are_not_taken(
+    flag: str, value: str, fact: str, sandbox: Sandbox, files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    files["samples"].write_text(json.dumps({"task_id": "T/0", "completion": RIGHT}) + "\n")
+    work = interrupt(flags(files), VERDICT, files["out"])
+    assert run(flags(files, flag, value)) == 2
+    assert f"(different: {fact})" in capsys.readouterr().err
+    assert (work / "samples.jsonl").read_text() == VERDICT and not files["out"].exists()
+    assert run([*flags(files), "-k", "1"]) == 0, "another k asks nothing else of the programs"
+    assert not work.exists()
+
+
+def test_verdicts_of_another_task_file_or_without_the_sandbox_are_not_taken(
+    sandbox: Sandbox, files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = interrupt(flags(files, "--unsafe-no-sandbox"), VERDICT, files["out"])
+    assert run(flags(files)) == 2
+    assert "(different: sandbox)" in capsys.readouterr().err
+    files["tasks"].write_text(files["tasks"].read_text().replace("== 3", "== 2"))
+    assert run(flags(files, "--unsafe-no-sandbox")) == 2
+    assert "(different: data)" in capsys.readouterr().err
+    assert (work / "samples.jsonl").read_text() == VERDICT and not files["out"].exists()
+
+
+def test_a_run_without_a_verdict_leaves_nothing(sandbox: Sandbox, files: dict[str, Path]) -> None:
+    assert not interrupt(flags(files), "", files["out"]).exists()
+
+
+def test_two_runs_at_a_time_are_refused(sandbox: Sandbox, files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    work = files["out"].with_name(".run.unfinished")
+    with locked(work):
+        assert run(flags(files)) == 2
+        assert f"another process is at work in {work}" in capsys.readouterr().err
+    assert run(flags(files)) == 0
+    assert not work.exists()
+
+
 def test_judged_rows_are_kept_and_unjudged_ones_tried_again(
     sandbox: Sandbox, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    unfinished = files["out"].parent / ".run.unfinished"
-    unfinished.mkdir()
     rows = [
         {"task_id": "T/0", "completion": RIGHT, "outcome": "passed", "detail": ""},
         {"task_id": "T/0", "completion": WRONG, "outcome": "sandbox error", "detail": "gone"},
     ]
     cut = '{"task_id": "T/1", "comple'
-    (unfinished / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + cut)
+    interrupt(flags(files), "".join(json.dumps(row) + "\n" for row in rows) + cut, files["out"])
     asked = []
 
     def judge(self: Judge, task: Task, completion: str) -> Verdict:
@@ -204,13 +263,14 @@ def test_it_refuses_where_the_sandbox_does_not_hold(
         (lambda f: f["tasks"].write_text(json.dumps({**ROWS[0], "language": "java"}) + "\n"), "it is a task in java"),
         (lambda f: f["tasks"].write_text(2 * (json.dumps(ROWS[0]) + "\n")), "holds a task twice"),
         (lambda f: f["tasks"].unlink(), "there is no task file"),
+        (lambda f: f["samples"].unlink(), "given.jsonl is missing"),
     ],
 )
 def test_a_users_mistake_is_named(change: Any, message: str, files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     change(files)
     assert run(flags(files)) == 2
     assert message in capsys.readouterr().err
-    assert not files["out"].exists()
+    assert not files["out"].exists() and not list(files["out"].parent.glob(".*"))
 
 
 @pytest.mark.parametrize("k", ["0", "", "1,x", "-1", "1,,2"])
@@ -219,19 +279,21 @@ def test_k_is_a_list_of_counts(k: str, files: dict[str, Path], capsys: pytest.Ca
     assert "-k takes numbers" in capsys.readouterr().err
 
 
-def test_a_model_writes_and_is_judged(sandbox: Sandbox, base_folder: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_writes_and_is_judged(
+    sandbox: Sandbox, base_folder: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--model", str(base_folder), "--tasks", str(files["tasks"]), "--lang", "python", "-k", "1,2", "--out", str(files["out"])]
     assert run([*arguments, "-n", "3"]) == 2, "equal completions would be counted as three"
     sampled = [*arguments, "-n", "3", "--temperature", "1", "--max-new-tokens", "8", "--device", "cpu"]
-
-    def stop(*_: Any) -> Any:
-        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(command, "judge_samples", stop)
         assert run(sampled) == 130
     kept = (files["out"].parent / ".run.unfinished" / "completions.jsonl").read_text().splitlines()
-    assert run([*sampled, "--seed", "1"]) == 2, "the kept completions are of another seed"
+    for other in (["--seed", "1"], ["--precision", "int8"], ["--batch-size", "2"]):
+        capsys.readouterr()
+        assert run([*sampled, *other]) == 2
+        assert f"(different: {other[0][2:].replace('-', '_')})" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         patch.setattr(completions, "load_model", stop)  # completions are not written again
         assert run(sampled) == 0

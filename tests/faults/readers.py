@@ -334,6 +334,8 @@ PASSED = {
         "adapter": None,
         "sandbox": {"isolated": True},
     },
+    "cost": {**SCORED["cost"], "dtype": "bfloat16", "quantization": None},
+    "judging": {"programs": 4, "seconds": 2.5, "jobs": 2},
     "figures": {
         **{"tasks": 2, "samples": 4, "outcomes": {"passed": 1, "failed": 3, "tool missing": 0, "sandbox error": 0}},
         "pass_at_k": {"1": {"value": 0.25, "low": 0.0, "high": 0.5, "tasks": 2}},
