@@ -29,7 +29,7 @@ from .data.sources import MIN_CARD_BYTES, find_source, has_card
 from .documents import DOCUMENTS, VOCABULARY, HeaderTrainer, collate_documents, encode_documents, make_documents, train_tokenizer
 from .plan import TrainingPlan, add_plan_flags, plan_training, show_plan
 from .plan_data import find_tokenizer, rows_of, takes_xlcost
-from .plan_models import read_config, whole
+from .plan_models import base_config, whole
 from .processes import LAUNCHED, processes, run_in_all
 from .results import write_output
 from .settings import add_training_flags, check_flags
@@ -80,7 +80,7 @@ def planned_base(name: str, gpu: str) -> tuple[PreTrainedConfig, PreTrainedToken
             f"{MISTRAL}{' (auto: the card has room for it)' * (name == 'auto')}",
         )
     if name != "auto":
-        return read_config(name), find_tokenizer(name), name
+        return base_config(name), find_tokenizer(name), name
     args = make_base_parser().parse_args([])
     cached = _cache_folder(args, find_source(args.data, next(iter(LANGUAGES)), "program")[0], 1)
     return MistralConfig(vocab_size=VOCABULARY, **SHAPE), find_tokenizer(cached), "the embedded base (auto: the card has no room for a 7B)"

@@ -18,8 +18,8 @@ from model.tokenizer import read_tokenizer
 from tests.faults.readers import SMALL
 from tests.model.conftest import make_tokenizer
 from train.expert import load_base
-from train.plan import read_config
 from train.plan_data import find_tokenizer
+from train.plan_models import base_config
 from train.trainer import newest_checkpoint
 
 ROOMS = ("moe_kernels", "model", "train", "eval")
@@ -80,7 +80,7 @@ def hostile(tmp_path_factory) -> Path:
 LOADERS = {
     "load_model": lambda folder: load_model(folder),
     "train.expert": lambda folder: load_base(str(folder), checkpointing=False),
-    "train.plan": lambda folder: read_config(str(folder)),
+    "train.plan": lambda folder: base_config(str(folder)),
     "the plan's tokenizer": find_tokenizer,
     "tokenizer": read_tokenizer,
     "merge": lambda folder: open_sources([str(folder)], None, folder.parent),
