@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .prompt import PROMPT_TEMPLATE
-from .strict_json import read_json
+from .strict_json import fits_a_path, read_json
 
 MANIFEST = "manifest.json"
 RUN = "run.json"
@@ -149,8 +149,8 @@ def manifest_rows(folder: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(rows, dict) or not all(isinstance(row, dict) and {"size", "sha256"} <= row.keys() for row in rows.values()):
         raise ValueError(f"{folder / MANIFEST} does not say the size and sha256 of each of its files")
     for name in rows:
-        if name.startswith("/") or "\0" in name or ".." in Path(name).parts or max(map(len, [*Path(name).parts, ""])) > 255:
-            raise ValueError(f"{folder / MANIFEST} names {name!r}, which does not lie in its folder")
+        if name.startswith("/") or ".." in Path(name).parts or not fits_a_path(name):
+            raise ValueError(f"{folder / MANIFEST} names {name[:100]!r}, which does not lie in its folder")
     return rows
 
 

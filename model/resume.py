@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .checkpoint import read_json
 from .output import DONE, check_absent, locked, publish, remove_work, unfinished, write_json
+from .strict_json import read_json
 
 FACTS = "facts.json"
 

@@ -32,7 +32,7 @@ from .plan_models import base_config
 from .processes import run_in_all
 from .results import write_output
 from .rows import add_row_flags, check_rows, load_rows
-from .settings import add_training_flags, check_flags, has_bf16, use_checkpointing
+from .settings import NOT_FACTS, add_training_flags, check_flags, has_bf16, use_checkpointing
 from .trainer import train_pairs
 from .workspace import check_free, workspace
 
@@ -92,7 +92,7 @@ def train_expert(args: argparse.Namespace) -> None:
         go_on_from(expert, args, model_folder(base))
     train_rows, data = load_rows(args, tokenizer, "train", args.limit)
     eval_rows, eval_data = load_rows(args, tokenizer, "valid", args.eval_limit)
-    settings = {key: value for key, value in vars(args).items() if key not in ("resume", "plan", "out")}
+    settings = {key: value for key, value in vars(args).items() if key not in NOT_FACTS}
     facts = {
         "lang": args.lang,
         "base": base,

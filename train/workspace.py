@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint import read_json
 from model.output import check_absent, remove_work, unfinished, write_json
+from model.strict_json import read_json
 
 from .processes import processes
 from .trainer import newest_checkpoint

@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoConfig, MistralConfig, MistralForCausalLM, TrainingArguments
 
+import train.base
 import train.plan
 from model import MoEConfig, MoEForCausalLM
 from model.budget import room_of
@@ -97,6 +98,12 @@ def test_rows_are_counted_or_known(tiny_data):
     known = plan_rows(flags(gpu="a10g", data="xlcost", level="program"), ["cpp"], None)
     assert known.count == XLCOST_ROWS["program"]["cpp"] and "download" in known.note
     assert plan_rows(flags("--limit", 7, gpu="a10g", data="auto", level="snippet"), LANGUAGES, None).count == 28
+
+
+def test_no_rows_are_refused(monkeypatch, capsys, tiny_data):
+    monkeypatch.setattr(sys, "argv", ["train.base", "--plan", "--max-length", "3", "--data", str(tiny_data)])
+    assert train.base.main() == 2
+    assert "there are no train rows" in capsys.readouterr().err
 
 
 def test_packed_batches_are_those_of_the_run(tmp_path):
