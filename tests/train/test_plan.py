@@ -13,7 +13,6 @@ import pytest
 import torch
 from transformers import AutoConfig, MistralConfig, MistralForCausalLM, TrainingArguments
 
-import train.base
 import train.plan
 from model import MoEConfig, MoEForCausalLM
 from model.budget import room_of
@@ -100,10 +99,9 @@ def test_rows_are_counted_or_known(tiny_data):
     assert plan_rows(flags("--limit", 7, gpu="a10g", data="auto", level="snippet"), LANGUAGES, None).count == 28
 
 
-def test_no_rows_are_refused(monkeypatch, capsys, tiny_data):
-    monkeypatch.setattr(sys, "argv", ["train.base", "--plan", "--max-length", "3", "--data", str(tiny_data)])
-    assert train.base.main() == 2
-    assert "there are no train rows" in capsys.readouterr().err
+def test_no_rows_are_refused():
+    with pytest.raises(ValueError, match="there are no train rows to plan with: of a file"):
+        rows_of([], "of a file")
 
 
 def test_packed_batches_are_those_of_the_run(tmp_path):
