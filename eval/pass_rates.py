@@ -5,8 +5,8 @@ from math import comb
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint import read_json
 from model.output import RUN
+from model.strict_json import read_json
 
 from . import run_files
 from .bootstrap import bootstrap, difference, wilson

@@ -11,9 +11,9 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint import read_json
 from model.cli import make_parser, run_command
 from model.output import check_absent, output_folder, write_json, write_run
+from model.strict_json import read_json
 
 from . import plots, report_tables
 from .bootstrap import LEVEL

@@ -4,8 +4,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint import read_json
 from model.output import RUN
+from model.strict_json import read_json
 from train.routing import means, own_expert
 
 from .bootstrap import LEVEL

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from model import strict_json
-from model.checkpoint import read_json
 from model.output import RUN
-from model.strict_json import parse_json
+from model.strict_json import parse_json, read_json
 
 from . import run_files
 from .run_files import check_shape

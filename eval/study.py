@@ -14,11 +14,11 @@ from statistics import median
 from typing import Any
 
 from model.adapters import is_adapter
-from model.checkpoint import read_json
 from model.cli import add_precision, make_parser, run_command
 from model.config_file import read_config
 from model.load import model_fingerprint, model_folder
 from model.output import RUN, write_json, write_run
+from model.strict_json import read_json
 from model.unfinished import locked
 from train.data import load_pairs
 

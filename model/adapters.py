@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import Checkpoint, check_finite, read_json
+from .checkpoint import Checkpoint, check_finite
 from .configuration_moe import ATTENTION
 from .experts import PROJECTIONS
 from .output import RUN
+from .strict_json import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -60,10 +61,9 @@ class Adapter:
         for module, keys in self._keys.items():
             if not {"A", "B"} <= keys.keys():
                 raise ValueError(f"{folder}: {module} has only one of its two LoRA factors")
-            if not self._weights.shape(keys["A"])[0]:
-                raise ValueError(f"{folder}: {module} has factors of rank 0")
             if ("magnitude" in keys) != self.is_dora:
                 raise ValueError(f"{folder}: {module} has {'no' if self.is_dora else 'a'} lora_magnitude_vector; DoRA has it, LoRA has not")
+            self._check_shapes(keys)
 
     def _check_kind(self) -> None:
         if self.config.get("peft_type") != "LORA":
@@ -86,6 +86,20 @@ class Adapter:
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(f"{self.folder} has an alpha_pattern {pattern!r} that is no regular expression: {error}") from None
+
+    def _check_shapes(self, keys: dict[str, str]) -> None:
+        """A [r, in], B [out, r], and DoRA's magnitude [out]."""
+        file, shapes = self.folder / ADAPTER_WEIGHTS, {part: self._weights.shape(key) for part, key in keys.items()}
+        for part in "AB":
+            if len(shapes[part]) != 2:
+                raise ValueError(f"{file}: {keys[part]} has the shape {list(shapes[part])}; a LoRA factor is a matrix")
+        if not shapes["A"][0]:
+            raise ValueError(f"{file}: {keys['A']} is a factor of rank 0")
+        if shapes["B"][1] != shapes["A"][0]:
+            raise ValueError(f"{file}: {keys['B']} {list(shapes['B'])} does not fit {keys['A']} {list(shapes['A'])}; both have one rank")
+        if self.is_dora and shapes["magnitude"] != shapes["B"][:1]:
+            found, needed = list(shapes["magnitude"]), list(shapes["B"][:1])
+            raise ValueError(f"{file}: {keys['magnitude']} has the shape {found}; one value for each row makes {needed}")
 
     @property
     def is_dora(self) -> bool:

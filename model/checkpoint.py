@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .saving import finish_save
-from .strict_json import read_json
+from .strict_json import fits_a_path, read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -24,7 +24,6 @@ GENERATION = "generation_config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _FLOATS = (torch.float64, *DTYPES.values())
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-_NAME = 255  # characters of a file's name
 _SHOWN = 5  # names that an error shows before it counts the rest
 
 
@@ -141,8 +140,8 @@ def _listed_files(folder: Path) -> dict[str, Path]:
         raise ValueError(f"{index} has no weight_map from tensors to files")
     names = set(weight_map.values())
     for name in sorted(names):
-        if Path(name).name != name or not name.endswith(".safetensors") or len(name) > _NAME:
-            raise ValueError(f"{index} names {name!r}; a shard is a .safetensors file in the same folder")
+        if Path(name).name != name or not name.endswith(".safetensors") or not fits_a_path(name):
+            raise ValueError(f"{index} names {name[:100]!r}; a shard is a .safetensors file in the same folder")
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is missing, but {INDEX} lists it")
     if extra := sorted(file.name for file in folder.iterdir() if _SHARD.fullmatch(file.name) and file.name not in names):

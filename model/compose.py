@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from .adapters import BASE_FACT, base_fingerprint
-from .checkpoint import GENERATION, Checkpoint, read_json
+from .checkpoint import GENERATION, Checkpoint
 from .checkpoint_writer import save_whole
 from .cli import make_parser, run_command
 from .configuration_moe import EXPERT_LAYOUTS
@@ -28,6 +28,7 @@ from .mixture_tensors import mixture_tensors, write_mixture
 from .output import check_absent, sha256_of, write_json, write_run
 from .resume import resumable_folder
 from .same_tokenizer import check_same_tokenizer, take_chat_template
+from .strict_json import read_json
 from .tokenizer import read_tokenizer
 
 RECIPE_COPY = "mergekit_moe_config.yml"  # as mergekit calls it

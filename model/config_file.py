@@ -13,8 +13,9 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from .checkpoint import CONFIG, DTYPES, GENERATION, read_json
+from .checkpoint import CONFIG, DTYPES, GENERATION
 from .configuration_moe import MoEConfig
+from .strict_json import read_json
 
 _CODE = ("auto_map", "custom_pipelines", "trust_remote_code")
 _MISFITS = (StrictDataclassError, ArithmeticError, AttributeError, LookupError, TypeError)  # of a field of another type or value

@@ -23,13 +23,14 @@ from transformers import MixtralConfig
 from moe_kernels.nf4 import NF4Weight, dequantize_nf4
 from moe_kernels.nf4_format import NF4, dtype_name
 
-from .checkpoint import CONFIG, DTYPES, parse_dtype, read_json
+from .checkpoint import CONFIG, DTYPES, parse_dtype
 from .checkpoint_writer import CheckpointWriter
 from .cli import make_parser, run_command
 from .configuration_moe import MoEConfig
 from .experts import DenseExperts, LoraExperts
 from .output import check_absent, output_folder, write_json, write_run
 from .quantization import MatrixModule, quantized_matrices
+from .strict_json import read_json
 
 if TYPE_CHECKING:
     from .modeling_moe import MoEForCausalLM

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .checkpoint import CONFIG, GENERATION, Checkpoint, parse_dtype, read_json
+from .checkpoint import CONFIG, GENERATION, Checkpoint, parse_dtype
 from .checkpoint_writer import SHARD_BYTES, CheckpointWriter
 from .cli import make_parser, run_command
 from .merging.config import MergeConfig, read_merge_config, unused_parameters
@@ -31,6 +31,7 @@ from .merging.vocabulary import Alignment, align
 from .output import check_absent, output_folder, write_json, write_run
 from .resume import resumable_folder
 from .same_tokenizer import brings_tokenizer, take_chat_template
+from .strict_json import read_json
 from .tokenizer import read_tokenizer
 
 CONFIG_COPY = "mergekit_config.yml"  # as mergekit calls it

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .prompt import PROMPT_TEMPLATE
-from .strict_json import read_json
+from .strict_json import fits_a_path, read_json
 from .unfinished import DONE, locked, remove_leftovers, writing
 
 MANIFEST = "manifest.json"
@@ -104,8 +104,8 @@ def manifest_rows(folder: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(rows, dict) or not all(isinstance(row, dict) and {"size", "sha256"} <= row.keys() for row in rows.values()):
         raise ValueError(f"{folder / MANIFEST} does not say the size and sha256 of each of its files")
     for name in rows:
-        if name.startswith("/") or "\0" in name or ".." in Path(name).parts or max(map(len, [*Path(name).parts, ""])) > 255:
-            raise ValueError(f"{folder / MANIFEST} names {name!r}, which does not lie in its folder")
+        if name.startswith("/") or ".." in Path(name).parts or not fits_a_path(name):
+            raise ValueError(f"{folder / MANIFEST} names {name[:100]!r}, which does not lie in its folder")
     return rows
 
 

@@ -1,12 +1,14 @@
-"""JSON files, and files of JSON lines, read strictly: of a bounded size, no key twice."""
+"""JSON files, and files of JSON lines, read strictly: of a bounded size, no key twice, no name that the system would not take."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 _BYTES = 100_000_000  # as safetensors' own limit for a header
 LINE = 1 << 24  # bytes: some thousand times the longest program
+_PART, _PATH = 255, 1024  # bytes of a file's name, as file systems bound it, and of a path in a folder: systems take 1024 to 4096
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -38,6 +40,15 @@ def read_lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
         if len(line) > LINE:
             raise ValueError(f"{path} has a line of more than {LINE} bytes")
         yield line
+
+
+def fits_a_path(name: str) -> bool:
+    """Whether the system takes `name` for a path, instead of an error that names no file."""
+    try:
+        path = os.fsencode(name)
+    except UnicodeEncodeError:  # a lone surrogate, which comes through JSON
+        return False
+    return b"\0" not in path and len(path) <= _PATH and all(len(part) <= _PART for part in path.split(b"/"))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

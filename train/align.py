@@ -21,20 +21,20 @@ from model.cli import make_parser
 
 from .data import format_table
 from .data.preferences import Preference, digest, divide, encode_preferences, load_preferences
-from .lora import FACTORS, add_factor_flags, check_factors
+from .lora import FACTOR_DEFAULTS, add_factor_flags, check_factors
 from .plan import add_plan_flags, show_plan
 from .plan_data import rows_of
 from .policy import ADAPTER, MIXTURE, WHOLE, deterministic, kind_of, load_policy, plan_alignment, tokenizer_of
 from .preference import LOSSES, PreferenceLoss, PreferenceTrainer, Row, collate_preferences, longer_side
 from .processes import run_in_all
 from .results import write_output
-from .settings import add_training_flags, check_flags
+from .settings import NOT_FACTS, add_training_flags, check_flags
 from .trained_parts import TRAINED, to_stored_dtype
 from .trainer import train_pairs
 from .workspace import check_free, workspace
 
-USED = {ADAPTER: (), MIXTURE: ("train",), WHOLE: tuple(FACTORS)}
-DEFAULTS = {"train": "lora", **FACTORS}
+USED = {ADAPTER: (), MIXTURE: ("train",), WHOLE: tuple(FACTOR_DEFAULTS)}
+DEFAULTS = {"train": "lora", **FACTOR_DEFAULTS}
 
 
 def settle_flags(args: argparse.Namespace, kind: str) -> None:
@@ -97,7 +97,7 @@ def align(args: argparse.Namespace) -> None:
     train_rows = encode(to_train[: args.limit], "train", tokenizer, args.max_length)
     eval_rows = encode(to_validate[: args.eval_limit], "valid", tokenizer, args.max_length)
     fingerprint = Adapter(folder).fingerprint if kind == ADAPTER else base_fingerprint(folder)
-    settings = {key: value for key, value in vars(args).items() if key not in ("resume", "plan", "out")}
+    settings = {key: value for key, value in vars(args).items() if key not in NOT_FACTS}
     data = {"data": args.data, "data_sha256": digest(pairs), "dropped": dropped}
     facts = {"model": str(folder), "model_fingerprint": fingerprint, **data, "settings": settings, **handed_on}
     trainer_class = partial(PreferenceTrainer, preference_loss=loss)

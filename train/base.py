@@ -29,10 +29,10 @@ from .data.sources import MIN_CARD_BYTES, find_source, has_card
 from .documents import DOCUMENTS, VOCABULARY, HeaderTrainer, collate_documents, encode_documents, make_documents, train_tokenizer
 from .plan import TrainingPlan, add_plan_flags, plan_training, show_plan
 from .plan_data import find_tokenizer, rows_of, takes_xlcost
-from .plan_models import read_config, whole
+from .plan_models import base_config, whole
 from .processes import LAUNCHED, processes, run_in_all
 from .results import write_output
-from .settings import add_training_flags, check_flags
+from .settings import NOT_FACTS, add_training_flags, check_flags
 from .trainer import newest_checkpoint, train_pairs
 from .workspace import check_free, unfinished, workspace
 
@@ -80,7 +80,7 @@ def planned_base(name: str, gpu: str) -> tuple[PreTrainedConfig, PreTrainedToken
             f"{MISTRAL}{' (auto: the card has room for it)' * (name == 'auto')}",
         )
     if name != "auto":
-        return read_config(name), find_tokenizer(name), name
+        return base_config(name), find_tokenizer(name), name
     args = make_base_parser().parse_args([])
     cached = _cache_folder(args, find_source(args.data, next(iter(LANGUAGES)), "program")[0], 1)
     return MistralConfig(vocab_size=VOCABULARY, **SHAPE), find_tokenizer(cached), "the embedded base (auto: the card has no room for a 7B)"
@@ -148,7 +148,7 @@ def train_base(args: argparse.Namespace) -> Path:
         **SHAPE,
     )
     plan_training(config, args, whole).check()
-    settings = {key: value for key, value in vars(args).items() if key not in ("resume", "plan", "gpu", "out")}
+    settings = {key: value for key, value in vars(args).items() if key not in NOT_FACTS}
     facts = {"data": note, "shape": SHAPE, "documents": DOCUMENTS, "settings": settings}
     model = MistralForCausalLM(config)
     with workspace(out, facts, resume=resume) as folder:
@@ -166,7 +166,7 @@ def _all_languages(data: str, split: str, args: argparse.Namespace) -> list[Pair
 
 def _cache_folder(args: argparse.Namespace, data: Path, number_of_processes: int) -> Path:
     """Named after a hash of every setting, of the data, and of the source files that decide what the base becomes."""
-    settings = {key: value for key, value in vars(args).items() if key not in ("resume", "plan", "gpu", "out", "data")}
+    settings = {key: value for key, value in vars(args).items() if key not in (*NOT_FACTS, "data")}
     room = Path(__file__).parent
     names = ("base.py", "documents.py", "trainer.py", "batches.py", "loss.py", "settings.py")
     sources = [*(room / name for name in names), *sorted((room / "data").glob("*.py"))]

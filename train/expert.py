@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from model.adapters import BASE_FACT, Adapter, base_fingerprint
 from model.checkpoint import Checkpoint, model_folder
 from model.cli import make_parser
-from model.config_file import read_config as read_folder_config
+from model.config_file import read_config
 from model.prompt import prompt_template, set_format
 
 from .base import planned_base, resolve_base
@@ -28,11 +28,11 @@ from .data.prompts import collate_packed
 from .lora import ExpertTrainer, add_lora, add_lora_flags, check_lora_flags, go_on_from, lora_config, planned_expert, planned_loss
 from .plan import TrainingPlan, add_plan_flags, plan_training, show_plan
 from .plan_data import Rows, plan_rows
-from .plan_models import read_config
+from .plan_models import base_config
 from .processes import run_in_all
 from .results import write_output
 from .rows import add_row_flags, check_rows, load_rows
-from .settings import add_training_flags, check_flags, has_bf16, use_checkpointing
+from .settings import NOT_FACTS, add_training_flags, check_flags, has_bf16, use_checkpointing
 from .trainer import train_pairs
 from .workspace import check_free, workspace
 
@@ -44,7 +44,7 @@ def load_base(path: str, *, checkpointing: bool) -> tuple[PreTrainedModel, Any]:
     dtype = torch.bfloat16 if has_bf16() else torch.float32
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
     if Path(path).is_dir():
-        read_folder_config(Path(path))
+        read_config(Path(path))
         Checkpoint(Path(path)).check_values()  # names a missing or damaged file in one sentence
     device = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
     model = AutoModelForCausalLM.from_pretrained(
@@ -83,7 +83,7 @@ def train_expert(args: argparse.Namespace) -> None:
         return show_plan(_plan(args, config, plan_rows(args, [args.lang], tokenizer)))
     base, why = resolve_base(args.base)
     print(f"base: {why}")
-    _plan(args, read_config(base)).check()
+    _plan(args, base_config(base)).check()
     set_seed(args.seed)
     model, tokenizer = load_base(base, checkpointing=use_checkpointing(args, torch.cuda.is_available()))
     set_format(tokenizer, args.format)
@@ -92,7 +92,7 @@ def train_expert(args: argparse.Namespace) -> None:
         go_on_from(expert, args, model_folder(base))
     train_rows, data = load_rows(args, tokenizer, "train", args.limit)
     eval_rows, eval_data = load_rows(args, tokenizer, "valid", args.eval_limit)
-    settings = {key: value for key, value in vars(args).items() if key not in ("resume", "plan", "out")}
+    settings = {key: value for key, value in vars(args).items() if key not in NOT_FACTS}
     facts = {
         "lang": args.lang,
         "base": base,

@@ -32,7 +32,7 @@ from .plan_data import find_tokenizer, plan_rows
 from .processes import run_in_all
 from .results import write_output
 from .routing import format_choices, format_confusion, format_line, measure_languages, own_expert
-from .settings import add_training_flags, check_flags
+from .settings import NOT_FACTS, add_training_flags, check_flags
 from .trained_parts import freeze_all_but, planned_mixture, to_stored_dtype, trained_parts
 from .trainer import train_pairs
 from .workspace import check_free, workspace
@@ -81,7 +81,7 @@ def train_gate(args: argparse.Namespace) -> None:
         raise ValueError(f"--label-loss needs experts that are named after languages; those of {args.model} are {', '.join(names)}")
     train_rows, hashes = load_rows(args, tokenizer, names, "train", args.share, args.limit)
     eval_rows, eval_hashes = load_rows(args, tokenizer, names, "valid", 1.0, args.eval_limit)
-    settings = {key: value for key, value in vars(args).items() if key not in ("resume", "plan", "out")}
+    settings = {key: value for key, value in vars(args).items() if key not in NOT_FACTS}
     facts = {
         "model": args.model,
         "model_fingerprint": base_fingerprint(model_folder(args.model)),

@@ -29,12 +29,12 @@ from .trainer import PairTrainer
 TARGETS = {"ffn": PROJECTIONS, "all": (*PROJECTIONS, "q_proj", "o_proj")}  # keys and values stay those of the base, as in JetMoE
 
 
-FACTORS: dict[str, Any] = {"target": "ffn", "rank": 16, "alpha": 0}  # defaults
+FACTOR_DEFAULTS: dict[str, Any] = {"target": "ffn", "rank": 16, "alpha": 0}  # defaults
 
 
 def add_factor_flags(group: Any, *, only_given: bool = False) -> None:
     """Adds the flags for where the factors stand and how large they are. `only_given`: one that is not given is no attribute."""
-    default = dict.fromkeys(FACTORS, argparse.SUPPRESS) if only_given else FACTORS
+    default = dict.fromkeys(FACTOR_DEFAULTS, argparse.SUPPRESS) if only_given else FACTOR_DEFAULTS
     text = "ffn: the matrices of a Mixtral expert; all: attention's q and o too"
     group.add_argument("--target", choices=tuple(TARGETS), default=default["target"], help=text)
     group.add_argument("--rank", type=int, default=default["rank"], help="of the LoRA factors")

@@ -39,7 +39,9 @@ class Rows:
 
 
 def rows_of(lengths: Sequence[int], note: str) -> Rows:
-    """Of rows that were counted."""
+    """Of rows that were counted; `ValueError` if there are none."""
+    if not lengths:
+        raise ValueError(f"there are no train rows to plan with: {note}")
     return Rows(len(lengths), sum(lengths) / len(lengths), max(lengths), note, lengths)
 
 

@@ -53,7 +53,7 @@ def _checkpointed(model: Any, checkpointing: bool) -> nn.Module:
     return model
 
 
-def read_config(base: str) -> PreTrainedConfig:
+def base_config(base: str) -> PreTrainedConfig:
     """The configuration of a base; `ValueError` if the folder or hub name has none, or it is not shaped like Mistral's."""
     folder = Path(base)
     try:

@@ -25,8 +25,7 @@ from .expert import load_base
 from .lora import add_lora, factor_config, planned_expert
 from .plan import TrainingPlan, plan_training
 from .plan_data import Rows
-from .plan_models import Make
-from .plan_models import read_config as read_base_config
+from .plan_models import Make, base_config
 from .preference import PreferenceLoss, planned_loss
 from .settings import use_checkpointing
 from .trained_parts import freeze_all_but, planned_mixture, trained_parts
@@ -72,11 +71,11 @@ def plan_alignment(args: argparse.Namespace, folder: Path, kind: str, loss: Pref
         config: Any = config_of(str(folder), None, None, rank=0)
         make: Make = partial(planned_mixture, parts=trained_parts(args.train, noisy=False))
     elif kind == ADAPTER:
-        config, adapter = read_base_config(str(base_of(folder))), Adapter(folder)
+        config, adapter = base_config(str(base_of(folder))), Adapter(folder)
         modules = sorted({module.rpartition(".")[2] for module in adapter.modules})
         make = partial(planned_expert, factors=LoraConfig(r=adapter.config["r"], target_modules=modules, task_type="CAUSAL_LM"))
     else:
-        config, make = read_base_config(str(folder)), partial(planned_expert, factors=factor_config(args))
+        config, make = base_config(str(folder)), partial(planned_expert, factors=factor_config(args))
     step = partial(planned_loss, loss=loss)
     return plan_training(config, args, make, rows, step=step, sequences=2, scored=0 if rows is None else rows.count)
 

@@ -14,6 +14,7 @@ from .processes import TIMEOUT, processes
 
 EVALUATIONS = 10  # per run, unless --eval-every says otherwise
 LOG_ENTRIES = 100  # per run
+NOT_FACTS = ("resume", "plan", "gpu", "out")  # flags that change nothing in what a run makes
 
 
 def add_training_flags(parser: argparse.ArgumentParser, *, learning_rate: float, batch_size: int, epochs: float, max_length: int) -> None:

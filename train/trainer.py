@@ -9,7 +9,6 @@
 """
 
 import argparse
-import json
 import math
 import resource
 import shutil
@@ -38,6 +37,8 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from transformers.utils import logging
+
+from model.strict_json import read_json
 
 from .batches import MEGABATCH, LengthGroupedSampler, ProcessBatches, without_labels
 from .callbacks import NotFinite, ProgressBar, StopOnBadGradient, not_applied
@@ -204,8 +205,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
     found = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: -int(path.name.rpartition("-")[2]))
     for path in found:
         try:
-            json.loads((path / "trainer_state.json").read_text())
-        except (OSError, ValueError):
+            read_json(path / TRAINER_STATE_NAME)
+        except (FileNotFoundError, ValueError):  # any other, such as a file that may not be read, says nothing of the checkpoint
             shutil.rmtree(path, ignore_errors=True)  # another process may be at it too
             continue
         return path

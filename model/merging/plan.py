@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..checkpoint import CONFIG, read_json
+from ..checkpoint import CONFIG
+from ..strict_json import read_json
 from .config import Input, MergeConfig, Slice
 from .methods import METHODS
 from .parameters import Parameters, resolve

@@ -39,7 +39,7 @@ from model.checkpoint_writer import CheckpointWriter, save_whole
 from model.cli import make_parser
 from model.config_flags import with_config
 from model.gate_data import find_gate_data, read_gate_data
-from model.merging.config import read_config as read_merge
+from model.merging.config import read_merge_config
 from model.output import MANIFEST, RUN, check_manifest, write_json, write_manifest
 from model.recipe import read_recipe
 from model.resume import resumable_folder
@@ -185,7 +185,7 @@ def _yaml(folder: Path) -> Iterator[Reader]:
         assert 1 <= recipe.experts_per_token <= len(recipe.experts) and all(isinstance(e.source_model, str) for e in recipe.experts)
 
     def merge(file: Path) -> None:
-        config = read_merge(file)
+        config = read_merge_config(file)
         assert config.models and all(isinstance(model, str) for model in config.models)
 
     def study(file: Path) -> None:

@@ -1,6 +1,7 @@
 """Nothing of the package reads a pickle, and nothing lets a checkpoint's code run."""
 
 import ast
+import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -18,8 +19,8 @@ from model.tokenizer import read_tokenizer
 from tests.faults.readers import SMALL
 from tests.model.conftest import make_tokenizer
 from train.expert import load_base
-from train.plan import read_config
 from train.plan_data import find_tokenizer
+from train.plan_models import base_config
 from train.trainer import newest_checkpoint
 
 ROOMS = ("moe_kernels", "model", "train", "eval")
@@ -80,7 +81,7 @@ def hostile(tmp_path_factory) -> Path:
 LOADERS = {
     "load_model": lambda folder: load_model(folder),
     "train.expert": lambda folder: load_base(str(folder), checkpointing=False),
-    "train.plan": lambda folder: read_config(str(folder)),
+    "train.plan": lambda folder: base_config(str(folder)),
     "the plan's tokenizer": find_tokenizer,
     "tokenizer": read_tokenizer,
     "merge": lambda folder: open_sources([str(folder)], None, folder.parent),
@@ -116,6 +117,23 @@ def test_a_pickle_under_any_name_is_not_read(hostile, tmp_path, name):
     with pytest.raises((ValueError, FileNotFoundError), match=r"safetensors"):
         load_model(folder)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_that_cannot_be_read_stays(tmp_path, monkeypatch):
+    state = tmp_path / "checkpoint-9" / "trainer_state.json"
+    state.parent.mkdir()
+    state.write_text("{}")
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refuse)
+        with pytest.raises(PermissionError, match="checkpoint-9"):
+            newest_checkpoint(tmp_path)
+    assert newest_checkpoint(tmp_path) == state.parent
+    state.write_text("{")
+    assert newest_checkpoint(tmp_path) is None and not state.parent.exists()
 
 
 def test_what_a_run_resumes_from_is_found_beside_its_own_output_only(tmp_path):

@@ -85,6 +85,31 @@ def test_odd_weights_are_named(base, make_adapter, tmp_path, change, message):
         Adapter(folder)
 
 
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        ((), (), r"lora_A\.weight has the shape \[\]; a LoRA factor is a matrix"),
+        ((4,), (4,), r"lora_A\.weight has the shape \[4\]"),
+        ((4, 64, 1), (128, 4), r"lora_A\.weight has the shape \[4, 64, 1\]"),
+        ((4, 64), (128, 4, 1), r"lora_B\.weight has the shape \[128, 4, 1\]"),
+        ((4, 64), (128, 5), r"lora_B\.weight \[128, 5\] does not fit .*lora_A\.weight \[4, 64\]"),
+        ((0, 64), (128, 0), "rank 0"),
+    ],
+)
+def test_factors_that_make_no_matrix_are_named(base, make_adapter, tmp_path, a, b, message):
+    folder = make_adapter(tmp_path / "adapter")
+    change_weights(folder, lambda state: {**state, KEY: torch.ones(a), KEY.replace("_A", "_B"): torch.ones(b)})
+    with pytest.raises(ValueError, match=rf"adapter_model\.safetensors: .*{message}"):
+        Adapter(folder)
+
+
+def test_a_magnitude_of_another_length_is_named(base, make_adapter, tmp_path):
+    folder = make_adapter(tmp_path / "adapter", use_dora=True)
+    change_weights(folder, lambda state: {**state, MAGNITUDE: torch.ones(1)})
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors: .*lora_magnitude_vector has the shape \[1\]"):
+        Adapter(folder)
+
+
 def test_another_base_is_refused_by_name(adapters, base, tmp_path):
     shutil.copytree(base, tmp_path / "other")
     with pytest.raises(ValueError, match="was trained on the base 'base', not 'other'"):

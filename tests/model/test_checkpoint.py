@@ -3,8 +3,9 @@ import json
 import pytest
 import torch
 
-from model.checkpoint import INDEX, WEIGHTS, Checkpoint, read_json
+from model.checkpoint import INDEX, WEIGHTS, Checkpoint
 from model.checkpoint_writer import CheckpointWriter
+from model.strict_json import read_json
 
 
 @pytest.fixture

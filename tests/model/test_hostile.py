@@ -16,10 +16,11 @@ from transformers import AutoModelForCausalLM
 
 from model import MoEForCausalLM
 from model.adapters import Adapter
-from model.checkpoint import INDEX, WEIGHTS, Checkpoint, read_json
+from model.checkpoint import INDEX, WEIGHTS, Checkpoint
 from model.checkpoint_writer import CheckpointWriter
 from model.compose import compose
 from model.load import load_model
+from model.strict_json import read_json
 from moe_kernels.nf4_format import FACTS_KEY
 
 GIB = 1 << 30

@@ -116,7 +116,7 @@ def test_an_interrupted_run_ends_bit_equal(models, pairs, aligned, tmp_path, mon
         with pytest.raises(Killed):
             run(patch, *flags)
     assert not (tmp_path / "out").exists()
-    assert run(monkeypatch, *flags, *(["--resume"] if cut > 3 else [])) == 0
+    assert run(monkeypatch, *flags, *(["--resume", "--gpu", "cpu"] if cut > 3 else [])) == 0
     expected, resumed = weights(aligned[kind], kind), weights(tmp_path / "out", kind)
     assert expected.keys() == resumed.keys()
     for name, tensor in expected.items():

@@ -78,7 +78,7 @@ def test_an_interrupted_run_ends_bit_equal(mixture, whole, tiny_data, tmp_path, 
         patch.setattr(trainer.ProgressBar, "on_step_end", kill)
         with pytest.raises(Killed):
             run(patch, *flags)
-    assert run(monkeypatch, *flags, "--resume") == 0
+    assert run(monkeypatch, *flags, "--resume", "--gpu", "cpu") == 0
     resumed = weights(tmp_path / "out")
     for name, tensor in weights(whole).items():
         assert torch.equal(tensor, resumed[name]), name

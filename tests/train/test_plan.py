@@ -99,6 +99,11 @@ def test_rows_are_counted_or_known(tiny_data):
     assert plan_rows(flags("--limit", 7, gpu="a10g", data="auto", level="snippet"), LANGUAGES, None).count == 28
 
 
+def test_no_rows_are_refused():
+    with pytest.raises(ValueError, match="there are no train rows to plan with: of a file"):
+        rows_of([], "of a file")
+
+
 def test_packed_batches_are_those_of_the_run(tmp_path):
     """The greatest of an epoch's, as the trainer's own loader makes them."""
     rows = [{"input_ids": [5] * length, "labels": [5] * length} for length in [*range(2, 60, 3), *range(3, 30, 2)]]

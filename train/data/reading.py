@@ -25,7 +25,8 @@ MAX_BAD_ROWS, MAX_BAD_SHARE = 10, 0.01
 # Unpacked, a file may be so many times its size, and a small one so many bytes: XLCoST's programs shrink to a fifth, a bomb a thousandfold.
 MAX_GROWTH, FREE_BYTES = 100, 1 << 22
 MAX_ARRAY = 1 << 28  # bytes: it is parsed as a whole
-_START = 64  # bytes in which an array shows itself
+_PIECE = 1 << 16  # bytes of white space that are passed over at a time
+_FEW = 64  # bytes: more than gzip takes for nothing, which ends in zeros
 _BATCH = 4  # rows of a Parquet file that are unpacked before their size is known
 
 
@@ -126,11 +127,21 @@ def lines_of(path: Path) -> Iterator[bytes]:
 def _opened(path: Path) -> Any:
     if path.suffix != ".gz":
         return path.open("rb")
-    with path.open("rb") as file:
-        file.seek(-min(8, path.stat().st_size), os.SEEK_END)
-        if not any(file.read(8)):  # gzip would look through all zeros for another part, a byte at a time
-            raise ValueError(f"{path} ends in zeros, where its length and checksum should be")
+    if path.stat().st_size > _FEW:
+        with path.open("rb") as file:
+            file.seek(-8, os.SEEK_END)
+            if not any(file.read(8)):  # gzip would look through all zeros for another part, a byte at a time
+                raise ValueError(f"{path} ends in zeros, where its length and checksum should be")
     return gzip.open(path)
+
+
+def _first_byte(file: Any, most: int) -> bytes:
+    """The first byte that is not white space, of so many at most; none if there is none."""
+    for _ in range(0, most, _PIECE):
+        piece = file.read(_PIECE)
+        if not piece or piece.strip():
+            return piece.lstrip()[:1]
+    return b""
 
 
 def _grown(path: Path) -> ValueError:
@@ -158,7 +169,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
 def _json(path: Path) -> Iterator[tuple[int, Any]]:
     """One value a line, or, if the file starts with an array, its elements."""
     with _opened(path) as file:
-        if file.read(_START).lstrip().startswith(b"["):
+        if _first_byte(file, _most_bytes(path)) == b"[":
             if path.stat().st_size > MAX_ARRAY:
                 raise ValueError(f"a JSON array here has at most {MAX_ARRAY} bytes; JSON lines may have any number")
             file.seek(0)

@@ -70,6 +70,14 @@ def test_every_container_gives_the_same_rows(tmp_path: Path) -> None:
         assert bad == 0 and [(row["text"], row["code"]) for row in rows] == [(row["text"], row["code"]) for row in values]
 
 
+@pytest.mark.parametrize("before", [70, 1 << 16, 200_001])
+def test_an_array_may_follow_any_white_space(tmp_path: Path, before: int) -> None:
+    content = b"\n" * before + b"[" + good(1) + b",\n" + good(2) + b"]"
+    for name, data in {"a.json": content, "b.json.gz": gzip.compress(content)}.items():
+        (tmp_path / name).write_bytes(data)
+        assert [row["code"] for row in read_rows(tmp_path / name)[0]] == ["x = 1", "x = 2"]
+
+
 def _damaged_parquet() -> bytes:
     """A whole footer over data pages that are not: pyarrow raises OSError, not its ValueError."""
     file = io.BytesIO()
@@ -83,6 +91,8 @@ def _damaged_parquet() -> bytes:
     [
         ("a.jsonl", b"", "is empty"),
         ("b.jsonl", b"\n\n", "is empty"),
+        ("b2.jsonl.gz", gzip.compress(b""), r"jsonl\.gz is empty$"),
+        ("b3.jsonl.gz", gzip.compress(good(1)) + bytes(100), "ends in zeros"),
         ("c.jsonl.gz", gzip.compress(good(1) * 1000)[:-20], "is damaged"),
         ("d.jsonl.gz", good(1), "is damaged"),
         ("e.parquet", b"PAR1 and no more", "is damaged"),
