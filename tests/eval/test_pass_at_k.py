@@ -165,7 +165,7 @@ VERDICT = json.dumps({"task_id": "T/0", "completion": RIGHT, "outcome": "passed"
 
 @pytest.mark.parametrize(
     ("flag", "value", "fact"),
-    [("--timeout", "3", "timeout"), ("--memory", "99", "memory"), ("--limit", "1", "data, limit"), ("--seed", "5", "seed")],
+    [("--timeout", "3", "timeout"), ("--memory", "99", "memory"), ("--limit", "1", "limit"), ("--seed", "5", "seed")],
 )
 def test_verdicts_of_other_conditions_are_not_taken(
     flag: str, value: str, fact: str, sandbox: Sandbox, files: dict[str, Path], capsys: pytest.CaptureFixture[str]
@@ -173,7 +173,7 @@ def test_verdicts_of_other_conditions_are_not_taken(
     files["samples"].write_text(json.dumps({"task_id": "T/0", "completion": RIGHT}) + "\n")
     work = interrupt(flags(files), VERDICT, files["out"])
     assert run(flags(files, flag, value)) == 2
-    assert f"(different: {fact})" in capsys.readouterr().err
+    assert f"{fact} was" in capsys.readouterr().err
     assert (work / "samples.jsonl").read_text() == VERDICT and not files["out"].exists()
     assert run([*flags(files), "-k", "1"]) == 0, "another k asks nothing else of the programs"
     assert not work.exists()
@@ -184,10 +184,10 @@ def test_verdicts_of_another_task_file_or_without_the_sandbox_are_not_taken(
 ) -> None:
     work = interrupt(flags(files, "--unsafe-no-sandbox"), VERDICT, files["out"])
     assert run(flags(files)) == 2
-    assert "(different: sandbox)" in capsys.readouterr().err
+    assert "(sandbox differs)" in capsys.readouterr().err
     files["tasks"].write_text(files["tasks"].read_text().replace("== 3", "== 2"))
     assert run(flags(files, "--unsafe-no-sandbox")) == 2
-    assert "(different: data)" in capsys.readouterr().err
+    assert "(data differs)" in capsys.readouterr().err
     assert (work / "samples.jsonl").read_text() == VERDICT and not files["out"].exists()
 
 
@@ -293,7 +293,7 @@ def test_a_model_writes_and_is_judged(
     for other in (["--seed", "1"], ["--precision", "int8"], ["--batch-size", "2"]):
         capsys.readouterr()
         assert run([*sampled, *other]) == 2
-        assert f"(different: {other[0][2:].replace('-', '_')})" in capsys.readouterr().err
+        assert f"({other[0][2:].replace('-', '_')} was" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         patch.setattr(completions, "load_model", stop)  # completions are not written again
         assert run(sampled) == 0

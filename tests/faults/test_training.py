@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from model import MoEForCausalLM
 from model.adapters import Adapter
@@ -20,7 +20,7 @@ from model.checkpoint import Checkpoint
 from tests.faults.commands import COMMANDS, make_inputs
 from train import expert, trainer
 from train.data.prompts import IGNORED
-from train.lora import add_lora
+from train.lora import add_lora, factor_config
 from train.routing import measure_routing
 
 # 12 rows: an epoch has 3 steps.
@@ -253,8 +253,10 @@ def test_46_alpha_that_is_no_number(train, inputs, tmp_path, capsys):
 
 def test_46_targets_that_the_base_does_not_have(other):
     """Of a base of another shape; and an adapter of no module, of a module that its base lacks, and of rank 0."""
-    with pytest.raises(ValueError, match="has no linear modules named gate_proj, up_proj, down_proj, which --target ffn trains"):
-        add_lora(torch.nn.ModuleDict({"fc_in": torch.nn.Linear(2, 2)}), argparse.Namespace(base="other", target="ffn"))
+    with pytest.raises(ValueError, match="has no linear modules named down_proj, gate_proj, up_proj, which --target trains"):
+        model = LlamaForCausalLM(LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8))
+        model.model.layers = torch.nn.ModuleList([torch.nn.Linear(2, 2)])
+        add_lora(model, factor_config(argparse.Namespace(rank=2, alpha=0, target="ffn")))
     adapter, base = other / "cpp", other / "base"
     weights = load_file(adapter / "adapter_model.safetensors")
     for changed, said in (

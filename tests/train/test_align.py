@@ -223,7 +223,7 @@ def test_a_changed_input_is_not_resumed(models, pairs, tmp_path, monkeypatch, ca
     altered = {name: tensor + 1 for name, tensor in weights(model, "adapter").items()}
     save_file(altered, model / WEIGHTS["adapter"])
     assert run(monkeypatch, *flags, "--resume") == 2
-    assert "model_fingerprint was" in capsys.readouterr().err
+    assert "model_fingerprint differs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
