@@ -91,9 +91,9 @@ def _damaged_parquet() -> bytes:
     [
         ("a.jsonl", b"", "is empty"),
         ("b.jsonl", b"\n\n", "is empty"),
-        ("b2.jsonl.gz", gzip.compress(b""), r"jsonl\.gz is empty$"),
-        ("b3.jsonl.gz", gzip.compress(good(1)) + bytes(100), "ends in zeros"),
-        ("c.jsonl.gz", gzip.compress(good(1) * 1000)[:-20], "is damaged"),
+        ("b2.jsonl.gz", gzip.compress(b"", mtime=0), r"jsonl\.gz is empty$"),
+        ("b3.jsonl.gz", gzip.compress(good(1), mtime=0) + bytes(100), "ends in zeros"),
+        ("c.jsonl.gz", gzip.compress(good(1) * 1000, mtime=0)[:-20], "is damaged"),
         ("d.jsonl.gz", good(1), "is damaged"),
         ("e.parquet", b"PAR1 and no more", "is damaged"),
         ("e2.parquet", _damaged_parquet(), "is damaged"),
