@@ -40,7 +40,7 @@ def main(small: str, folder: str, tokens: str) -> None:
             peak = max(peak, resident() - start)
             time.sleep(0.002)
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
         run(folder, int(tokens))

@@ -185,7 +185,7 @@ def watch():
         peak[0] = max(peak[0], megabytes())
         time.sleep(0.001)
 
-watcher = threading.Thread(target=watch)
+watcher = threading.Thread(target=watch, daemon=True)  # an error in loading is to end the program
 watcher.start()
 model = MoEForCausalLM.from_pretrained(sys.argv[2], quantization="nf4")
 loading = False
@@ -200,6 +200,8 @@ def test_quantising_takes_the_memory_of_the_quantised_model_and_one_tensor(mixtr
     with torch.device("meta"):
         model = MixtralForCausalLM(MixtralConfig(**shape, num_attention_heads=8, num_key_value_heads=8))
     model = model.to_empty(device="cpu").to(torch.bfloat16)
+    for parameter in model.parameters():  # what lay in memory may be no number, which is refused
+        torch.nn.init.zeros_(parameter)
     model.save_pretrained(tmp_path)  # an expert at a time
     command = [sys.executable, "-c", MEASURE, str(mixtral), str(tmp_path)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}).stdout

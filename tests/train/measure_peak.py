@@ -87,7 +87,7 @@ def measure(kind: str, folder: str, warm_up: str, flags: list[object]) -> dict[s
             peak = max(peak, resident(kinds) - start)
             time.sleep(0.002)
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
