@@ -115,4 +115,4 @@ def _restack_nf4(old: NF4Weight, edit: Edit, name: str) -> NF4Weight:
         for index in edit.order
     ]
     tensors = {field: torch.cat([expert.tensors()[field] for expert in experts]) for field in old.tensors()}
-    return replace(old.with_tensors(tensors), shape=(len(experts), rows, columns))
+    return replace(old, **tensors, shape=(len(experts), rows, columns))
