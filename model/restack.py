@@ -5,6 +5,7 @@ Shapes: E experts, D model width, R LoRA rank.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,5 +115,5 @@ def _restack_nf4(old: NF4Weight, edit: Edit, name: str) -> NF4Weight:
         quantize_nf4(_new_matrix(edit, name).to(old.dtype), nested_offset=old.nested_offset) if index is NEW else old.expert(index)
         for index in edit.order
     ]
-    tensors = {field: torch.cat([expert.tensors()[field] for expert in experts]) for field in old.tensors()}
-    return replace(old, **tensors, shape=(len(experts), rows, columns))
+    tensors: dict[str, Any] = {field: torch.cat([expert.tensors()[field] for expert in experts]) for field in old.tensors()}
+    return replace(old, shape=(len(experts), rows, columns), **tensors)
