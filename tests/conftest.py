@@ -20,3 +20,14 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"{SHARED_DATA} is absent; set MOE_SHARED_DATA to the data folder")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    """Where generated programs run; imported here, as most rooms' tests do without."""
+    from eval.sandbox import Sandbox, SandboxError
+
+    try:
+        return Sandbox.open()
+    except SandboxError as error:
+        pytest.skip(str(error))

@@ -27,9 +27,7 @@ from .plan_models import base_in_nf4
 from .trainer import PairTrainer
 
 TARGETS = {"ffn": PROJECTIONS, "all": (*PROJECTIONS, "q_proj", "o_proj")}  # keys and values stay those of the base, as in JetMoE
-
-
-FACTOR_DEFAULTS: dict[str, Any] = {"target": "ffn", "rank": 16, "alpha": 0}  # defaults
+FACTOR_DEFAULTS: dict[str, Any] = {"target": "ffn", "rank": 16, "alpha": 0}
 
 
 def add_factor_flags(group: Any, *, only_given: bool = False) -> None:

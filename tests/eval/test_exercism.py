@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from eval.judge import Judge
-from eval.sandbox import Limits, Sandbox, SandboxError
+from eval.sandbox import Limits, Sandbox
 from eval.tasks import Task, load_tasks
 
 WRONG = ("failed", "timeout", "memory", "compile error")
@@ -113,11 +113,7 @@ ATTACKS = {
 
 
 @pytest.fixture(scope="module")
-def judge() -> Iterator[Judge]:
-    try:
-        sandbox = Sandbox.open()
-    except SandboxError as error:
-        pytest.skip(str(error))
+def judge(sandbox: Sandbox) -> Iterator[Judge]:
     with Judge(sandbox, Limits(wall_s=60)) as judge:
         yield judge
 

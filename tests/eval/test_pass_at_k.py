@@ -30,14 +30,6 @@ SAMPLES = [("T/0", RIGHT), ("T/0", WRONG), ("T/0", WRONG), ("T/1", RIGHT), ("T/1
 
 
 @pytest.fixture(scope="module")
-def sandbox() -> Sandbox:
-    try:
-        return Sandbox.open()
-    except SandboxError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
 def judge(sandbox: Sandbox) -> Iterator[Judge]:
     with Judge(sandbox, Limits(wall_s=20)) as judge:
         yield judge

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from eval.judge import Judge
-from eval.sandbox import Limits, Sandbox, SandboxError
+from eval.sandbox import Limits, Sandbox
 from eval.tasks import Task
 
 WRONG = ("failed", "timeout", "memory", "compile error")
@@ -132,11 +132,7 @@ def cases() -> Iterator[object]:
 
 
 @pytest.fixture(scope="module")
-def judge() -> Iterator[Judge]:
-    try:
-        sandbox = Sandbox.open()
-    except SandboxError as error:
-        pytest.skip(str(error))
+def judge(sandbox: Sandbox) -> Iterator[Judge]:
     with Judge(sandbox, Limits(wall_s=3)) as judge:
         yield judge
 

@@ -11,14 +11,6 @@ import pytest
 from eval.sandbox import Limits, Sandbox, SandboxError, cgroup, isolation, process, seccomp
 
 
-@pytest.fixture(scope="module")
-def sandbox() -> Sandbox:
-    try:
-        return Sandbox.open()
-    except SandboxError as error:
-        pytest.skip(str(error))
-
-
 @pytest.fixture
 def job() -> Iterator[Path]:
     """A folder that another user can reach, unlike pytest's own."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.sandbox import Ended, Limits, Sandbox, SandboxError
+from eval.sandbox import Ended, Limits, Sandbox
 
 LIMITS = Limits(wall_s=3, memory_mib=256, processes=32, file_mib=16, tmp_mib=16, output_kib=64)
 RUNTIME = Limits(wall_s=10, memory_mib=512, processes=64, file_mib=16, tmp_mib=16, output_kib=64, address_space=False)  # the JVM and node
@@ -215,14 +215,6 @@ class Host:
     def check(self) -> None:
         assert self.process.poll() is None, "the host's process was killed"
         assert not list(self.folder.iterdir()), "a file was planted on the host"
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Sandbox:
-    try:
-        return Sandbox.open()
-    except SandboxError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")

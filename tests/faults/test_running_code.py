@@ -17,7 +17,7 @@ import pytest
 from eval.judge import UNJUDGED, Judge
 from eval.pass_at_k import run as pass_at_k
 from eval.pass_rates import summarise
-from eval.sandbox import Ended, Limits, Sandbox, SandboxError, isolation
+from eval.sandbox import Ended, Limits, Sandbox, isolation
 from eval.tasks import Task
 
 LIMITS = Limits(wall_s=2, memory_mib=192, processes=16, file_mib=4, tmp_mib=8, output_kib=16)
@@ -32,14 +32,6 @@ ROW = {
     "language": "python",
     "test": "def check(f):\n    assert f(8) == 4\n",
 }
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Sandbox:
-    try:
-        return Sandbox.open()
-    except SandboxError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
