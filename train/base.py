@@ -23,6 +23,7 @@ from model.languages import LANGUAGES
 from model.output import MANIFEST, RUN, sha256_of
 
 from .cache import user_cache
+from .checkpoints import newest_checkpoint
 from .data import load_pairs
 from .data.pairs import Pair
 from .data.sources import MIN_CARD_BYTES, find_source, has_card
@@ -33,7 +34,7 @@ from .plan_models import base_config, whole
 from .processes import LAUNCHED, processes, run_in_all
 from .results import write_output
 from .settings import NOT_FACTS, add_training_flags, check_flags
-from .trainer import newest_checkpoint, train_pairs
+from .trainer import train_pairs
 from .workspace import check_free, unfinished, workspace
 
 MISTRAL = "mistralai/Mistral-7B-v0.1"

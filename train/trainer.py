@@ -11,7 +11,6 @@
 import argparse
 import math
 import resource
-import shutil
 import time
 from collections.abc import Callable
 from functools import partial
@@ -35,13 +34,12 @@ from transformers import (
 )
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
-
-from model.strict_json import read_json
 
 from .batches import MEGABATCH, LengthGroupedSampler, ProcessBatches, without_labels
 from .callbacks import NotFinite, ProgressBar, StopOnBadGradient, not_applied
+from .checkpoints import check_exact, is_over, newest_checkpoint
 from .data.prompts import IGNORED, Example, collate
 from .loss import losses_for_logits
 from .processes import processes
@@ -115,9 +113,9 @@ class PairTrainer(Trainer):
         `ValueError` for a checkpoint that lacks what transformers would do without.
         """
         if resume_from_checkpoint:
-            _check_exact(Path(resume_from_checkpoint), self.args.process_index, self.args.world_size)
+            check_exact(Path(resume_from_checkpoint), self.args.process_index, self.args.world_size)
         state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME)) if resume_from_checkpoint else None
-        if state is None or not _is_over(state):
+        if state is None or not is_over(state):
             return super().train(resume_from_checkpoint, *args, **kwargs)
         self.state = state
         self._load_best_model()
@@ -181,36 +179,6 @@ class PairTrainer(Trainer):
             "peak_bytes": peak,
             "processes": self.args.world_size,
         }
-
-
-def _is_over(state: TrainerState) -> bool:
-    """Whether a run has taken its last step, or was stopped early."""
-    callbacks: Any = state.stateful_callbacks or {}
-    return state.global_step >= state.max_steps or bool(callbacks.get("TrainerControl", {}).get("args", {}).get("should_training_stop"))
-
-
-def _check_exact(checkpoint: Path, process: int, number_of_processes: int) -> None:
-    """`ValueError` if the checkpoint lacks something without which a run goes on, but not as the unbroken one would have."""
-    rng = f"rng_state_{process}.pth" if number_of_processes > 1 else "rng_state.pth"
-    for name in ("optimizer", "scheduler", rng):  # FSDP2's optimizer is a folder
-        if not any(checkpoint.glob(f"{name}*")):
-            raise ValueError(f"cannot resume {checkpoint}: it has no {name}; remove {checkpoint.parent} to begin anew")
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint in `folder`, or None; checkpoints that a kill left half-written are removed.
-
-    Trainer writes `trainer_state.json` last, so a checkpoint in which it parses is whole.
-    """
-    found = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: -int(path.name.rpartition("-")[2]))
-    for path in found:
-        try:
-            read_json(path / TRAINER_STATE_NAME)
-        except (FileNotFoundError, ValueError):  # any other, such as a file that may not be read, says nothing of the checkpoint
-            shutil.rmtree(path, ignore_errors=True)  # another process may be at it too
-            continue
-        return path
-    return None
 
 
 def train_pairs(

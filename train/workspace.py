@@ -15,8 +15,8 @@ from typing import Any
 from model.output import MANIFEST, check_absent, write_json
 from model.unfinished import FACTS, check_same_facts, empty, locked, remove_work, unfinished
 
+from .checkpoints import newest_checkpoint
 from .processes import processes
-from .trainer import newest_checkpoint
 
 
 def check_free(out: Path, *, resume: bool) -> None:

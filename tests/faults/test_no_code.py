@@ -18,10 +18,10 @@ from model.merging.sources import open_sources
 from model.tokenizer import read_tokenizer
 from tests.faults.readers import SMALL
 from tests.model.conftest import make_tokenizer
+from train.checkpoints import newest_checkpoint
 from train.expert import load_base
 from train.plan_data import find_tokenizer
 from train.plan_models import base_config
-from train.trainer import newest_checkpoint
 
 ROOMS = ("moe_kernels", "model", "train", "eval")
 PICKLES = {"pickle", "cPickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"}
