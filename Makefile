@@ -27,9 +27,10 @@ $(READY): constraints.txt requirements.lock setup.py pyproject.toml $(wildcard c
 demo: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
 
+# No new worker for one that died: it would begin with the test that the first one hung in.
 test: lint
 	@echo "== tests"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile --max-worker-restart 0
 
 test-all: lint
 	$(BIN)/python -m pytest -m "not gpu"
