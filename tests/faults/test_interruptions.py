@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from model.cli import make_parser, run_command
-from model.output import check_absent, sha256_of, write_manifest
+from model.output import refuse_existing, sha256_of, write_manifest
 from model.unfinished import remove_work, unfinished
 from tests.faults.interruptions import KINDS, in_child, interrupt_all
 
@@ -63,15 +63,15 @@ def test_what_was_left_behind_a_whole_output_goes_with_the_next_call_and_other_w
     for folder in (work, writing):
         (folder / "part").mkdir(parents=True)
     with pytest.raises(FileExistsError):
-        check_absent(out)
+        refuse_existing(out)
     assert work.exists() and not writing.exists()  # another run's, perhaps of hours
     (work / "done").write_text("of another output")
     with pytest.raises(FileExistsError):
-        check_absent(out)
+        refuse_existing(out)
     assert (work / "part").exists()
     (work / "done").write_text(sha256_of(out / "manifest.json"))
     with pytest.raises(FileExistsError):
-        check_absent(out)
+        refuse_existing(out)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     work.mkdir()
     remove_work(work)
