@@ -7,7 +7,8 @@ import pytest
 from model.cli import make_parser, run_command
 from model.output import refuse_existing, sha256_of, write_manifest
 from model.unfinished import remove_work, unfinished
-from tests.faults.interruptions import KINDS, in_child, interrupt_all
+from tests.faults.interrupting import in_child
+from tests.faults.interruptions import KINDS, interrupt_all
 
 SLICE = ["train.expert", "model.compose", "model.merge", "eval.codebleu"]
 
