@@ -16,6 +16,7 @@ INSTALL_REQUIRES = [
     "bitsandbytes>=0.50",
     "peft>=0.21",
     "accelerate>=1.10",
+    "numpy>=2.0",
     "safetensors>=0.6",
     "filelock>=3.10",
     "datasets>=4.0",
