@@ -32,6 +32,13 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM came, as from `kill`, `timeout`, a batch system or a container that stops."""
 
 
+# What a signal does by default in Python, and what it raises here.
+_STOPS: dict[int, tuple[Any, type[KeyboardInterrupt]]] = {
+    signal.SIGTERM: (signal.SIG_DFL, Terminated),
+    signal.SIGINT: (signal.default_int_handler, KeyboardInterrupt),
+}
+
+
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults, and keeps the line breaks of the description."""
 
@@ -73,7 +80,7 @@ def run_command(command: Callable[[argparse.Namespace], object], parser: argpars
         if (config := printed_config(parser, args)) is not None:
             print(config, end="")
             return 0
-        with _terminable(), _quiet_threads():
+        with _stoppable(), _quiet_threads():
             command(args)
     except MISTAKES as error:
         _let_the_first_speak()
@@ -94,24 +101,33 @@ def run_command(command: Callable[[argparse.Namespace], object], parser: argpars
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Within it SIGTERM raises `Terminated`, where nobody else has a use for it.
+def _stoppable() -> Iterator[None]:
+    """Within it SIGTERM raises `Terminated`, where nobody else has a use for it; what a library makes of that or of Ctrl-C is that again.
 
     Not in a process of a launcher, which ends the others by SIGTERM when one has ended: they wait for that one in a collective, where
     Python's handlers do not run.
     """
-    if "RANK" in os.environ or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL or threading.current_thread() != threading.main_thread():
+    if "RANK" in os.environ or threading.current_thread() != threading.main_thread():
         yield
         return
-    signal.signal(signal.SIGTERM, _terminate)
+    came: list[type[KeyboardInterrupt]] = []
+
+    def stop(number: int, _frame: object) -> NoReturn:
+        came.append(_STOPS[number][1])
+        raise came[-1]
+
+    before = {number: usual for number, (usual, _) in _STOPS.items() if signal.getsignal(number) == usual}
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield
+    except Exception as error:  # safetensors, interrupted in a call back to Python: "could not determine the shape of object"
+        if came:
+            raise came[0] from error
+        raise
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _terminate(*_: Any) -> NoReturn:
-    raise Terminated
+        for number, usual in before.items():
+            signal.signal(number, usual)
 
 
 @contextmanager
