@@ -10,7 +10,7 @@ length=384
 base_flags=
 if [ "$data" != corpus ]; then  # programs that people wrote are longer, and no two are alike: the base reads more of them
   length=512
-  base_flags="--max-length $length --max-steps 1500"
+  base_flags="--max-length $length --max-steps 1000"
 fi
 expert_flags="--data $data --rank 64 --learning-rate 8e-3 --dropout 0 --batch-size 16 --max-length $length --max-steps 300 --eval-limit 64 --eval-every 100"
 gate_flags="--data $data --learning-rate 2e-2 --batch-size 16 --max-length $length --max-steps 180 --limit 600 --eval-limit 32 --eval-every 60"
