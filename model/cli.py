@@ -80,7 +80,7 @@ def run_command(command: Callable[[argparse.Namespace], object], parser: argpars
         if (config := printed_config(parser, args)) is not None:
             print(config, end="")
             return 0
-        with _stoppable(), _quiet_threads():
+        with _stoppable() as came, _quiet_threads(came):
             command(args)
     except MISTAKES as error:
         _let_the_first_speak()
@@ -101,16 +101,16 @@ def run_command(command: Callable[[argparse.Namespace], object], parser: argpars
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
+def _stoppable() -> Iterator[list[type[KeyboardInterrupt]]]:
     """Within it SIGTERM raises `Terminated`, where nobody else has a use for it; what a library makes of that or of Ctrl-C is that again.
 
-    Not in a process of a launcher, which ends the others by SIGTERM when one has ended: they wait for that one in a collective, where
-    Python's handlers do not run.
+    Yields what has come. Not in a process of a launcher, which ends the others by SIGTERM when one has ended: they wait for that one in a
+    collective, where Python's handlers do not run.
     """
-    if "RANK" in os.environ or threading.current_thread() != threading.main_thread():
-        yield
-        return
     came: list[type[KeyboardInterrupt]] = []
+    if "RANK" in os.environ or threading.current_thread() != threading.main_thread():
+        yield came
+        return
 
     def stop(number: int, _frame: object) -> NoReturn:
         came.append(_STOPS[number][1])
@@ -120,7 +120,7 @@ def _stoppable() -> Iterator[None]:
     for number in before:
         signal.signal(number, stop)
     try:
-        yield
+        yield came
     except Exception as error:  # safetensors, interrupted in a call back to Python: "could not determine the shape of object"
         if came:
             raise came[0] from error
@@ -131,10 +131,13 @@ def _stoppable() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_threads() -> Iterator[None]:
-    """Within it a thread says nothing of a full disk: TensorBoard's hands that on to the command, which says it in one sentence."""
+def _quiet_threads(came: list[type[KeyboardInterrupt]]) -> Iterator[None]:
+    """Within it a thread says nothing once the command was stopped, nor of a full disk: the command says that in one sentence.
+
+    TensorBoard's thread hands its error on to the command, or finds that the command has removed its folder.
+    """
     show = threading.excepthook
-    threading.excepthook = lambda args: None if args.exc_value and _disk_is_full(args.exc_value) else show(args)
+    threading.excepthook = lambda args: None if came or (args.exc_value and _disk_is_full(args.exc_value)) else show(args)
     try:
         yield
     finally:
