@@ -14,11 +14,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from moe_kernels.backend import PRECISIONS
 
 from .config_flags import printed_config, with_config
+from .stopping import Terminated, stoppable
 
 MISTAKES = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 NO_SPACE = 28  # errno.ENOSPC
@@ -26,17 +27,6 @@ GRACE = 20.0  # seconds; torchrun ends the other processes within half a second 
 # How it reads where the number is lost: safetensors and tokenizers pass the system's error on as text; torch.save's
 # writer says one of the others. (Reading a damaged file has other words.)
 NO_SPACE_TEXTS = (f"os error {NO_SPACE})", os.strerror(NO_SPACE), "PytorchStreamWriter failed", "unexpected pos", "iostream error")
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came, as from `kill`, `timeout`, a batch system or a container that stops."""
-
-
-# What a signal does by default in Python, and what it raises here.
-_STOPS: dict[int, tuple[Any, type[KeyboardInterrupt]]] = {
-    signal.SIGTERM: (signal.SIG_DFL, Terminated),
-    signal.SIGINT: (signal.default_int_handler, KeyboardInterrupt),
-}
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -80,7 +70,7 @@ def run_command(command: Callable[[argparse.Namespace], object], parser: argpars
         if (config := printed_config(parser, args)) is not None:
             print(config, end="")
             return 0
-        with _stoppable() as came, _quiet_threads(came):
+        with stoppable() as came, _quiet_threads(came):
             command(args)
     except MISTAKES as error:
         _let_the_first_speak()
@@ -98,36 +88,6 @@ def run_command(command: Callable[[argparse.Namespace], object], parser: argpars
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
-
-
-@contextmanager
-def _stoppable() -> Iterator[list[type[KeyboardInterrupt]]]:
-    """Within it SIGTERM raises `Terminated`, where nobody else has a use for it; what a library makes of that or of Ctrl-C is that again.
-
-    Yields what has come. Not in a process of a launcher, which ends the others by SIGTERM when one has ended: they wait for that one in a
-    collective, where Python's handlers do not run.
-    """
-    came: list[type[KeyboardInterrupt]] = []
-    if "RANK" in os.environ or threading.current_thread() != threading.main_thread():
-        yield came
-        return
-
-    def stop(number: int, _frame: object) -> NoReturn:
-        came.append(_STOPS[number][1])
-        raise came[-1]
-
-    before = {number: usual for number, (usual, _) in _STOPS.items() if signal.getsignal(number) == usual}
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield came
-    except Exception as error:  # safetensors, interrupted in a call back to Python: "could not determine the shape of object"
-        if came:
-            raise came[0] from error
-        raise
-    finally:
-        for number, usual in before.items():
-            signal.signal(number, usual)
 
 
 @contextmanager

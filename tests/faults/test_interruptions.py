@@ -7,6 +7,7 @@ import pytest
 
 from model.cli import make_parser, run_command
 from model.output import check_absent, sha256_of, write_manifest
+from model.stopping import undisturbed
 from model.unfinished import locked, remove_work, unfinished
 from tests.faults.interruptions import KINDS, in_child, interrupt_all
 
@@ -50,6 +51,18 @@ def test_what_a_library_makes_of_a_signal_is_that_signal(number, status, tmp_pat
     said = tmp_path / "said"
     assert in_child(lambda: run_command(command, make_parser("model.test", ""), []), said) == status
     assert "shape" not in said.read_text()
+
+
+def test_what_cannot_bear_a_signal_is_finished_first(tmp_path):
+    def command(args):
+        with undisturbed():
+            signal.raise_signal(signal.SIGTERM)
+            print("finished")
+        print("not reached")
+
+    said = tmp_path / "said"
+    assert in_child(lambda: run_command(command, make_parser("model.test", ""), []), said) == 143
+    assert set(said.read_text().split("\n")) == {"finished", "python -m model.test: terminated", ""}
 
 
 def test_a_lock_whose_making_is_interrupted_leaves_no_folder(tmp_path, monkeypatch):
