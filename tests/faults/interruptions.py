@@ -52,7 +52,8 @@ ENDS = {  # exit status, and the sentence
     "SIGINT": (130, "interrupted"),
     FULL: (2, "no space left on the disk: .+"),
 }
-TIMED = re.compile("^command$|finished|second|runtime|peak_bytes")  # keys of a run.json or a log
+# Keys of a run.json or a log that say what this call took: a resumed one judges and times the rest alone.
+TIMED = re.compile("^command$|finished|second|runtime|peak_bytes|^programs$")
 
 
 class Bench:
