@@ -1,7 +1,7 @@
 """Which entries of a task vector are kept: the largest (TIES), random ones (DARE), both (DELLA), all but outliers (Breadcrumbs).
 
-All are decided by magnitudes: the absolute values, in the merge's precision, which may be overwritten. `run` maps a function over items,
-on several cores or on one.
+All are decided by magnitudes: the absolute values, which may be overwritten. The largest are found among at most fp32, as by mergekit.
+`run` maps a function over items, on several cores or on one.
 TIES: Yadav et al. 2023, arXiv:2306.01708. DARE: Yu et al. 2023, arXiv:2311.03099. DELLA: Deep et al. 2024, arXiv:2406.11617.
 Breadcrumbs: Davari and Belilovsky 2023, arXiv:2312.06795.
 """
@@ -56,7 +56,7 @@ def _mask_of(places: Tensor, magnitudes: Tensor) -> Tensor:
 
 def keep_at_random(magnitudes: Tensor, density: float, seed: str, run: Run = map) -> Tensor:
     """A mask that keeps each entry with probability `density`."""
-    return _draw_mask(magnitudes, lambda part: torch.full_like(part, density), seed, run)
+    return _draw_mask(magnitudes, lambda part: torch.full_like(part, density, dtype=mask_dtype(part.dtype)), seed, run)
 
 
 def keep_by_rank(magnitudes: Tensor, density: float, epsilon: float, seed: str, run: Run = map) -> Tensor:
@@ -66,7 +66,7 @@ def keep_by_rank(magnitudes: Tensor, density: float, epsilon: float, seed: str, 
         rows = part.reshape(-1, part.shape[-1])
         order = rows.argsort(dim=1)
         places = torch.arange(1, rows.shape[1] + 1).expand_as(order)
-        rank = torch.empty_like(order).scatter_(1, order, places).to(rows.dtype)
+        rank = torch.empty_like(order).scatter_(1, order, places).to(mask_dtype(rows.dtype))
         lowest, highest = rank.aminmax(dim=1, keepdim=True)
         return ((rank - lowest) / (highest - lowest) * 2 * epsilon + (density - epsilon)).view(part.shape)
 
@@ -81,6 +81,11 @@ def _draw_mask(magnitudes: Tensor, probability: Callable[[Tensor], Tensor], seed
 
     list(run(fill, blocks(mask.shape)))
     return mask
+
+
+def mask_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In which a random mask's probabilities and what it leaves of tensors of `dtype` are computed: as in mergekit on a CPU."""
+    return dtype if dtype == torch.bfloat16 else torch.float32
 
 
 def generator(seed: str) -> torch.Generator:
