@@ -174,7 +174,7 @@ def main() -> int:
     parser = make_parser("model.merge", "Merges models of one architecture from a mergekit YAML file.")
     parser.add_argument("config", help=f"YAML file; merge_method is one of {', '.join(METHODS)}")
     parser.add_argument("out", help="output folder")
-    text = "of entries as large as the smallest that is kept, keep the first: TIES is much faster, but not mergekit's to the bit"
+    text = "take entries of equal magnitude in their order: TIES, Breadcrumbs and DELLA are much faster, but not mergekit's to the bit"
     parser.add_argument("--fast-ties", action="store_true", help=text)
     text = "no effect, as merging always streams; mergekit has the flag"
     parser.add_argument("--low-memory", "--low-cpu-memory", action="store_true", help=text)

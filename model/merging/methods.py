@@ -123,7 +123,7 @@ def choose(magnitudes: Tensor, method: str, values: Mapping[str, float], *, seed
         return keep_between_outliers(magnitudes, density, values["gamma"], fast_ties, run)
     if method == "random":
         return keep_at_random(magnitudes, density, seed, run)
-    return keep_by_rank(magnitudes, density, values["epsilon"], seed, run)
+    return keep_by_rank(magnitudes, density, values["epsilon"], seed, fast_ties, run)
 
 
 def add_task_vectors(
