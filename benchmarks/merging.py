@@ -2,8 +2,9 @@
 
 It writes a base of random weights in Mistral-7B's shape, four models near it and four adapters of it, and in every round copies the base
 and makes each merge, in turn, for a shared machine is at times slower than at others. Each merge is a process of its own, whose start (the
-same command with `--help`) is taken off its times. Medians are printed. CPU seconds tell more than seconds where other work runs beside it.
-What it wrote is removed at the end. `--layers 2 --scale 1` has the largest tensors of a 7B, and so its peak memory (8 GB on the disk).
+same command with `--help`) is taken off its times. Each row is printed as it is measured, and with `--rounds` medians at the end. CPU
+seconds tell more than seconds where other work runs beside it. What it wrote is removed at the end. `--layers 2 --scale 1` has the
+largest tensors of a 7B, and so its peak memory (8 GB on the disk).
 """
 
 import argparse
@@ -33,6 +34,7 @@ from model.cli import make_parser, run_command
 from model.merging.methods import METHODS
 from model.output import sync
 
+START = "start"
 COPY, COPY_SYNCED = "cp", "cp, on the disk"  # a merge's files are on the disk, too, when it ends
 _STEP = 0.002  # standard deviation of what a model near the base has more than it
 
@@ -98,25 +100,32 @@ def _cpu_of_children() -> float:
     return times.children_user + times.children_system
 
 
-def run_rounds(runs: dict[str, Callable[[], Took]], rounds: int) -> dict[str, Took]:
-    """The median of each column over the rounds."""
+def run_rounds(runs: dict[str, Callable[[], Took]], rounds: int, size: int) -> dict[str, Took]:
+    """The median of each column over the rounds; prints each row at once, so that a run that is killed has told what it measured."""
     found: dict[str, list[Took]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
             found[name].append(run())
+            for row in table({START: found[START][-1], name: found[name][-1]}, size):
+                print_row(row)
     return {name: Took(*(statistics.median(column) for column in zip(*took, strict=True))) for name, took in found.items()}
 
 
 def table(found: dict[str, Took], size: int) -> list[dict[str, Any]]:
     """A row for each, the start of Python taken off."""
-    start, rows = found["start"], []
+    start, rows = found[START], []
     for name, took in found.items():
-        if name == "start":
+        if name == START:
             continue
         seconds, cpu = (took.seconds - start.seconds, took.cpu - start.cpu) if took.peak else (took.seconds, took.cpu)
         speed = size / seconds / 1e9 if seconds > 0 else None
         rows.append({"name": name, "seconds": seconds, "cpu_seconds": cpu, "gb_per_second": speed, "peak_bytes": took.peak})
     return rows
+
+
+def print_row(row: dict[str, Any]) -> None:
+    speed = f"{row['gb_per_second']:7.3f}" if row["gb_per_second"] else "      –"
+    print(f"{row['name']:32} {row['seconds']:7.2f} {row['cpu_seconds']:7.2f} {speed} {row['peak_bytes'] / 2**30:9.2f}", flush=True)
 
 
 def benchmark(args: argparse.Namespace) -> None:
@@ -134,19 +143,21 @@ def benchmark(args: argparse.Namespace) -> None:
         write_models(folder, folder / "base", args.seed + 1)
         size = sum(file.stat().st_size for file in (folder / "base").glob("*.safetensors"))
         runs: dict[str, Callable[[], Took]] = {
-            "start": lambda: merge(folder / "none.yml", out, "--help"),
+            START: lambda: merge(folder / "none.yml", out, "--help"),
             COPY: lambda: copy(folder / "base", out, False),
             COPY_SYNCED: lambda: copy(folder / "base", out, True),
         }
+        flags = ["--fast-ties"] if args.fast_ties else []
         for index, (title, config) in enumerate(configs.items()):
             path = folder / f"merge-{index}.yml"
             path.write_text(yaml.safe_dump(config))
-            runs[title] = lambda path=path: merge(path, out)  # type: ignore[misc]
-        rows = table(run_rounds(runs, args.rounds), size)
-    print(f"{size / 1e9:.2f} GB a model\n{'':32} {'s':>7} {'CPU s':>7} {'GB/s':>7} {'peak GiB':>9}")
-    for row in rows:
-        speed = f"{row['gb_per_second']:7.3f}" if row["gb_per_second"] else "      –"
-        print(f"{row['name']:32} {row['seconds']:7.2f} {row['cpu_seconds']:7.2f} {speed} {row['peak_bytes'] / 2**30:9.2f}")
+            runs[title] = lambda path=path: merge(path, out, *flags)  # type: ignore[misc]
+        print(f"{size / 1e9:.2f} GB a model\n{'':32} {'s':>7} {'CPU s':>7} {'GB/s':>7} {'peak GiB':>9}", flush=True)
+        rows = table(run_rounds(runs, args.rounds, size), size)
+    if args.rounds > 1:
+        print(f"medians of {args.rounds} rounds")
+        for row in rows:
+            print_row(row)
     if args.json:
         shape = {"layers": args.layers, "scale": args.scale, "bytes": size, "rounds": args.rounds}
         args.json.write_text(json.dumps({"kind": "measured", "hardware": hardware(), "shape": shape, "rows": rows}, indent=1) + "\n")
@@ -159,6 +170,7 @@ def main() -> int:
     parser.add_argument("--scale", type=int, default=8, help="divides the widths, heads and vocabulary")
     parser.add_argument("--rounds", type=int, default=1, help="of which medians are taken")
     parser.add_argument("--only", nargs="*", default=[], metavar="MERGE", help="merges to make, as the table names them")
+    parser.add_argument("--fast-ties", action="store_true", help="give every merge this flag")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     return run_command(benchmark, parser)
 

@@ -173,7 +173,8 @@ class Adapter:
         """`weight` [out, in] with the adapter merged in, rounded once, as PEFT's `merge_and_unload` (and so mergekit) does."""
         if module not in self._keys:
             return weight
-        merged = self.delta(module).add_(weight)  # in place: a 7B's matrix is 235 MB in fp32
+        delta = self.delta(module)
+        merged = delta.to(torch.promote_types(weight.dtype, delta.dtype)).add_(weight)  # in place: a 7B's matrix is 235 MB in fp32
         if self.is_dora:
             merged.mul_((self._read(module, "magnitude") / torch.linalg.norm(merged, dim=1))[:, None])
         return merged.to(weight.dtype)

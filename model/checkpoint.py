@@ -22,7 +22,7 @@ INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_FLOATS = (torch.float64, *DTYPES.values())
+DENSE_DTYPES = {**DTYPES, "float64": torch.float64}  # a mixture has it not: its kernels and NF4 stop at float32
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _SHOWN = 5  # names that an error shows before it counts the rest
 
@@ -104,7 +104,7 @@ class Checkpoint:
 
 def check_finite(tensor: Tensor, where: str) -> Tensor:
     """`tensor`; ValueError naming `where` if it has floats that are infinite or not numbers."""
-    if tensor.dtype in _FLOATS and tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
+    if tensor.dtype in DENSE_DTYPES.values() and tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
         raise ValueError(f"{where} has values that are infinite or not numbers")
     return tensor
 

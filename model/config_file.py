@@ -13,7 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from .checkpoint import CONFIG, DTYPES, GENERATION
+from .checkpoint import CONFIG, DENSE_DTYPES, DTYPES, GENERATION
 from .configuration_moe import MoEConfig
 from .strict_json import read_json
 
@@ -75,9 +75,10 @@ def _leaves(value: Any, field: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _check_relations(path: Path, settings: dict[str, Any]) -> None:
+    dtypes = DTYPES if settings.get("model_type") in (MoEConfig.model_type, "mixtral") else DENSE_DTYPES
     for field in ("dtype", "torch_dtype"):
-        if settings.get(field) not in [None, *DTYPES]:  # a list, as the value need not be hashable
-            raise ValueError(f"{path} has {field} = {settings[field]!r}; allowed: {', '.join(DTYPES)}")
+        if settings.get(field) not in [None, *dtypes]:  # a list, as the value need not be hashable
+            raise ValueError(f"{path} has {field} = {settings[field]!r}; allowed: {', '.join(dtypes)}")
     heads, groups, width = (settings.get(field) for field in ("num_attention_heads", "num_key_value_heads", "hidden_size"))
     if heads and groups and heads % groups:
         raise ValueError(f"{path} has {heads} attention heads, which is no multiple of its {groups} key-value heads")

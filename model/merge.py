@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .checkpoint import CONFIG, GENERATION, Checkpoint, parse_dtype
+from .checkpoint import CONFIG, GENERATION, Checkpoint
 from .checkpoint_writer import SHARD_BYTES, CheckpointWriter
 from .cli import make_parser, run_command
 from .merging.config import MergeConfig, read_merge_config, unused_parameters
@@ -64,8 +64,7 @@ def make_merger(merge: Merge, seed: int, fast_ties: bool) -> Merger:
     With them the arithmetic is in fp32 and the result in the base's dtype, unless the file says otherwise, and `fast_ties` holds.
     """
     config = merge.config
-    dtype = parse_dtype(config.dtype) if config.dtype else None
-    out_dtype = parse_dtype(config.out_dtype) if config.out_dtype else None
+    dtype, out_dtype = config.dtype, config.out_dtype
     if any(not source.in_file_dtype for source in merge.sources.values()):
         fast_ties = True
         if dtype is None:
@@ -175,7 +174,7 @@ def main() -> int:
     parser = make_parser("model.merge", "Merges models of one architecture from a mergekit YAML file.")
     parser.add_argument("config", help=f"YAML file; merge_method is one of {', '.join(METHODS)}")
     parser.add_argument("out", help="output folder")
-    text = "of entries as large as the smallest that is kept, keep the first: TIES is much faster, but not mergekit's to the bit"
+    text = "take entries of equal magnitude in their order: TIES, Breadcrumbs and DELLA are much faster, but not mergekit's to the bit"
     parser.add_argument("--fast-ties", action="store_true", help=text)
     text = "no effect, as merging always streams; mergekit has the flag"
     parser.add_argument("--low-memory", "--low-cpu-memory", action="store_true", help=text)

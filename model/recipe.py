@@ -7,7 +7,7 @@ from typing import Any
 from .checkpoint import DTYPES
 from .gates import GATE_MODES, GATE_ROWS, PROMPT_MODES, Prompts
 from .model_reference import model_field
-from .strict_yaml import check_mapping, list_field, number_field, optional_text_field, read_yaml
+from .strict_yaml import check_mapping, dtype_field, list_field, number_field, optional_text_field, read_yaml
 
 _KEYS = ("base_model", "gate_mode", "gate_data", "gate_rows", "dtype", "experts_per_token", "architecture", "experts", "shared_experts")
 _SHARED_KEYS = ("source_model", "noise_scale", "residual_scale")
@@ -54,7 +54,7 @@ def read_recipe(path: Path) -> Recipe:
         gate_mode=raw.get("gate_mode", "hidden"),
         gate_data=optional_text_field(raw, "gate_data", str(path)),
         gate_rows=raw.get("gate_rows", GATE_ROWS),
-        dtype=raw.get("dtype"),
+        dtype=_dtype(raw, str(path)),
         experts_per_token=raw.get("experts_per_token", min(2, len(experts))),
         experts=[_read_expert(value, _EXPERT_KEYS, f"{path}: expert {index}") for index, value in enumerate(experts)],
         shared_experts=[_read_expert(value, _SHARED_KEYS, f"{path}: shared expert {index}") for index, value in enumerate(shared)],
@@ -75,9 +75,13 @@ def _read_expert(raw: Any, keys: tuple[str, ...], where: str) -> Expert:
     )
 
 
+def _dtype(raw: dict[str, Any], where: str) -> str | None:
+    if raw.get("dtype") in ("float64", "torch.float64"):
+        raise ValueError(f"{where}: dtype is 'float64', in which no mixture is computed: its kernels and NF4 take {', '.join(DTYPES)}")
+    return dtype_field(raw, "dtype", where, DTYPES)
+
+
 def _check(recipe: Recipe, architecture: Any, path: Path) -> None:
-    if recipe.dtype not in (None, *DTYPES):
-        raise ValueError(f"{path}: dtype is {recipe.dtype!r}; allowed: {', '.join(DTYPES)}")
     if architecture is not None and str(architecture).lower() != "mixtral":
         raise ValueError(f"{path}: architecture is {architecture!r}; only mixtral is composed")
     count = len(recipe.experts)

@@ -87,6 +87,16 @@ def optional_text_field(raw: dict[str, Any], key: str, where: str) -> str | None
     return None if raw.get(key) is None else text_field(raw, key, where)
 
 
+def dtype_field(raw: dict[str, Any], key: str, where: str, allowed: Iterable[str]) -> str | None:
+    """The name of a dtype under `key`, None where there is none; `torch.float32`, as mergekit lets one write, is `float32`."""
+    value = raw.get(key)
+    name = value.removeprefix("torch.") if isinstance(value, str) else value
+    allowed = list(allowed)
+    if name not in [None, *allowed]:
+        raise ValueError(f"{where}: {key} is {value!r}; {hint(name, allowed)}")
+    return name
+
+
 def number_field(raw: dict[str, Any], key: str, where: str, default: float) -> float:
     """The finite number under `key`, `default` where there is none or null."""
     value = default if raw.get(key) is None else raw[key]

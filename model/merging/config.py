@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import DTYPES
+import torch
+
+from ..checkpoint import DENSE_DTYPES
 from ..model_reference import model_field, optional_model_field
-from ..strict_yaml import check_mapping, hint, list_field, read_yaml, text_field
-from .methods import METHODS, PARAMETERS
+from ..strict_yaml import check_mapping, dtype_field, hint, list_field, read_yaml, text_field
+from .methods import BOOLEANS, METHODS, PARAMETERS
 from .parameters import Parameters, parse_rules
 
 _KEYS = (
@@ -44,8 +46,8 @@ class MergeConfig:
     base_model: str | None
     slices: tuple[Slice, ...]
     parameters: tuple[Parameters, ...]
-    dtype: str | None
-    out_dtype: str | None
+    dtype: torch.dtype | None
+    out_dtype: torch.dtype | None
     tokenizer: str | None
     chat_template: str | None
 
@@ -132,6 +134,9 @@ def _check_inputs(config: MergeConfig, where: str) -> None:
     method = METHODS[config.method]
     for index, part in enumerate(config.slices):
         models = [source.model for source in part.inputs]
+        for model in models:
+            if models.count(model) > 1:
+                raise ValueError(f"{where}: {model!r} is listed {models.count(model)} times in one slice, where each model goes in once")
         if method.needs_base and part.base_model is None:
             raise ValueError(f"{where}: merge_method {config.method!r} needs a base_model")
         if method.needs_base and part.base_model not in models:
@@ -144,7 +149,7 @@ def _check_inputs(config: MergeConfig, where: str) -> None:
 
 def _parameters(raw: dict[str, Any], where: str) -> Parameters:
     values = check_mapping(raw.get("parameters") or {}, PARAMETERS, f"{where}: parameters")
-    return {name: parse_rules(value, f"{where}: {name}") for name, value in values.items()}
+    return {name: parse_rules(value, f"{where}: {name}", name in BOOLEANS) for name, value in values.items()}
 
 
 def _tokenizer(raw: dict[str, Any], where: str) -> str | None:
@@ -170,7 +175,6 @@ def _chat_template(raw: dict[str, Any], where: str) -> str | None:
     return text
 
 
-def _dtype(raw: dict[str, Any], key: str, where: str) -> str | None:
-    if raw.get(key) not in (None, *DTYPES):
-        raise ValueError(f"{where}: {key} is {raw[key]!r}; {hint(raw[key], DTYPES)}")
-    return raw.get(key)
+def _dtype(raw: dict[str, Any], key: str, where: str) -> torch.dtype | None:
+    name = dtype_field(raw, key, where, DENSE_DTYPES)
+    return None if name is None else DENSE_DTYPES[name]

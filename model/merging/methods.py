@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .parallel import Run, pieces, scratch_copies
-from .sparsify import keep_at_random, keep_between_outliers, keep_by_rank, keep_largest
+from .parallel import Run, at_least_fp32, pieces, scratch_copies
+from .sparsify import keep_at_random, keep_between_outliers, keep_by_rank, keep_largest, mask_dtype
 
 REQUIRED = None
 _PARALLEL = 0.9995  # cosine from which the arc is taken as straight
@@ -57,22 +57,24 @@ METHODS = {
     "della": _task_method("rank", consensus=True, normalize=True, rescaled=True),
     "della_linear": _task_method("rank", rescaled=True),
 }
+BOOLEANS = {name for method in METHODS.values() for name, default in method.shared.items() if isinstance(default, bool)}
 PARAMETERS = sorted({name for method in METHODS.values() for name in (*method.per_model, *method.shared)})
 
 
 def linear(tensors: Sequence[Tensor], weights: Sequence[float], normalize: bool) -> Tensor:
-    """Σ wᵢ Wᵢ, with `normalize` over Σ wᵢ, which must not be zero; computed in fp32, of the first tensor's dtype."""
-    scales = torch.tensor(weights, dtype=torch.float32)
-    total = torch.zeros(tensors[0].shape)
+    """Σ wᵢ Wᵢ, with `normalize` over Σ wᵢ, which must not be zero; computed in fp32 (fp64), of the first tensor's dtype."""
+    work = at_least_fp32(tensors[0].dtype)
+    scales = torch.tensor(weights, dtype=work)
+    total = torch.zeros(tensors[0].shape, dtype=work)
     for tensor, scale in zip(tensors, scales, strict=True):
-        total.addcmul_(tensor.float(), scale)
+        total.addcmul_(tensor.to(work), scale)
     return (total.div_(scales.sum()) if normalize else total).to(tensors[0].dtype)
 
 
 def slerp(t: float, start: Tensor, end: Tensor, out: Tensor | None = None, run: Run = map) -> Tensor:
-    """The point at `t` of the arc from `start` to `end` (as vectors, at their own lengths); computed in fp32, of their dtype or into `out`.
+    """The point at `t` of the arc from `start` to `end` (as vectors, at their own lengths); of their dtype or into `out`.
 
-    Nearly parallel vectors are interpolated linearly.
+    Computed in fp32 (fp64). Nearly parallel vectors are interpolated linearly.
     """
     a, b, parts = start.flatten(), end.flatten(), pieces(start.numel())
     norms = torch.stack(list(run(lambda part: torch.stack([row.norm() for row in scratch_copies(a[part], b[part])]), parts))).norm(dim=0)
@@ -83,7 +85,7 @@ def slerp(t: float, start: Tensor, end: Tensor, out: Tensor | None = None, run: 
         return from_a.div_(start_norm).mul_(from_b.div_(end_norm)).sum()
 
     cosine = torch.stack(list(run(product, parts))).sum().clamp(-1, 1)
-    at = torch.tensor(t, dtype=torch.float32)
+    at = torch.tensor(t, dtype=cosine.dtype)
     if cosine.abs() > _PARALLEL:
         from_start, from_end = 1 - at, at
     else:
@@ -99,6 +101,16 @@ def slerp(t: float, start: Tensor, end: Tensor, out: Tensor | None = None, run: 
     return merged
 
 
+def precisions(method: str, dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
+    """In which magnitudes are compared, and in which the mask is applied to a task vector in `dtype`: as in mergekit on a CPU.
+
+    fp64 is sorted in fp32, and what a random mask leaves is computed in fp32 (of bf16: in bf16).
+    """
+    if method in ("random", "rank"):
+        return dtype, mask_dtype(dtype)
+    return (torch.float32 if dtype == torch.float64 else dtype), dtype
+
+
 def choose(magnitudes: Tensor, method: str, values: Mapping[str, float], *, seed: str, fast_ties: bool = False, run: Run = map) -> Tensor:
     """The mask of a share `density` of a task vector's entries; `magnitudes` may be overwritten.
 
@@ -111,7 +123,7 @@ def choose(magnitudes: Tensor, method: str, values: Mapping[str, float], *, seed
         return keep_between_outliers(magnitudes, density, values["gamma"], fast_ties, run)
     if method == "random":
         return keep_at_random(magnitudes, density, seed, run)
-    return keep_by_rank(magnitudes, density, values["epsilon"], seed, run)
+    return keep_by_rank(magnitudes, density, values["epsilon"], seed, fast_ties, run)
 
 
 def add_task_vectors(
@@ -122,17 +134,18 @@ def add_task_vectors(
     `consensus`: at each entry only those δ count whose weighted sign is that of their sum (TIES). `normalize`: over the sum of the weights
     that count. λ is `factor`.
     """
-    weights_M = torch.tensor(weights, dtype=base.dtype)
-    deltas_MN = torch.empty((len(deltas), *base.shape))  # rounded; sums of 16-bit values are taken in fp32 and rounded once
+    weights_M, work = torch.tensor(weights, dtype=base.dtype), at_least_fp32(base.dtype)
+    deltas_MN = torch.empty((len(deltas), *base.shape), dtype=work)  # rounded; sums of 16-bit values are taken in fp32 and rounded once
     for row, delta, weight in zip(deltas_MN, deltas, weights_M, strict=True):
         row.zero_() if delta is None else row.copy_(delta.mul_(weight))
     if consensus:
-        sign_N = torch.ge(_sum_rows(deltas_MN, base.dtype), 0, out=torch.empty(base.shape)).mul_(2).sub_(1)  # zero counts as positive
+        sign_N = torch.ge(_sum_rows(deltas_MN, base.dtype), 0, out=torch.empty(base.shape, dtype=work))  # zero counts as positive
+        sign_N.mul_(2).sub_(1)
         total = _sum_rows(deltas_MN.mul_(sign_N).clamp_(min=0), base.dtype).mul_(sign_N)
     else:
         total = _sum_rows(deltas_MN, base.dtype)
     if normalize:
-        counted = weights_M.float()
+        counted = weights_M.to(work)
         if consensus:
             counted = torch.gt(deltas_MN, 0, out=torch.empty_like(deltas_MN)).mul_(counted.view(-1, *[1] * base.dim()))
         divisor = _sum_rows(counted, base.dtype)

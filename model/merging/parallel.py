@@ -27,13 +27,19 @@ def pieces(entries: int) -> list[slice]:
     return _slices(entries, PIECE)
 
 
+def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
+    """The precision in which tensors of `dtype` are added up: fp32, or their own if that is fp64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def scratch_copies(*tensors: Tensor) -> list[Tensor]:
-    """fp32 copies of a piece of each flat tensor, in memory of this thread that the next call takes again.
+    """Copies in fp32 (of fp64: in fp64) of a piece of each flat tensor, in memory of this thread that the next call takes again.
 
     New pages would cost more than the arithmetic.
     """
-    buffers = _thread.__dict__.setdefault("buffers", [])
-    buffers += [torch.empty(PIECE) for _ in tensors[len(buffers) :]]
+    dtype = at_least_fp32(tensors[0].dtype)
+    buffers = _thread.__dict__.setdefault(str(dtype), [])
+    buffers += [torch.empty(PIECE, dtype=dtype) for _ in tensors[len(buffers) :]]
     return [buffer[: len(tensor)].copy_(tensor) for buffer, tensor in zip(buffers, tensors, strict=False)]
 
 

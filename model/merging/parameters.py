@@ -1,11 +1,12 @@
 """A merge's parameters: which value of `weight`, `density`, `t`, ... holds for one tensor of one model.
 
-In mergekit's files a value is a number, a list of numbers (a gradient: interpolated from the first layer of the slice to the last; outside
-the layers the first number holds), or a list of `{filter, value}`, of which the first whose filter occurs in the tensor's name holds.
+In mergekit's files a value is a number or a truth value, a list of them (a gradient: interpolated from the first layer of the slice to the
+last, truth values in steps; outside the layers the first holds), or a list of `{filter, value}`, of which the first whose filter occurs in
+the tensor's name holds.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 ANY = "*"
@@ -20,7 +21,9 @@ class Rule(NamedTuple):
     def at(self, position: float) -> float:
         """The value at `position`, 0 in the first layer and 1 in the last."""
         place = position * (len(self.gradient) - 1)
-        lower = min(int(place), len(self.gradient) - 1)
+        lower = int(place)
+        if isinstance(self.gradient[lower], bool):
+            return self.gradient[lower]  # the last only in the last layer, as in mergekit
         upper = min(lower + 1, len(self.gradient) - 1)
         fraction = place - lower
         return (1 - fraction) * self.gradient[lower] + fraction * self.gradient[upper]
@@ -38,17 +41,18 @@ def resolve(levels: Sequence[Parameters], name: str, tensor: str, position: floa
     return None
 
 
-def parse_rules(raw: Any, where: str) -> tuple[Rule, ...]:
-    """A parameter's value in a YAML file; booleans are 0 and 1. ValueError if it is none of the three forms."""
+def parse_rules(raw: Any, where: str, boolean: bool = False) -> tuple[Rule, ...]:
+    """A parameter's value in a YAML file, of numbers or, if `boolean`, of truth values; ValueError if it is none of the three forms."""
+    parse = _truth if boolean else _number
     values = raw if isinstance(raw, list) else [raw]
     if not values:
         raise ValueError(f"{where} is an empty list")
     if any(isinstance(value, dict) for value in values):
-        return tuple(_parse_conditional(value, where) for value in values)
-    return (Rule(ANY, tuple(_number(value, where) for value in values)),)
+        return tuple(_parse_conditional(value, where, parse) for value in values)
+    return (Rule(ANY, tuple(parse(value, where) for value in values)),)
 
 
-def _parse_conditional(raw: Any, where: str) -> Rule:
+def _parse_conditional(raw: Any, where: str, parse: Callable[[Any, str], float]) -> Rule:
     if not isinstance(raw, dict) or not {"value"} <= raw.keys() <= {"value", "filter"}:
         raise ValueError(
             f"{where} has the entry {raw!r}; each entry of such a list is a mapping with `value` and, but for the last, `filter`"
@@ -59,7 +63,13 @@ def _parse_conditional(raw: Any, where: str) -> Rule:
     values = raw["value"] if isinstance(raw["value"], list) else [raw["value"]]
     if not values:
         raise ValueError(f"{where} has an empty list for {pattern!r}")
-    return Rule(pattern, tuple(_number(value, where) for value in values))
+    return Rule(pattern, tuple(parse(value, where) for value in values))
+
+
+def _truth(raw: Any, where: str) -> bool:
+    if raw not in (False, True):  # which 0 and 1 equal
+        raise ValueError(f"{where} holds {raw!r}, which is neither true nor false")
+    return bool(raw)
 
 
 def _number(raw: Any, where: str) -> float:

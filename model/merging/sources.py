@@ -12,7 +12,7 @@ from ..adapters import Adapter, base_fingerprint, is_adapter
 from ..checkpoint import Checkpoint, model_folder
 from ..config_file import model_config, read_config
 from ..sources import split_source
-from .parallel import Rows
+from .parallel import Rows, at_least_fp32
 
 _FAMILIES = ("mistral", "llama", "qwen2")
 _SHARED = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "rope_parameters")
@@ -65,7 +65,7 @@ class SourceModel:
         weight, module = self.stored(name), name.removesuffix(_WEIGHT)
         if self.adapter is not None and (self.in_file_dtype or self.adapter.is_dora):
             weight = self.adapter.apply(module, weight if self.in_file_dtype else weight.to(dtype))
-        elif product := self._product(module):
+        elif product := self._product(module, dtype):
             return lambda rows: product(rows).add_(weight[rows].to(dtype)).to(dtype)
         return lambda rows: weight[rows].to(dtype)
 
@@ -78,17 +78,18 @@ class SourceModel:
         if self.folder == base.folder and base.adapter is None and name == base_name:
             if self.adapter is None or module not in self.adapter.modules:
                 return None
-            product = self._product(module)
+            product = self._product(module, dtype)
             if product and not self.in_file_dtype:
                 return lambda rows: product(rows).to(dtype)
         return difference(self.rows(name, dtype), base_rows)
 
-    def _product(self, module: str) -> Rows | None:
-        """B A · scaling of its LoRA adapter, fp32; None if it has none that changes the module."""
+    def _product(self, module: str, dtype: torch.dtype) -> Rows | None:
+        """B A · scaling of its LoRA adapter, computed in fp32 (fp64) for a merge in `dtype`; None if none changes the module."""
         factors = None if self.adapter is None or self.adapter.is_dora else self.adapter.factors(module)
         if self.adapter is None or factors is None:
             return None
-        (a, b), scaling = factors, self.adapter.scaling(module)
+        a, b = (factor.to(at_least_fp32(dtype)) for factor in factors)
+        scaling = self.adapter.scaling(module)
         return lambda rows: (b[rows] @ a).mul_(scaling)
 
 

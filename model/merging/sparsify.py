@@ -1,7 +1,7 @@
 """Which entries of a task vector are kept: the largest (TIES), random ones (DARE), both (DELLA), all but outliers (Breadcrumbs).
 
-All are decided by magnitudes: the absolute values, in the merge's precision, which may be overwritten. `run` maps a function over items,
-on several cores or on one.
+All are decided by magnitudes: the absolute values, which may be overwritten. The largest are found among at most fp32, as by mergekit.
+`run` maps a function over items, on several cores or on one.
 TIES: Yadav et al. 2023, arXiv:2306.01708. DARE: Yu et al. 2023, arXiv:2311.03099. DELLA: Deep et al. 2024, arXiv:2406.11617.
 Breadcrumbs: Davari and Belilovsky 2023, arXiv:2312.06795.
 """
@@ -56,21 +56,37 @@ def _mask_of(places: Tensor, magnitudes: Tensor) -> Tensor:
 
 def keep_at_random(magnitudes: Tensor, density: float, seed: str, run: Run = map) -> Tensor:
     """A mask that keeps each entry with probability `density`."""
-    return _draw_mask(magnitudes, lambda part: torch.full_like(part, density), seed, run)
+    return _draw_mask(magnitudes, lambda part: torch.full_like(part, density, dtype=mask_dtype(part.dtype)), seed, run)
 
 
-def keep_by_rank(magnitudes: Tensor, density: float, epsilon: float, seed: str, run: Run = map) -> Tensor:
-    """A mask that keeps an entry with a probability from density − ε, for the smallest of its row, to density + ε, for the largest."""
+def keep_by_rank(magnitudes: Tensor, density: float, epsilon: float, seed: str, fast_ties: bool = False, run: Run = map) -> Tensor:
+    """A mask that keeps an entry with a probability from density − ε, for the smallest of its row, to density + ε, for the largest.
+
+    Equal magnitudes, of which a row in bf16 has hundreds, rank as PyTorch's unstable sort puts them, as in mergekit, or with `fast_ties` in
+    their order, which is many times faster.
+    """
 
     def probability(part: Tensor) -> Tensor:
         rows = part.reshape(-1, part.shape[-1])
-        order = rows.argsort(dim=1)
-        places = torch.arange(1, rows.shape[1] + 1).expand_as(order)
-        rank = torch.empty_like(order).scatter_(1, order, places).to(rows.dtype)
-        lowest, highest = rank.aminmax(dim=1, keepdim=True)
-        return ((rank - lowest) / (highest - lowest) * 2 * epsilon + (density - epsilon)).view(part.shape)
+        order = _order_of_rows(rows) if fast_ties else rows.argsort(dim=1)
+        rank_N = torch.arange(1, rows.shape[1] + 1).to(mask_dtype(rows.dtype))
+        chance_N = (rank_N - rank_N[0]) / (rank_N[-1] - rank_N[0]) * 2 * epsilon + (density - epsilon)
+        return torch.empty(rows.shape, dtype=chance_N.dtype).scatter_(1, order, chance_N.expand_as(order)).view(part.shape)
 
     return _draw_mask(magnitudes, probability, seed, run)
+
+
+def _order_of_rows(rows: Tensor) -> Tensor:
+    """Of each row, the places from the smallest magnitude to the largest, equal ones in their order: sorted by 16 bits at a time.
+
+    NumPy sorts 16-bit numbers by radix, ten times faster than PyTorch compares.
+    """
+    digits = rows.contiguous().view(torch.int16).numpy().reshape(*rows.shape, -1)  # the lowest first
+    order = np.argsort(digits[..., 0].view(np.uint16), axis=1, kind="stable")
+    for place in range(1, digits.shape[-1]):
+        digit = np.take_along_axis(digits[..., place].view(np.uint16), order, axis=1)
+        order = np.take_along_axis(order, np.argsort(digit, axis=1, kind="stable"), axis=1)
+    return torch.from_numpy(order)
 
 
 def _draw_mask(magnitudes: Tensor, probability: Callable[[Tensor], Tensor], seed: str, run: Run) -> Tensor:
@@ -81,6 +97,11 @@ def _draw_mask(magnitudes: Tensor, probability: Callable[[Tensor], Tensor], seed
 
     list(run(fill, blocks(mask.shape)))
     return mask
+
+
+def mask_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In which a random mask's probabilities and what it leaves of tensors of `dtype` are computed: as in mergekit on a CPU."""
+    return dtype if dtype == torch.bfloat16 else torch.float32
 
 
 def generator(seed: str) -> torch.Generator:

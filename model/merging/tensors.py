@@ -7,7 +7,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from .methods import METHODS, add_task_vectors, choose, linear, slerp
+from .methods import METHODS, add_task_vectors, choose, linear, precisions, slerp
 from .parallel import Rows, Run, ahead, blocks, several_cores
 from .plan import VOCABULARY, Step, Term
 from .sources import difference
@@ -81,26 +81,27 @@ class Merger:
             return lambda part, rows: part
         if density == 0:
             return lambda part, rows: part.zero_()
-        magnitudes = self._magnitudes(term, base_term, dtype)
+        compared, work = precisions(method, dtype)
+        magnitudes = self._magnitudes(term, base_term, dtype, compared)
         if magnitudes is None:
             return lambda part, rows: part
         seed = f"{self.seed} {step.name} {index}"
         mask = choose(magnitudes, method, term.values, seed=seed, fast_ties=self.fast_ties, run=self.run)
-        again = self._magnitudes(term, base_term, dtype) if step.values["rescale"] else None  # a sort has overwritten them
+        again = self._magnitudes(term, base_term, dtype, work) if step.values["rescale"] else None  # a sort has overwritten them
         factor = None if again is None else rescaling(again, mask)
 
         def thin(part: Tensor, rows: slice) -> Tensor:
-            part.mul_(mask[rows].view(torch.uint8).to(dtype))  # as bytes: a product with truth values takes four times as long
-            return part if factor is None else part.mul_(factor)
+            part = part.to(work).mul_(mask[rows].view(torch.uint8).to(work))  # as bytes: truth values take four times as long
+            return (part if factor is None else part.mul_(factor)).to(dtype)
 
         return thin
 
-    def _magnitudes(self, term: Term, base_term: Term, dtype: torch.dtype) -> Tensor | None:
-        """Of a whole task vector, None if it is nothing; the files that it comes from are closed again, as what follows needs room."""
+    def _magnitudes(self, term: Term, base_term: Term, dtype: torch.dtype, out_dtype: torch.dtype) -> Tensor | None:
+        """Of a whole task vector, in `out_dtype`, None if it is nothing; its files are closed again, as what follows needs room."""
         delta = self._task_vector(term, base_term, self._rows(base_term, dtype), dtype)
         if delta is None:
             return None
-        magnitudes = self._empty(self._shape(base_term), dtype)
+        magnitudes = self._empty(self._shape(base_term), out_dtype)
         self._write(magnitudes, lambda rows: delta(rows).abs_())
         return magnitudes
 

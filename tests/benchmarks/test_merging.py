@@ -5,11 +5,12 @@ from argparse import Namespace
 
 import pytest
 
-from benchmarks.merging import COPY, COPY_SYNCED, Took, benchmark, table
+from benchmarks.merging import COPY, COPY_SYNCED, START, Took, benchmark, run_rounds, table
 
 
 def arguments(folder, **changes) -> Namespace:
-    return Namespace(**{"dir": folder, "layers": 1, "scale": 32, "rounds": 1, "only": [], "json": None, "seed": 0, **changes})
+    given = {"dir": folder, "layers": 1, "scale": 32, "rounds": 1, "only": [], "json": None, "fast_ties": False, "seed": 0}
+    return Namespace(**{**given, **changes})
 
 
 def test_a_merge_is_measured_beside_a_copy(tmp_path):
@@ -22,8 +23,18 @@ def test_a_merge_is_measured_beside_a_copy(tmp_path):
 
 
 def test_the_start_of_python_is_no_part_of_a_merge():
-    rows = table({"start": Took(3, 2, 5), COPY: Took(1, 1), "merge": Took(7, 6, 5)}, 4_000_000_000)
+    rows = table({START: Took(3, 2, 5), COPY: Took(1, 1), "merge": Took(7, 6, 5)}, 4_000_000_000)
     assert [(row["seconds"], row["cpu_seconds"], row["gb_per_second"]) for row in rows] == [(1, 1, 4.0), (4, 4, 1.0)]
+
+
+def test_a_run_that_is_killed_has_printed_what_it_measured(capsys):
+    def killed() -> Took:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_rounds({START: lambda: Took(3, 2, 5), COPY: lambda: Took(1, 1), "merge": lambda: Took(7, 6, 5), "next": killed}, 2, 1 << 30)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines] == [["cp", "1.00", "1.00"], ["merge", "4.00", "4.00"]]
 
 
 @pytest.mark.parametrize(

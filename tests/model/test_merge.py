@@ -27,7 +27,7 @@ HALVES = [{"layer_range": [0, 1]}, {"layer_range": [1, 2]}]
 def models(base) -> dict[str, list[Path]]:
     """A base and three models near it, in each dtype."""
     generator = torch.Generator().manual_seed(0)
-    folders: dict[str, list[Path]] = {"float32": [], "bfloat16": []}
+    folders: dict[str, list[Path]] = {"float32": [], "bfloat16": [], "float64": []}
     for index in range(4):
         tensors = {name: Checkpoint(base).tensor(name) for name in Checkpoint(base)}
         if index:
@@ -52,6 +52,17 @@ def merge(tmp_path, monkeypatch):
         return tmp_path / out if (status := main()) == 0 else status
 
     return run
+
+
+@pytest.fixture
+def same_masks(monkeypatch):
+    """Random masks that are ours and mergekit's alike."""
+
+    def fixed(probability, *_, **__):
+        return torch.rand(probability.shape, generator=torch.Generator().manual_seed(3)) < probability
+
+    monkeypatch.setattr(sparsify, "draw", fixed)
+    monkeypatch.setattr(torch, "bernoulli", lambda probability: fixed(probability).to(probability.dtype))
 
 
 def entry(model: Path | str, **parameters) -> dict:
@@ -103,6 +114,16 @@ def test_every_tensor_is_mergekits(models, merge, tmp_path, method, dtype):
         check_equal(merge(config, out=f"ours-{index}"), run_mergekit(config, tmp_path / f"theirs-{index}"))
 
 
+@pytest.mark.parametrize(("dtype", "out_dtype"), [("torch.float64", None), ("float16", "torch.float64"), (None, "float64")])
+@pytest.mark.parametrize("method", ["linear", "slerp", "ties", "breadcrumbs", "dare_linear", "della"])
+def test_every_precision_is_mergekits(models, merge, tmp_path, same_masks, method, dtype, out_dtype):
+    """Its spelling `torch.float64`, too; and models that are stored so."""
+    folders, extra = models["bfloat16" if dtype else "float64"], {"dtype": dtype, "out_dtype": out_dtype}
+    config = make_config(method, folders, **{key: value for key, value in extra.items() if value})
+    out = merge(config)
+    check_equal(out, run_mergekit(config, tmp_path / "theirs"))
+
+
 @pytest.mark.parametrize("method", ["linear", "slerp", "ties", "breadcrumbs"])
 def test_tensors_in_many_blocks_are_mergekits(models, merge, tmp_path, monkeypatch, method):
     """Slerp's pieces are as large as mergekit's, as the order of a sum decides its last bits."""
@@ -124,14 +145,32 @@ def test_densities_of_nothing_and_all(models, merge, method):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("method", ["dare_linear", "dare_ties", "della", "della_linear"])
-def test_with_the_same_masks_every_tensor_is_mergekits(models, merge, tmp_path, monkeypatch, method, dtype):
-    def fixed(probability, *_, **__):
-        return torch.rand(probability.shape, generator=torch.Generator().manual_seed(3)) < probability
-
-    monkeypatch.setattr(sparsify, "draw", fixed)
-    monkeypatch.setattr(torch, "bernoulli", lambda probability: fixed(probability).to(probability.dtype))
+def test_with_the_same_masks_every_tensor_is_mergekits(models, merge, tmp_path, same_masks, method, dtype):
     config = make_config(method, models[dtype])
     check_equal(merge(config), run_mergekit(config, tmp_path / "theirs"))
+
+
+@pytest.mark.parametrize(
+    "normalize", [[False, True], [True, False, True], [1, 0], [{"filter": "mlp", "value": [True, False]}, {"value": 0.0}]]
+)
+def test_a_gradient_of_truth_values_has_mergekits_steps(models, merge, tmp_path, normalize):
+    base, a, b, _ = models["float32"]
+    slices = [{"sources": [{**entry(model), "layer_range": [0, 2]} for model in (base, a, b)]}] * 2
+    config = {"merge_method": "task_arithmetic", "base_model": str(base), "slices": slices}
+    config["parameters"] = {"weight": 0.7, "normalize": normalize}
+    check_equal(merge(config), run_mergekit(config, tmp_path / "theirs"))
+
+
+@pytest.mark.parametrize("method", ["ties", "linear", "slerp"])
+def test_a_model_listed_twice_is_refused_as_by_mergekit(models, merge, tmp_path, capsys, method):
+    base, a, *_ = models["float32"]
+    config = {"merge_method": method, "base_model": str(base), "models": [entry(base)], "parameters": {"weight": 0.5, "t": 0.5}}
+    config["models"] += [entry(a), entry(a)] if method != "slerp" else [entry(base)]
+    assert merge(config) == 2
+    assert f"{str(base if method == 'slerp' else a)!r} is listed 2 times in one slice" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"merge.yml"}
+    with pytest.raises(ValueError, match="Duplicate merge inputs"):
+        run_mergekit(config, tmp_path / "theirs")
 
 
 @pytest.mark.parametrize("method", ["ties", "passthrough", "linear"])
@@ -303,6 +342,26 @@ def test_an_adapter_alone_is_not_rounded_before_it_is_merged(models, make_adapte
         assert found.dtype == torch.bfloat16
         errors.append(float((found.double() - expected).norm()))
     assert errors[0] == pytest.approx(float((expected.bfloat16().double() - expected).norm()), rel=1e-3) and errors[0] < errors[1] / 5
+
+
+@torch.no_grad()
+def test_float64_is_computed_stored_and_loaded(models, make_adapter, merge, tmp_path, ids):
+    """Of checkpoints and of an adapter that stands alone; and such a model can be merged again."""
+    base, other, *_ = models["float32"]
+    adapter = make_adapter(tmp_path / "adapter")
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": str(base)}))
+    config = {"merge_method": "task_arithmetic", "base_model": str(base), "dtype": "torch.float64"}
+    out = merge({**config, "models": [entry(other, weight=0.3), entry(adapter, weight=0.7)]})
+    name = "model.layers.0.mlp.down_proj"
+    a, b = (Checkpoint(adapter / "adapter_model.safetensors").tensor(f"base_model.model.{name}.lora_{factor}.weight") for factor in "AB")
+    start, end = (Checkpoint(folder).tensor(f"{name}.weight").double() for folder in (base, other))
+    expected = start + 0.3 * (end - start) + 0.7 * (b.double() @ a.double()) * settings["lora_alpha"] / settings["r"]
+    torch.testing.assert_close(Checkpoint(out).tensor(f"{name}.weight"), expected, atol=1e-15, rtol=1e-13)
+    model = load_model(out)[0]
+    assert model.dtype == torch.float64 and model(ids).logits.isfinite().all()
+    again = merge({"merge_method": "linear", "models": [entry(out, weight=1)]}, out="again")
+    check_equal(again, Checkpoint(out))
 
 
 def test_the_seed_decides_the_mask(models, merge):

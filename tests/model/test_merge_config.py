@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 import yaml
 
 from model.merging.config import read_merge_config, unused_parameters
@@ -36,6 +37,11 @@ def test_a_level_without_a_rule_for_the_tensor_leaves_it_to_the_next():
     assert resolve(levels, "weight", "lm_head.weight", 0.0) is None
 
 
+def test_truth_values_are_not_interpolated():
+    rule = {"t": parse_rules([True, False, 1, 0], "t", boolean=True)}
+    assert [resolve([rule], "t", "", at) for at in (0, 0.3, 0.34, 0.5, 0.67, 0.99, 1)] == [True, True, False, False, True, True, False]
+
+
 @pytest.fixture
 def read(tmp_path):
     def read(**changes):
@@ -54,6 +60,11 @@ def test_the_base_need_not_be_listed(read):
 
 def test_parameters_of_other_methods_are_reported_and_not_refused(read):
     assert unused_parameters(read(parameters={"t": 0.5, "int8_mask": True, "density": [0.1, 0.2]})) == ["t"]
+
+
+@pytest.mark.parametrize("name", ["float64", "float32", "bfloat16", "float16"])
+def test_dtypes_may_be_written_as_torchs(read, name):
+    assert read(dtype=name, out_dtype=f"torch.{name}").dtype == read(out_dtype=f"torch.{name}").out_dtype == getattr(torch, name)
 
 
 SOURCES = [{"model": "base", "layer_range": [0, 2]}, {"model": "a", "layer_range": [1, 4]}]
@@ -80,6 +91,11 @@ SOURCES = [{"model": "base", "layer_range": [0, 2]}, {"model": "a", "layer_range
         ({"models": None, "slices": [{"sources": SOURCES[1:]}]}, "slice 0 has no source from the base_model 'base'"),
         ({"models": None, "slices": [{"sources": [{"model": "a", "layer_range": [2, 2]}]}]}, "layer_range is [2, 2]; it must be"),
         ({"dtype": "bf16"}, "dtype is 'bf16'; did you mean 'bfloat16'?"),
+        ({"out_dtype": "torch.int64"}, "out_dtype is 'torch.int64'; allowed: float32, bfloat16, float16, float64"),
+        ({"dtype": ["float32"]}, "dtype is ['float32']; "),
+        ({"parameters": {"normalize": 0.5}}, "normalize holds 0.5, which is neither true nor false"),
+        ({"parameters": {"rescale": [True, "no idea"]}}, "rescale holds 'no idea', which is neither true nor false"),
+        ({"models": [{"model": "a"}, {"model": "b"}, {"model": {"model": {"path": "a"}}}]}, "'a' is listed 2 times in one slice"),
         ({"tokenizer": {"source": "union", "tokens": {"a": {}}}}, "tokenizer.tokens is not supported"),
         ({"tokenizer": {"source": "base"}, "tokenizer_source": "base"}, "has both tokenizer and tokenizer_source"),
         ({"chat_template": "chatml"}, "chat_template is 'chatml'; it must be auto, or the text of a Jinja template"),

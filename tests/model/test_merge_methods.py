@@ -8,7 +8,16 @@ import torch
 
 from model.merging.methods import add_task_vectors, linear, slerp
 from model.merging.parallel import BLOCK
-from model.merging.sparsify import _SAMPLE, keep_at_random, keep_between_outliers, keep_by_rank, keep_largest, kth_largest, rescaling
+from model.merging.sparsify import (
+    _SAMPLE,
+    _order_of_rows,
+    keep_at_random,
+    keep_between_outliers,
+    keep_by_rank,
+    keep_largest,
+    kth_largest,
+    rescaling,
+)
 
 PLAIN = {"consensus": False, "normalize": False, "factor": 1.0}
 
@@ -72,10 +81,11 @@ def test_no_two_blocks_have_the_same_mask():
     assert not torch.equal(mask[: len(mask) // 2], mask[len(mask) // 2 :])
 
 
-def test_rank_decides_the_chance_to_be_kept():
+@pytest.mark.parametrize("fast_ties", [False, True])
+def test_rank_decides_the_chance_to_be_kept(fast_ties):
     """DELLA: from density − ε for the smallest of a row to density + ε for its largest, linear in between."""
     row = torch.tensor([0.5, 4.0, 3.0, 1.0, 2.0])
-    kept = keep_by_rank(row.expand(200_000, 5), 0.5, 0.2, "seed").float().mean(dim=0)
+    kept = keep_by_rank(row.expand(200_000, 5), 0.5, 0.2, "seed", fast_ties).float().mean(dim=0)
     torch.testing.assert_close(kept, torch.tensor([0.3, 0.7, 0.6, 0.4, 0.5]), atol=5 * math.sqrt(0.25 / 200_000), rtol=0)
 
 
@@ -91,6 +101,22 @@ def test_ties_by_hand():
     deltas = [torch.tensor([1.0, -4.0, 2.0, 0.0]), torch.tensor([3.0, 1.0, -2.0, 0.0]), torch.tensor([-2.0, -2.0, 0.0, 0.0])]
     merged = add_task_vectors(base, deltas, [1.0, 1.0, 1.0], consensus=True, normalize=True, factor=0.5)
     assert merged.tolist() == [10 + 0.5 * 2, 10 - 0.5 * 3, 10 + 0.5 * 2, 10]  # at 2 against −2 plus wins
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_ranks_are_a_stable_sorts(dtype):
+    """Rows with equal magnitudes, zeros, subnormal and very large ones among them."""
+    rows = torch.randn(40, 700, generator=generator()).to(dtype).abs()
+    rows[:, ::3] = rows[:, 1::3][:, :1]
+    rows[:, 5:20] = 0
+    rows[:, 20], rows[:, 21] = torch.finfo(dtype).max, torch.finfo(dtype).smallest_normal / 2
+    for layout in (rows, rows.T):
+        assert torch.equal(_order_of_rows(layout), layout.sort(dim=1, stable=True).indices)
+
+
+def test_where_no_two_are_equal_fast_ties_change_no_mask():
+    distinct = torch.randperm(3 * BLOCK, generator=generator()).float().view(-1, 64)
+    assert torch.equal(keep_by_rank(distinct, 0.4, 0.3, "seed", fast_ties=True), keep_by_rank(distinct, 0.4, 0.3, "seed"))
 
 
 def test_addition_negation_and_analogy():
@@ -112,6 +138,20 @@ def test_task_vectors_in_fp64(consensus):
     found = add_task_vectors(base, deltas, weights, consensus=consensus, normalize=True, factor=0.3)
     near_zero = (weighted.sum(dim=0).abs() < 1e-6) | (found - base).abs().gt(1e3)
     torch.testing.assert_close(found[~near_zero].double(), expected[~near_zero], atol=1e-4, rtol=1e-5)
+
+
+def test_float64_is_computed_in_float64():
+    """What differs from a plain formula is rounding of 2⁻⁵³, not of 2⁻²⁴."""
+    base, a, b = torch.randn(3, 40, 50, dtype=torch.float64, generator=generator())
+    expected = base + 0.3 * (0.7 * a - 0.2 * b) / 0.5
+    exact = {"atol": 1e-14, "rtol": 1e-14}
+    merged = add_task_vectors(base, [a.clone(), b.clone()], [0.7, -0.2], consensus=False, normalize=True, factor=0.3)
+    torch.testing.assert_close(merged, expected, **exact)
+    torch.testing.assert_close(linear([a, b], [0.7, -0.2], True), (0.7 * a - 0.2 * b) / 0.5, **exact)
+    angle = math.acos(float((a * b).sum() / (a.norm() * b.norm())))
+    expected = math.sin(0.7 * angle) / math.sin(angle) * a + math.sin(0.3 * angle) / math.sin(angle) * b
+    torch.testing.assert_close(slerp(0.3, a, b), expected, **exact)
+    assert slerp(0.3, a, b).dtype == torch.float64
 
 
 def test_linear_is_a_weighted_mean():

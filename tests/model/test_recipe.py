@@ -28,6 +28,10 @@ def test_defaults_are_mergekits(tmp_path):
     assert recipe.experts[1].prompts.positive == ("y",) and recipe.experts[1].prompts.negative == ("x",)
 
 
+def test_the_dtype_may_be_written_as_torchs(tmp_path):
+    assert read_recipe(write(tmp_path, {**GOOD, "dtype": "torch.bfloat16"})).dtype == "bfloat16"
+
+
 def test_one_expert_is_all_that_a_token_takes(tmp_path):
     assert read_recipe(write(tmp_path, {**GOOD, "experts": [FIRST]})).experts_per_token == 1
 
@@ -62,8 +66,12 @@ def test_uniform_random_needs_no_prompts(tmp_path):
         ({**GOOD, "gate_mode": "hiden"}, "gate_mode is 'hiden'; allowed: hidden, cheap_embed, random, uniform_random, router_input, data$"),
         ({**GOOD, "experts_per_token": 3}, "experts_per_token is 3; it must be from 1 to the 2 experts"),
         ({**GOOD, "experts_per_token": "two"}, "experts_per_token is 'two'"),
-        ({**GOOD, "dtype": ["float32"]}, r"recipe\.yml: dtype is \['float32'\]; allowed: float32, bfloat16, float16"),
+        ({**GOOD, "dtype": ["float32"]}, r"recipe\.yml: dtype is \['float32'\]; did you mean 'float32'"),
         ({**GOOD, "dtype": "int8"}, "dtype is 'int8'; allowed"),
+        (
+            {**GOOD, "dtype": "torch.float64"},
+            "dtype is 'float64', in which no mixture is computed: its kernels and NF4 take float32, bfloat16",
+        ),
         ({**GOOD, "architecture": "qwen"}, "architecture is 'qwen'; only mixtral"),
         ({**GOOD, "experts": []}, "experts must be a list with at least one entry"),
         ({**GOOD, "shared_experts": "a"}, "shared_experts must be a list, not 'a'"),
