@@ -43,6 +43,8 @@ class Toolchain:
 
 
 def _python(task: Task, completion: str) -> Program:
+    if task.classes:
+        return Program({"program.py": task.program(completion)}, ("python3", "-I", "../support/module.py"))
     return Program({"program.py": task.program(completion)}, ("python3", "-I", "../support/candidate.py", _entry(task, completion)))
 
 
@@ -122,7 +124,7 @@ def _java_tests(task: Task) -> Program:
 TOOLCHAINS = {
     "python": Toolchain(
         tools=("python3",),
-        support=("wire.py", "candidate.py", "tests.py"),
+        support=("wire.py", "candidate.py", "module.py", "tests.py", "objects.py"),
         candidate=_python,
         tests=lambda task: Program(_plan(task), ("python3", "-I", "../support/tests.py")),
         missing=r"No module named '([\w.]+)'",
