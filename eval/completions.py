@@ -12,12 +12,13 @@ import torch
 from tqdm import tqdm
 from transformers import set_seed
 
+from model.cost import model_cost
 from model.generation import context_of, encode_prompts, pad_left
 from model.load import load_model
 from model.prompt import format_prompt
 from model.strict_json import parse_json
 
-from .cost import count_tokens, model_cost, precision_facts, speed
+from .cost import count_tokens, precision_facts, speed
 from .run_files import check_shape
 from .runs import lines_in
 from .tasks import Task

@@ -14,6 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from .figures import ALL, SCORE, Table
+from .run_files import GATE_LOSSES
 from .tables import HEADS, kind_title, lang_title
 
 THEMES = {
@@ -132,37 +133,36 @@ def _clouds(axis: Axes, roles: dict[str, list[float]], colours: Theme) -> None:
 
 
 def training_figure(logs: Sequence[tuple[str, list[dict[str, Any]]]], colours: Theme) -> Figure:
-    """Training loss and evaluation loss (dots) against the step, a panel a run."""
-    columns = min(3, len(logs))
-    rows = -(-len(logs) // columns)
+    """Training loss and evaluation loss (dots) against the step, a panel a run, and one for each part of a gate's loss."""
+    parts = [(label, entries, name) for label, entries in logs for name in GATE_LOSSES if any(name in entry for entry in entries)]
+    panels = len(logs) + len(parts)
+    columns = min(3, panels)
+    rows = -(-panels // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, 0.6 + 2.3 * rows), squeeze=False)
     for axis, (label, entries) in zip(axes.flat, logs, strict=False):
-        steps, losses = _series(entries, "loss")
-        axis.plot(steps, losses, color=ROLE_COLOURS["base"], linewidth=1, alpha=0.9, label="training")
-        if checks := _series(entries, "eval_loss")[0]:
-            axis.plot(
-                checks,
-                _series(entries, "eval_loss")[1],
-                "o-",
-                color=ROLE_COLOURS["mixture"],
-                markersize=4,
-                linewidth=1.4,
-                label="validation",
-            )
+        _curve(axis, entries, "loss", ROLE_COLOURS["base"], "training")
+        _curve(axis, entries, "eval_loss", ROLE_COLOURS["mixture"], "validation", marker="o", markersize=4)
         axis.set_title(label)
-        axis.set_ylim(0, 1.05 * max([*losses, *_series(entries, "eval_loss")[1]]))
-        axis.grid(axis="x", visible=False)
-    for axis in axes.flat[len(logs) :]:
+        axis.set_ylabel("nats per token")
+    for axis, (label, entries, name) in zip(axes.flat[len(logs) :], parts, strict=False):
+        _curve(axis, entries, name, ROLE_COLOURS["expert"], "part of a gate's loss")
+        title, unit = GATE_LOSSES[name]
+        axis.set_title(f"{label}\n{title}")
+        axis.set_ylabel(unit)
+    for axis in axes.flat[panels:]:
         axis.set_visible(False)
-    _legend(figure, axes[0][0])
+    _legend(figure, *axes.flat)
     figure.supxlabel("optimiser step", fontsize=10.5)
-    figure.supylabel("loss, nats per token", fontsize=10.5)
     return figure
 
 
-def _series(entries: Sequence[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
+def _curve(axis: Axes, entries: Sequence[dict[str, Any]], key: str, colour: str, label: str, **marks: Any) -> None:
+    """A loss against the step; the panel begins at 0."""
     found = [(entry["step"], entry[key]) for entry in entries if key in entry]
-    return [step for step, _ in found], [value for _, value in found]
+    if found:
+        axis.plot(*zip(*found, strict=True), color=colour, linewidth=1.2, label=label, **marks)
+        axis.set_ylim(0, 1.05 * axis.dataLim.y1 or 1)
+    axis.grid(axis="x", visible=False)
 
 
 def gates_figure(arrays: dict[str, Any], colours: Theme) -> Figure:
@@ -204,9 +204,10 @@ def _heat(axis: Axes, shares: Sequence[Sequence[float]], colours: Theme) -> None
         axis.text(column + 0.5, row + 0.5, f"{value:.0f}", ha="center", va="center", color=colour)
 
 
-def _legend(figure: Figure, axis: Axes) -> None:
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), fontsize=9.5)
+def _legend(figure: Figure, *axes: Axes) -> None:
+    """Of all that the panels show, once each."""
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper right", ncols=len(handles), fontsize=9.5)
 
 
 def row_scores(rows: dict[str, list[dict[str, Any]]]) -> dict[str, list[float]]:

@@ -78,7 +78,10 @@ def draw(
         captions["gates"] = f"Which expert the gate puts first for the tokens of reference programs, without noise. {tokens}."
     if logs:
         figures["training"] = plots.save(folder, "training", lambda colours: plots.training_figure(logs, colours))
-        captions["training"] = "Training loss by step, and loss on the validation rows; each panel has its own scale."
+        captions["training"] = (
+            "Training loss by step, and loss on the validation rows; each panel has its own scale. "
+            "The parts of a gate's training loss are shown before their weights."
+        )
     return figures, captions
 
 

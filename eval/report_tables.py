@@ -19,10 +19,11 @@ PASS_TEXT = (
     "wall time and memory given. What could not be judged counts nowhere."
 )
 COST_TEXT = (
-    "As the runs themselves say. Peak memory is the process's, on a GPU what torch allocated. Tokens per second are of all completions, "
-    "EOS included and padding not, over the wall time of reading prompts and generating at this batch size. Values in NF4 count as one "
-    "parameter each; “for one token” leaves out the experts that a token does not go to. In judging, the "
-    "time is that of compiling and running programs."
+    "As the runs themselves say. Peak memory is the process's, on a GPU what torch allocated. Tokens per second leave padding out. In "
+    "generating they are of all completions, EOS included, over the wall time of reading prompts and generating; the batch is of prompts. "
+    "In training they are of prompts and completions, of all processes, over the time of the optimizer steps, without evaluations; the "
+    "batch is the rows of a step. Values in NF4 count as one parameter each; “for one token” leaves out the experts that a token does "
+    "not go to. In judging, the time is that of compiling and running programs."
 )
 
 

@@ -49,7 +49,17 @@ PROGRAMS_SHAPE = {
     "programs": [{"lang": str, "id": str, "kind": str, "text": str, "pieces": [str], "choices": [[[NUMBER]]]}],
 }
 ARRAYS_SHAPE = {"experts": [str], "nmi_language": Maybe([NUMBER]), "languages": Each({"n": int, "tokens": int})}
+# Of a log entry of train.gate, the parts of its loss before their weights, and what they are measured in.
+GATE_LOSSES = {
+    "language_model_loss": ("language model loss", "nats per token"),
+    "label_loss": ("language-label loss", "nats per token"),
+    "importance_loss": ("importance loss", "squared variation"),
+    "load_loss": ("load loss", "squared variation"),
+    "balance_loss": ("balance loss", "K if all are alike"),
+    "z_loss": ("z-loss", "nats²"),
+}
 ENTRY_SHAPE = {"step": int, "loss?": NUMBER, "eval_loss?": NUMBER, "seconds?": NUMBER, "learning_rate?": NUMBER}
+ENTRY_SHAPE |= {f"{name}?": NUMBER for name in GATE_LOSSES}
 TRAINED_SHAPE = {**_ABOUT, "figures": _COST}
 _CLAIM = {"system": str, "against": str, "metric": str, "lang": str, "ratio": ESTIMATE_SHAPE, "p_holm?": NUMBER}
 STUDY_SHAPE = {

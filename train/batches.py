@@ -74,3 +74,8 @@ def without_labels(row: dict[str, Any]) -> dict[str, Any]:
     """The row with nothing to learn from: it adds nothing to a loss that counts labels."""
     rejected = {"rejected": without_labels(row["rejected"])} if "rejected" in row else {}
     return {**row, "labels": [IGNORED] * len(row["labels"]), **rejected}
+
+
+def count_tokens(row: dict[str, Any]) -> int:
+    """Of a row, or of both sides of a pair."""
+    return len(row["input_ids"]) + (count_tokens(row["rejected"]) if "rejected" in row else 0)

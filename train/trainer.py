@@ -3,14 +3,13 @@
 * an order of rows that is a pure function of (seed, epoch), so that a resumed run sees the same batches;
 * a stop on a loss or gradient that is not finite, before the optimizer applies it;
 * no logits of a whole batch (`loss.py`);
-* wall-clock seconds in every log entry (the report's training curves), and one progress bar instead of a bar per evaluation;
+* wall-clock seconds in every log entry, those of the steps alone too, and one progress bar instead of a bar per evaluation;
 * the choice of the newest *whole* checkpoint after an interruption;
 * the same losses from N processes as from one that accumulates N times as often, and one process that writes.
 """
 
 import argparse
 import math
-import resource
 import time
 from collections.abc import Callable
 from functools import partial
@@ -37,8 +36,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
-from .batches import MEGABATCH, LengthGroupedSampler, ProcessBatches, without_labels
-from .callbacks import NotFinite, ProgressBar, StopOnBadGradient, not_applied
+from .batches import MEGABATCH, LengthGroupedSampler, ProcessBatches, count_tokens, without_labels
+from .callbacks import NotFinite, ProgressBar, StepClock, StopOnBadGradient, not_applied
 from .checkpoints import check_exact, is_over, newest_checkpoint
 from .data.prompts import IGNORED, Example, collate
 from .loss import losses_for_logits
@@ -57,27 +56,43 @@ class PairTrainer(Trainer):
             self.remove_callback(noisy)
         self.add_callback(ProgressBar())
         self.add_callback(StopOnBadGradient(self.batches_of_step))
-        self._started = time.monotonic()
-        self._before: float | None = None  # seconds of the run that this one resumes
+        self.add_callback(clock := StepClock())
+        self._started, self._clock = time.monotonic(), clock
+        self._before: dict[str, float] = {}  # seconds of the run that this one resumes
 
     def get_train_dataloader(self) -> DataLoader:
         return self._loader(self.train_dataset, self._order(), self.args.train_batch_size)  # type: ignore[arg-type]  # it is a list
 
     def _order(self) -> LengthGroupedSampler:
         rows: Any = self.train_dataset
-        return LengthGroupedSampler([len(row["input_ids"]) for row in rows], self._span(), self.args.seed, self.megabatch)
+        return LengthGroupedSampler([len(row["input_ids"]) for row in rows], self.step_rows(), self.args.seed, self.megabatch)
 
-    def _span(self) -> int:
+    def step_rows(self) -> int:
         """Rows of a step, of all processes."""
         return self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
     def batches_of_step(self) -> list[list[int]]:
         """The rows of each batch of the step that is being taken: all processes' first, then all their second ones, and so on."""
-        order, span, size = self._order(), self._span(), self.args.train_batch_size
-        epoch, step = divmod(self.state.global_step, math.ceil(len(order) / span))
-        order.set_epoch(epoch)
-        rows = list(order)[step * span : (step + 1) * span]
+        _, order, step = self._place()
+        span, size = self.step_rows(), self.args.train_batch_size
+        rows = order[step * span : (step + 1) * span]
         return [rows[start : start + size] for start in range(0, span, size)]
+
+    def _place(self) -> tuple[int, list[int], int]:
+        """The epoch, its order of rows, and the steps of it that were taken."""
+        order = self._order()
+        epoch, step = divmod(self.state.global_step, math.ceil(len(order) / self.step_rows()))
+        order.set_epoch(epoch)
+        return epoch, list(order), step
+
+    def tokens(self) -> int:
+        """Of all steps that the run has taken, in all processes: prompts and completions, both sides of a pair, no padding.
+
+        They follow from the order of the rows, so an interruption loses or doubles none.
+        """
+        rows: Any = self.train_dataset
+        epoch, order, step = self._place()
+        return epoch * sum(map(count_tokens, rows)) + sum(count_tokens(rows[row]) for row in order[: step * self.step_rows()])
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         rows: Any = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -154,31 +169,14 @@ class PairTrainer(Trainer):
         self.accelerator.wait_for_everyone()  # so that `trainer_state.json` comes last of all that all processes write
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        logs["seconds"] = round(self._seconds(), 2)
+        logs |= {name: round(value, 3) for name, value in self.seconds().items()}
         super().log(logs, *args, **kwargs)
 
-    def _seconds(self) -> float:
-        """Since the start of training; a resumed run goes on from the last entry of the interrupted one."""
-        if self._before is None:
-            self._before = max((entry.get("seconds", 0.0) for entry in self.state.log_history), default=0.0)
-        return self._before + time.monotonic() - self._started
-
-    def figures(self) -> dict[str, Any]:
-        """What `run.json` says of a finished run; peak memory is the process's, or the device's on CUDA."""
-        losses = [entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry]
-        model: Any = self.model
-        trained = sum(int(parameter.numel()) for parameter in model.parameters() if parameter.requires_grad)
-        cuda = torch.cuda.is_available()
-        peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return {
-            "steps": self.state.global_step,
-            "trainable_parameters": trained,
-            "best_eval_loss": min(losses, default=None),
-            "best_step": self.state.best_global_step,
-            "seconds": round(self._seconds(), 1),
-            "peak_bytes": peak,
-            "processes": self.args.world_size,
-        }
+    def seconds(self) -> dict[str, float]:
+        """`seconds` since the start of training, `step_seconds` of its steps; a resumed run goes on from its last log entry."""
+        now = {"seconds": time.monotonic() - self._started, "step_seconds": self._clock.seconds}
+        self._before = self._before or {name: max((entry.get(name, 0.0) for entry in self.state.log_history), default=0.0) for name in now}
+        return {name: self._before[name] + value for name, value in now.items()}
 
 
 def train_pairs(

@@ -16,7 +16,7 @@ _JARS = ":".join(
     f"/usr/share/java/{name}.jar" for name in ("javatuples", "junit-jupiter-api", "apiguardian-api", "opentest4j", "junit4", "assertj-core")
 )
 _JAVAC = ("javac", *(f"-J{flag}" for flag in _JVM), "-proc:none", "-nowarn", "-encoding", "UTF-8", "-cp", f"../support:{_JARS}", "-d", ".")
-_JAVA_HARNESS = ("Wire.java", "Candidate.java", "Server.java", "Tests.java", "Remote.java", "JUnit.java")
+_JAVA_HARNESS = ("Wire.java", "AnswerLoop.java", "Candidate.java", "Server.java", "Tests.java", "Remote.java", "JUnit.java")
 _GCC = ("g++", "-std=c++17", "-O0", "-w", "-pipe")
 
 
@@ -43,6 +43,8 @@ class Toolchain:
 
 
 def _python(task: Task, completion: str) -> Program:
+    if task.classes:
+        return Program({"program.py": task.program(completion)}, ("python3", "-I", "../support/module.py"))
     return Program({"program.py": task.program(completion)}, ("python3", "-I", "../support/candidate.py", _entry(task, completion)))
 
 
@@ -122,7 +124,7 @@ def _java_tests(task: Task) -> Program:
 TOOLCHAINS = {
     "python": Toolchain(
         tools=("python3",),
-        support=("wire.py", "candidate.py", "tests.py"),
+        support=("wire.py", "candidate.py", "module.py", "tests.py", "objects.py"),
         candidate=_python,
         tests=lambda task: Program(_plan(task), ("python3", "-I", "../support/tests.py")),
         missing=r"No module named '([\w.]+)'",
@@ -150,7 +152,7 @@ TOOLCHAINS = {
     ),
     "cpp": Toolchain(
         tools=("g++",),
-        support=("wire.h", "catch.h"),
+        support=("values.h", "wire.h", "catch.h"),
         candidate=_cpp_candidate,
         tests=_cpp_tests,
         prepare=(*_GCC, "-x", "c++-header", "wire.h"),

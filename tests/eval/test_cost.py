@@ -1,53 +1,8 @@
-"""Parameters for one token against a mixture that has no more experts than a token goes to."""
+"""Tokens of completions, and how many a second."""
 
-from typing import Any
-
-import pytest
-import torch
-from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM
-
-from eval.cost import active_parameters, model_cost, speed
-from model import MoEForCausalLM
-from model.configuration_moe import MoEConfig
-
-SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+from eval.cost import count_tokens, speed
 
 
-def ours(experts: int, **settings: Any) -> Any:
-    return MoEForCausalLM(MoEConfig(**SHAPE, vocab_size=100, num_local_experts=experts, **settings))
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"num_experts_per_tok": 2},
-        {"num_experts_per_tok": 2, "quantization": "nf4"},
-        {"num_experts_per_tok": 2, "expert_layout": "lora", "lora_rank": 4},
-        {"num_experts_per_tok": 2, "num_shared_experts": 1},
-        {"num_experts_per_tok": 1, "router_type": "switch"},
-    ],
-    ids=lambda settings: "-".join(map(str, settings.values())),
-)
-def test_active_parameters_are_those_of_a_mixture_without_idle_experts(settings: dict[str, Any]) -> None:
-    chosen = settings["num_experts_per_tok"]
-    large, small = ours(6, **settings), ours(chosen, **settings)
-    gates = sum(module.weight.numel() for name, module in large.named_modules() if name.endswith("mlp.gate"))
-    noise = sum(p.numel() for name, p in large.named_parameters() if name.endswith("noise_weight"))
-    gates_of_small = (gates + noise) * chosen // 6
-    assert active_parameters(large) == small.num_parameters() - gates_of_small + gates + noise
-
-
-def test_models_of_transformers() -> None:
-    dense = MistralForCausalLM(MistralConfig(**SHAPE, vocab_size=100))
-    assert active_parameters(dense) == dense.num_parameters()
-    large, small = (
-        MixtralForCausalLM(MixtralConfig(**SHAPE, vocab_size=100, num_local_experts=experts, num_experts_per_tok=2)) for experts in (5, 2)
-    )
-    assert active_parameters(large) == small.num_parameters() + 3 * 64 * 2  # the rows of two gates
-
-
-def test_what_a_run_took() -> None:
-    took = model_cost(ours(4))
-    assert took["device"] == "cpu"
-    assert took["peak_bytes"] > 2**20 * torch.get_default_dtype().itemsize
+def test_tokens_end_with_eos_and_are_over_all_of_the_time() -> None:
+    assert count_tokens([[5, 6, 2, 2, 2], [5, 6, 7], [2]], eos=2) == 7
     assert speed(30, 2.0, 5) == {"generated_tokens": 30, "generation_seconds": 2.0, "tokens_per_second": 15.0, "batch_size": 5}

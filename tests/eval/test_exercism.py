@@ -1,4 +1,4 @@
-"""Exercism's tests in JavaScript, Java and C++: all of them run, on objects that stay in the program's process; none can be forged."""
+"""Exercism's tests: all of them run, on objects that stay in the program's process; none can be forged."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -81,8 +81,149 @@ CPP = {
         'TEST_CASE("parts") { REQUIRE(halves::parts("abc") == std::vector<std::string>{"a", "bc"}); }\n#endif\n'
     },
 }
-ROWS = {"javascript": JAVASCRIPT, "java": JAVA, "cpp": CPP}
+PYTHON = {
+    "stub": {"counter.py": "class Counter:\n    pass\n"},
+    "solution": {
+        "example.py": """from datetime import date
+from enum import IntEnum
+
+class Empty(ValueError):
+    def __init__(self, text):
+        self.text = text
+
+class Counter:
+    def __init__(self, n=0):
+        self.n = n
+    def add(self, other):
+        return Counter(self.n + other.n)
+    def __iter__(self):
+        return iter(range(self.n))
+    def __len__(self):
+        return self.n
+    def __str__(self):
+        return 'n' * self.n
+    def take(self):
+        if not self.n:
+            raise Empty('nothing left')
+        self.n -= 1
+    def other(self):
+        return [self, {'n': self.n}]
+
+def twice(f, x):
+    return f(f(x))
+
+def same(f, g):
+    return f is g
+
+def sort(values):
+    values.sort()
+
+class Colour(IntEnum):
+    RED = 3
+
+class Names(list):
+    def first(self):
+        return self[0]
+
+def next_year(day):
+    return date(day.year + 1, day.month, day.day)
+"""
+    },
+    "tests": {
+        "counter_test.py": """import unittest
+from datetime import date
+
+import counter
+from counter import (
+    Counter,
+    Empty as Nothing,
+)
+
+class CounterTest(unittest.TestCase):
+    def setUp(self):
+        self.counter = Counter(n=1)
+
+    def test_first(self):
+        self.assertEqual(self.counter.n, 1)
+
+    def test_adds(self):
+        sum_of = self.counter.add(Counter(2))
+        self.assertEqual((sum_of.n, len(sum_of), list(sum_of), str(sum_of)), (3, 3, [0, 1, 2], 'nnn'))
+
+    def test_lists(self):
+        found = self.counter.other()
+        self.assertIs(found[0], self.counter)
+        self.assertEqual(found[1], {'n': 1})
+        self.assertNotEqual(Counter(1), Counter(1))
+
+    def test_ends(self):
+        self.counter.take()
+        with self.assertRaises(Nothing) as err:
+            self.counter.take()
+        self.assertEqual(err.exception.args[0], 'nothing left')
+        self.assertEqual(type(err.exception), Nothing)
+        with self.assertRaises(ValueError):
+            self.counter.take()
+
+    def test_changes(self):
+        self.counter.n = 5
+        self.assertEqual([x for x in self.counter], [0, 1, 2, 3, 4])
+        values = [3, 1]
+        counter.sort(values)
+        self.assertEqual(values, [1, 3])
+
+    def test_calls(self):
+        f = lambda x: x + 5
+        self.assertEqual(counter.twice(f, 1), 11)
+        self.assertTrue(all(map(counter.same, [f], [f])))
+
+    def test_own_classes_of_plain_data(self):
+        self.assertEqual(counter.Colour.RED, 3)
+        names = counter.Names(['a', 'b'])
+        self.assertEqual((names.first(), list(names)), ('a', ['a', 'b']))
+        self.assertNotEqual(names, ['a', 'b'])
+
+    def test_dates(self):
+        self.assertEqual(counter.next_year(date(2000, 5, 6)), date(2001, 5, 6))
+
+if __name__ == '__main__':
+    unittest.main()
+"""
+    },
+}
+ROWS = {"python": PYTHON, "javascript": JAVASCRIPT, "java": JAVA, "cpp": CPP}
+_SEND = """
+import json, os
+def send(value):
+    text = json.dumps(value).encode()
+    os.write(4, len(text).to_bytes(8, 'little') + text)
+"""
+_RIGHT = PYTHON["solution"]["example.py"] + _SEND  # but for what an attack adds
 ATTACKS = {
+    "python": {
+        "right for the first test alone": "class Counter:\n    def __init__(self, n): self.n = n\nEmpty = ValueError\n",
+        "exits with 0": "import os; os._exit(0)",
+        "exits when it is asked": _RIGHT + "import sys\ndel twice\nsys.modules['program'].__getattr__ = lambda name: os._exit(0)\n",
+        "is a number equal to everything": _RIGHT + "class Any(int):\n    def __eq__(self, other): return True\n"
+        "    def __hash__(self): return 1\ndef twice(f, x): return Any(7)\n",
+        "is a date equal to everything": _RIGHT + "class Any(date):\n    def __eq__(self, other): return True\n"
+        "def next_year(day): return Any(1, 1, 1)\n",
+        "is an object equal to everything": _RIGHT
+        + "Counter.__eq__ = lambda *_: True\nCounter.other = lambda self: [Counter(1), {'n': 1}]\n",
+        "skips": _RIGHT + "import unittest\ndef twice(f, x): raise unittest.SkipTest('no')\n",
+        "skips by a name": _RIGHT + "class SkipTest(Exception): pass\nSkipTest.__module__ = 'builtins'\ndef twice(f, x): raise SkipTest\n",
+        "raises what ends a process": _RIGHT + "def twice(f, x): raise SystemExit(0)\n",
+        "raises what ends a run": _RIGHT + "def twice(f, x): raise KeyboardInterrupt\n",
+        "raises what ends a loop": _RIGHT + "def same(f, g): raise StopIteration\n",  # all() of nothing is true
+        "is every error": _RIGHT + "Empty = Exception\ndef take(self): raise Empty('nothing left')\nCounter.take = take\n",
+        "answers before it is asked": _RIGHT + "for i in range(50): send({'ok': [[1, []]]})\n",
+        "calls what it was not given": _RIGHT + "def twice(f, x): send({'call': 9, 'arguments': []}); return 12\n",
+        "calls a function by name": _RIGHT + "def twice(f, x): send({'call': 'os._exit', 'arguments': [0]}); return 12\n",
+        "makes a function of the tests' own": _RIGHT + "def twice(f, x): f.__globals__['finish'] = print; return 12\n",
+        "refers to a function of the tests": _RIGHT + "def twice(f, x): send({'ok': [{'reference': {'yours': 0}}, []]})\n",
+        "has a bomb of classes": _SEND + "e = None\nfor i in range(900): e = {'mine': i, 'error': ['E', e]}\nsend({'error': [e, []]})\n",
+        "refers to nothing": _SEND + "send({'ok': {'reference': {'mine': 'x'}}})\n",
+    },
     "javascript": {
         "right for the first test alone": "export class Empty {}\nexport const twice = 0;\n"
         "export class Counter { constructor(n) { this.n = n; } }",
@@ -154,6 +295,9 @@ def test_cpp_shows_the_declarations_that_its_stub_lacks(read: Callable[..., list
 @pytest.mark.parametrize(
     ("lang", "part", "file", "old", "new"),
     [
+        ("python", "solution", "example.py", "def __len__(self)", "def __eq__(self, other)"),
+        ("python", "stub", "counter.py", "class", "@dataclass\nclass"),
+        ("python", "tests", "counter_test.py", "import unittest", "import unittest\nfrom unittest import mock"),
         ("javascript", "tests", "counter.spec.js", "() => { counter.take();", "async () => { await counter.take();"),
         ("java", "solution", "Counter.java", "int[] sorted(int[] values)", "int[] sorted(java.util.function.Supplier<int[]> values)"),
         ("java", "tests", "CounterTest.java", "counter.size()", "counter.last"),

@@ -174,11 +174,15 @@ def test_outcomes_have_their_names(completion: str, outcome: str, judge: Judge) 
 
 
 def test_values_cross_as_they_are(judge: Judge) -> None:
-    values = "[None, True, 1, -10**5000, 1.5, float('inf'), 'é\\ud800', b'\\0', (1, (2,)), {1, 2}, frozenset({3}), {(1, 2): [3]}, 1j]"
+    values = (
+        "[None, True, 1, -10**5000, 1.5, float('inf'), 'é\\ud800', b'\\0', (1, (2,)), {1, 2}, frozenset({3}), {(1, 2): [3]}, 1j, range(3)]"
+    )
     task = Task(
         "t", "python", "", "def f(x):\n", "f", "", f"for v in {values}:\n    r = f(v)\n    assert r == v and type(r) is type(v), v\n"
     )
     assert judge.judge(task, "    return x\n").outcome == "passed"
+    listed = replace(task, tests="assert f([0, 1]) == [0, 1]\n")
+    assert judge.judge(listed, "    return range(2)\n").outcome == "failed"  # as in one process
 
 
 def test_a_changed_argument_is_seen_by_the_tests(judge: Judge) -> None:

@@ -1,9 +1,11 @@
 """`python -m train.expert`: what it learns from, what it leaves behind, and that an interruption changes nothing."""
 
+import itertools
 import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, TrainerCallback
 
-from train import base, expert, trainer
+from train import base, callbacks, expert, trainer
 
 
 class Killed(Exception):
@@ -65,6 +67,24 @@ def test_an_interrupted_run_ends_bit_equal(whole, tiny_base, tiny_data, tmp_path
     assert expected.keys() == resumed.keys()
     for name, tensor in expected.items():
         assert torch.equal(tensor, resumed[name]), name
+
+
+def test_an_interruption_adds_and_loses_no_tokens_and_no_time(whole, tiny_base, tiny_data, tmp_path, monkeypatch):
+    """With a clock on which each step takes a second: the step after the checkpoint, which is taken again, counts once."""
+    ticks = itertools.count()
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    flags = arguments(tiny_base, tiny_data, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.ProgressBar, "on_step_end", KillAt(4).on_step_end)
+        with pytest.raises(Killed):
+            run(patch, *flags)
+    assert run(monkeypatch, *flags, "--resume") == 0
+    expected, figures = (json.loads((out / "run.json").read_text())["figures"] for out in (whole, tmp_path / "out"))
+    assert figures["tokens"] == expected["tokens"] > 0
+    assert figures["tokens_per_second"] == figures["tokens"] / 18
+    assert figures["parameters"] - figures["trainable_parameters"] == AutoModelForCausalLM.from_pretrained(tiny_base).num_parameters()
+    entries = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [entry["step_seconds"] for entry in entries] == [entry["step"] for entry in entries]
 
 
 @pytest.mark.parametrize("early", [False, True])

@@ -14,10 +14,12 @@ from transformers import AutoTokenizer
 
 from model import MoEConfig, MoEForCausalLM, cli
 from model.languages import LANGUAGES
+from train import trainer
 from train.batches import ProcessBatches
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
 STEPS, CUT = 9, 6
+SAME = ("batch_size", "device", "parameters", "active_parameters", "trainable_parameters")
 LINEAR = ["--importance", 0, "--load", 0, "--z-loss", 0, "--noise", "none"]  # of a gate's losses what is a mean over tokens
 
 
@@ -95,6 +97,19 @@ def run(monkeypatch, module: str, *arguments: object) -> None:
     assert importlib.import_module(module).main() == 0
 
 
+def count_trained_tokens(monkeypatch) -> list[int]:
+    """Collects the tokens of each batch that is trained on from here on, by its attention mask."""
+    found: list[int] = []
+    training_step = trainer.Trainer.training_step
+
+    def counted(self, model, inputs, *args, **kwargs):
+        found.append(int(inputs["attention_mask"].sum()))
+        return training_step(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(trainer.Trainer, "training_step", counted)
+    return found
+
+
 def log(folder: Path, left_out: tuple[str, ...] = ()) -> list[dict]:
     """The entries of the log without what depends on the clock, the number of batches, or where a run was resumed."""
     entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -116,12 +131,19 @@ def assert_same(one: Path, many: Path, rtol: float, left_out: tuple[str, ...] = 
 
 @pytest.mark.parametrize("name", ["expert", "gate", "align", "base"])
 def test_two_processes_are_one_that_accumulates_twice(commands, two, sharded, tmp_path, monkeypatch, name):
-    """Every loss, norm, rate and evaluation of the log, and the weights; for the gate that is with its noise and its losses."""
+    """Every loss, norm, rate and evaluation of the log, and the weights; for the gate that is with its noise and its losses.
+
+    And the tokens that the batches' masks count; a row that only keeps the second process busy is none of them.
+    """
     module, flags = commands[name]
-    run(monkeypatch, module, *flags, "--accumulation", 2, "--out", tmp_path / "one")
-    assert_same(tmp_path / "one", two / name, rtol=1e-5)
-    assert_same(tmp_path / "one", sharded / name, rtol=1e-5)
-    assert json.loads((two / name / "run.json").read_text())["figures"]["processes"] == 2
+    tokens = count_trained_tokens(monkeypatch)
+    run(monkeypatch, module, *flags, "--accumulation", 2, "--out", tmp_path / name)
+    assert_same(tmp_path / name, two / name, rtol=1e-5)
+    assert_same(tmp_path / name, sharded / name, rtol=1e-5)
+    one, both = (json.loads((folder / name / "run.json").read_text())["figures"] for folder in (tmp_path, two))
+    assert one["tokens"] == both["tokens"] == sum(tokens)
+    assert {key: one[key] for key in SAME} == {key: both[key] for key in SAME}
+    assert (one["processes"], both["processes"]) == (1, 2)
 
 
 @pytest.mark.parametrize("name", ["expert", "linear gate", "align", "base"])

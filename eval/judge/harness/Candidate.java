@@ -1,54 +1,46 @@
-import java.io.EOFException;
-import java.lang.reflect.InvocationTargetException;
 import java.lang.reflect.Method;
+import java.lang.reflect.Modifier;
 import java.util.Arrays;
 import java.util.stream.Collectors;
 
 /** Runs in the candidate's sandbox and answers calls. Nothing here is trusted, and nothing here knows what is right. */
-final class Candidate {
+final class Candidate extends AnswerLoop {
+    private final String[] names;
+    private Method method;
+    private Object target;
+
+    private Candidate(String[] names) {
+        this.names = names;
+    }
+
     /** Arguments: the class, the method's name, its parameters' simple type names joined by commas. */
     public static void main(String[] args) throws Exception {
-        Wire wire = new Wire(new NoReferences());
-        Method method = null;
-        Object target = null;
-        String problem = null;
-        try {
-            Class<?> type = Class.forName(args[0]);
-            method = find(type, args[1], args[2]);
-            method.setAccessible(true);
-            if (!java.lang.reflect.Modifier.isStatic(method.getModifiers())) {
-                var constructor = type.getDeclaredConstructor();
-                constructor.setAccessible(true);
-                target = constructor.newInstance();
-            }
-        } catch (Throwable error) {
-            problem = String.valueOf(error);
+        new Candidate(args).run(new Wire(new NoReferences()));
+    }
+
+    @Override
+    Object[] answer(Object[] arguments) throws ReflectiveOperationException {
+        if (method == null) {
+            load();
         }
-        while (true) {
-            Object[] arguments;
-            try {
-                arguments = (Object[]) wire.receive();
-            } catch (EOFException error) {
-                System.exit(0);
-                return;
-            }
-            Object[] reply;
-            try {
-                if (problem != null) {
-                    throw new IllegalStateException(problem);
-                }
-                reply = new Object[] {"ok", method.invoke(target, arguments), arguments};
-            } catch (InvocationTargetException error) {
-                reply = new Object[] {error.getCause() instanceof OutOfMemoryError ? "memory" : "error", String.valueOf(error.getCause())};
-            } catch (Throwable error) {
-                reply = new Object[] {"error", String.valueOf(error)};
-            }
-            try {
-                wire.send(reply);
-            } catch (IllegalArgumentException | UnsupportedOperationException error) {
-                wire.send(new Object[] {"error", error.getMessage()});
-            }
+        return new Object[] {"ok", method.invoke(target, arguments), arguments};
+    }
+
+    @Override
+    Object[] threw(Throwable error) {
+        return new Object[] {"error", String.valueOf(error)};
+    }
+
+    private void load() throws ReflectiveOperationException {
+        Class<?> type = Class.forName(names[0]);
+        Method found = find(type, names[1], names[2]);
+        found.setAccessible(true);
+        if (!Modifier.isStatic(found.getModifiers())) {
+            var constructor = type.getDeclaredConstructor();
+            constructor.setAccessible(true);
+            target = constructor.newInstance();
         }
+        method = found;
     }
 
     private static final class NoReferences implements Wire.References {

@@ -1,7 +1,5 @@
-import java.io.EOFException;
 import java.lang.reflect.Constructor;
 import java.lang.reflect.Executable;
-import java.lang.reflect.InvocationTargetException;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.IdentityHashMap;
@@ -10,7 +8,7 @@ import java.util.Map;
 import java.util.stream.Collectors;
 
 /** Runs in the candidate's sandbox: makes objects of the program and calls their methods. Nothing here is trusted, and nothing here knows what is right. */
-final class Server implements Wire.References {
+final class Server extends AnswerLoop implements Wire.References {
     private final List<Object> objects = new ArrayList<>();
     private final Map<Object, Integer> numbers = new IdentityHashMap<>();
 
@@ -29,36 +27,22 @@ final class Server implements Wire.References {
 
     public static void main(String[] args) throws Exception {
         Server server = new Server();
-        Wire wire = new Wire(server);
-        while (true) {
-            Object[] request;
-            try {
-                request = (Object[]) wire.receive();
-            } catch (EOFException error) {
-                System.exit(0);
-                return;
-            }
-            Object[] reply;
-            try {
-                Object[] arguments = (Object[]) request[5];
-                reply = new Object[] {"ok", answer(request, arguments), arguments};
-            } catch (InvocationTargetException error) {
-                Throwable cause = error.getCause();
-                String kind = cause instanceof OutOfMemoryError ? "memory" : "threw";
-                reply = new Object[] {kind, cause.getMessage(), cause.getClass().getName()};
-            } catch (Throwable error) {
-                reply = new Object[] {"error", String.valueOf(error)};
-            }
-            try {
-                wire.send(reply);
-            } catch (IllegalArgumentException | UnsupportedOperationException error) {
-                wire.send(new Object[] {"error", error.getMessage()});
-            }
-        }
+        server.run(new Wire(server));
+    }
+
+    @Override
+    Object[] answer(Object[] request) throws ReflectiveOperationException {
+        Object[] arguments = (Object[]) request[5];
+        return new Object[] {"ok", result(request, arguments), arguments};
+    }
+
+    @Override
+    Object[] threw(Throwable error) {
+        return new Object[] {"threw", error.getMessage(), error.getClass().getName()};
     }
 
     /** `request` is: "new" or "call", the object, its class, the method, the simple names of the parameters' types, the arguments. */
-    private static Object answer(Object[] request, Object[] arguments) throws ReflectiveOperationException {
+    private static Object result(Object[] request, Object[] arguments) throws ReflectiveOperationException {
         Object target = request[1];
         Class<?> type = target == null ? Class.forName((String) request[2]) : target.getClass();
         if (request[0].equals("new")) {

@@ -6,6 +6,7 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import objects
 import wire
 
 
@@ -14,14 +15,15 @@ def finish(outcome, detail=""):
     os._exit(0)
 
 
-def answer():
+def answer(shapes=({"ok"}, {"error"})):
+    """The program's next message, whose keys must be one of `shapes`."""
     try:
         reply = channel.receive()
     except (EOFError, OSError):
         finish("gone", "the program ended before it answered")
     except (ValueError, RecursionError) as error:
         finish("failed", f"the program's answer cannot be read: {error}")
-    if not isinstance(reply, dict) or set(reply) not in ({"ok"}, {"error"}):
+    if not isinstance(reply, dict) or set(reply) not in shapes:
         finish("failed", "the program's answer is malformed")
     return reply
 
@@ -43,23 +45,12 @@ def call(*arguments):
     try:
         result, after, same = map(wire.decode, reply["ok"])
         for mine, theirs in zip(arguments, after, strict=True):
-            write_back(mine, theirs)
+            wire.write_back(mine, theirs)
         for place in same[:1]:  # a function that returns the list that it was given
             result = arguments[place]
     except (ValueError, TypeError, IndexError, RecursionError) as error:
         finish("failed", f"the program's answer cannot be read: {error}")
     return result
-
-
-def write_back(mine, theirs):
-    """What the candidate did to a mutable argument is done to the caller's."""
-    if type(mine) is not type(theirs):
-        return
-    if isinstance(mine, list):
-        mine[:] = theirs
-    elif isinstance(mine, (dict, set)):
-        mine.clear()
-        mine.update(theirs)
 
 
 channel = wire.Channel()
@@ -75,7 +66,10 @@ with open("tests.json", encoding="utf-8") as file:
 namespace: dict[str, object] = {"__name__": "__main__"}
 try:
     exec(compile(plan["trusted"], "trusted.py", "exec"), namespace)
-    namespace[plan["entry"]] = call
+    if plan["entry"]:
+        namespace[plan["entry"]] = call
+    else:
+        namespace["imported_program"] = objects.Program(channel, answer, finish).module(loaded["ok"])
     code = compile(plan["tests"], "tests.py", "exec")
 except Exception as error:
     finish("broken", f"{type(error).__name__}: {error}")

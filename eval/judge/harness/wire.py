@@ -3,46 +3,72 @@
 import json
 import os
 import sys
+from datetime import date, datetime
 
 LIMIT = 16 << 20  # bytes of one message
+SCALAR = (type(None), int, float, complex, str, bytes, range, date)
+PLAIN = (*SCALAR, list, tuple, set, frozenset, dict)
 sys.set_int_max_str_digits(0)
 
 
-def encode(value):
+def encode(value, refer=None):
+    """`refer(value)` is asked first: what it returns crosses in place of the value, but for None."""
+    if refer and (reference := refer(value)) is not None:
+        return {"reference": reference}
     if value is None or isinstance(value, bool):
         return value
     for plain in (int, float, str):
         if isinstance(value, plain):
             return plain(value)
     if isinstance(value, list):
-        return [encode(part) for part in value]
+        return [encode(part, refer) for part in value]
     if isinstance(value, dict):
-        return {"dict": [[encode(key), encode(part)] for key, part in value.items()]}
+        return {"dict": [[encode(key, refer), encode(part, refer)] for key, part in value.items()]}
     for kind in (tuple, set, frozenset):
         if isinstance(value, kind):
-            return {kind.__name__: [encode(part) for part in value]}
+            return {kind.__name__: [encode(part, refer) for part in value]}
     if isinstance(value, complex):
         return {"complex": [value.real, value.imag]}
     if isinstance(value, bytes):
         return {"bytes": value.hex()}
+    if isinstance(value, range):
+        return {"range": [value.start, value.stop, value.step]}
+    if isinstance(value, date):
+        return {"datetime" if isinstance(value, datetime) else "date": value.isoformat()}
     raise TypeError(f"a value of type {type(value).__name__} cannot cross between the tests and the program")
 
 
-def decode(value):
+def decode(value, resolve=None):
+    """`resolve(reference)` reads what crossed in place of a value."""
     if isinstance(value, list):
-        return [decode(part) for part in value]
+        return [decode(part, resolve) for part in value]
     if not isinstance(value, dict):
         return value
     ((kind, data),) = value.items()
     if kind == "dict":
-        return {decode(key): decode(part) for key, part in data}
+        return {decode(key, resolve): decode(part, resolve) for key, part in data}
     if kind in ("tuple", "set", "frozenset"):
-        return {"tuple": tuple, "set": set, "frozenset": frozenset}[kind](map(decode, data))
-    if kind == "complex":
-        return complex(*data)
+        return {"tuple": tuple, "set": set, "frozenset": frozenset}[kind](decode(part, resolve) for part in data)
+    if kind in ("complex", "range"):
+        return {"complex": complex, "range": range}[kind](*data)
     if kind == "bytes":
         return bytes.fromhex(data)
+    if kind in ("datetime", "date"):
+        return {"datetime": datetime, "date": date}[kind].fromisoformat(data)
+    if kind == "reference" and resolve:
+        return resolve(data)
     raise ValueError(f"unknown kind of value {kind!r}")
+
+
+def write_back(mine, theirs):
+    """What the program did to a mutable argument is done to the caller's."""
+    if type(mine) is not type(theirs):
+        return
+    if isinstance(mine, list):
+        mine[:] = theirs
+    elif isinstance(mine, (dict, set)):
+        mine.clear()
+        mine.update(theirs)
 
 
 class Channel:

@@ -1,0 +1,52 @@
+"""What a run took: memory, and parameters in all and for one token. K experts per token, E experts."""
+
+import resource
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .quantization import MatrixModule
+from .routers import MoERouter
+
+
+def model_cost(model: Any) -> dict[str, Any]:
+    """`device`, `parameters`, `active_parameters`, and `peak_bytes`: of the process so far, or on CUDA of what torch allocated."""
+    cuda = model.device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated(model.device) if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "device": torch.cuda.get_device_name(model.device) if cuda else model.device.type,
+        "parameters": int(model.num_parameters()),
+        "active_parameters": active_parameters(model),
+        "peak_bytes": peak,
+    }
+
+
+def active_parameters(model: Any) -> int:
+    """The parameters that one token meets: all, less the experts it does not go to. Values in NF4 count as one each, embeddings count.
+
+    Experts are stacks [E, ...], shared ones included; the other mixtures of transformers count whole unless they stack theirs likewise.
+    """
+    experts = getattr(model.config, "num_local_experts", 0) or 0
+    shared = getattr(model.config, "num_shared_experts", 0) or 0
+    idle = experts - _chosen(model)
+    stacks = [
+        shape for module in model.modules() for shape in _shapes(module) if len(shape) == 3 and shape[0] in (experts, experts + shared)
+    ]
+    return int(model.num_parameters()) - sum(idle * torch.Size(shape[1:]).numel() for shape in stacks)
+
+
+def _chosen(model: Any) -> int:
+    """K: of our router by its kind, else as the configuration says."""
+    kind = next((module.kind for module in model.modules() if isinstance(module, MoERouter)), "topk")
+    if kind in ("switch", "sequence"):
+        return 1
+    return int(getattr(model.config, "num_local_experts" if kind == "softmax" else "num_experts_per_tok", 0) or 0)
+
+
+def _shapes(module: nn.Module) -> Iterable[Sequence[int]]:
+    """Of a module's own parameters and matrices in NF4."""
+    yield from (parameter.shape for parameter in module.parameters(recurse=False))
+    if isinstance(module, MatrixModule):
+        yield from module.quantized_matrices().values()
