@@ -59,6 +59,14 @@ class MoEPreTrainedModel(StrictLoading):
         """
         save_model(super().save_pretrained, Path(save_directory), is_main_process=is_main_process, **options)
 
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """What DistributedDataParallel would broadcast before every forward otherwise: the frozen NF4 bytes. No buffer here is learned.
+
+        PEFT's wrapper asks the model within it, whose names it prefixes.
+        """
+        return [prefix + name for prefix in ("", "base_model.model.") for name, _ in self.named_buffers()]
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, NF4Linear):

@@ -231,6 +231,22 @@ def test_peft_trains_saves_and_loads_an_adapter_on_attention(mixtral, ids, tmp_p
                 again.merge_and_unload()  # not a silent loss of the adapter
 
 
+@pytest.mark.parametrize("adapted", [False, True])
+def test_ddp_broadcasts_no_frozen_bytes(mixtral, tmp_path, adapted):
+    """By default it sends every buffer that it was not told to leave, before every forward."""
+    from peft import LoraConfig, get_peft_model
+
+    model = MoEForCausalLM.from_pretrained(mixtral, quantize="nf4")
+    if adapted:
+        model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"]))
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        assert len(list(model.buffers())) > 20
+        assert torch.nn.parallel.DistributedDataParallel(model).modules_buffers == []
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_dora_on_nf4_is_refused(mixtral):
     from peft import LoraConfig, get_peft_model
 

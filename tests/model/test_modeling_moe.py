@@ -262,6 +262,15 @@ def test_noise_differs_by_layer_and_step_and_is_absent_in_evaluation(noisy, ids,
     assert seen[4:] == [None, None]
 
 
+def test_the_scale_of_the_noise_goes_with_the_model(noisy):
+    noisy.set_router_noise(0.5)
+    assert "noise_scale" not in " ".join(noisy.state_dict())
+    noisy.to("meta")
+    assert {layer.mlp.gate.noise_scale.device.type for layer in noisy.model.layers} == {"meta"}
+    noisy.set_router_noise(1)
+    assert noisy.model.layers[0].mlp.gate.noise_scale is None
+
+
 def test_only_the_gate_learns_when_the_rest_is_frozen(mixtral, ids):
     model = MoEForCausalLM.from_pretrained(mixtral, quantize="nf4", router_type="noisy_topk").train()
     for name, parameter in model.named_parameters():
