@@ -1,8 +1,8 @@
 """What every command of the project shares: how it starts, how it fails, and which seed it takes.
 
 A user's mistake is a `ValueError` (or a missing file, a full disk) with one clear sentence: it goes to stderr and
-the exit status is 2. Other exceptions keep their traceback. Ctrl-C and SIGTERM end a command with 130 and 143,
-once what it had begun to write is removed.
+the exit status is 2. With MOE_TRACEBACK=1 in the environment the traceback comes before it; other exceptions always keep
+theirs. Ctrl-C and SIGTERM end a command with 130 and 143, once what it had begun to write is removed.
 Of several processes that a launcher started, the first speaks.
 """
 
@@ -12,9 +12,10 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from moe_kernels.backend import PRECISIONS
 
@@ -34,6 +35,11 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionH
 
 
 class Parser(argparse.ArgumentParser):
+    """Takes no abbreviated flag: `--conf FILE` would be parsed, but not read (`config_flags.with_config`)."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
     def error(self, message: str) -> NoReturn:
         _let_the_first_speak()
         super().error(message)
@@ -74,13 +80,11 @@ def run_command(command: Callable[[argparse.Namespace], object], parser: argpars
             command(args)
     except MISTAKES as error:
         _let_the_first_speak()
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
+        return _mistake(f"{parser.prog}: {error}")
     except Exception as error:  # of a class of its own in each library; tokenizers' is Exception itself
         if not _disk_is_full(error):
             raise
-        print(f"{parser.prog}: no space left on the disk: {getattr(error, 'filename', None) or error}", file=sys.stderr)
-        return 2
+        return _mistake(f"{parser.prog}: no space left on the disk: {getattr(error, 'filename', None) or error}")
     except Terminated:
         print(f"{parser.prog}: terminated", file=sys.stderr)
         return 128 + signal.SIGTERM
@@ -88,6 +92,14 @@ def run_command(command: Callable[[argparse.Namespace], object], parser: argpars
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
+
+
+def _mistake(sentence: str) -> int:
+    """Says it, with the traceback of the error that is being handled where asked for; returns the exit status."""
+    if os.environ.get("MOE_TRACEBACK") == "1":
+        traceback.print_exc()
+    print(sentence, file=sys.stderr)
+    return 2
 
 
 @contextmanager

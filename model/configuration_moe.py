@@ -73,9 +73,10 @@ class MoEConfig(MixtralConfig):
     @classmethod
     def of(cls, config: MixtralConfig) -> "MoEConfig":
         """The configuration itself, or Mixtral's as ours: its router has no noise."""
-        return (
-            config if isinstance(config, cls) else cls.from_dict({**config.to_dict(), "model_type": cls.model_type, "router_type": "topk"})
-        )
+        if isinstance(config, cls):
+            return config
+        settings = {**config.to_dict(), "model_type": cls.model_type, "router_type": "topk"}
+        return cls.from_dict({**settings, "attn_implementation": config._attn_implementation})  # which is not in the dict
 
     @property
     def routed_names(self) -> list[str] | None:

@@ -11,6 +11,7 @@ import argparse
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from transformers import MixtralConfig
 from moe_kernels.nf4 import NF4Weight, dequantize_nf4
 from moe_kernels.nf4_format import NF4, dtype_name
 
-from .checkpoint import CONFIG, DTYPES, parse_dtype
+from .checkpoint import CONFIG, DTYPES, model_folder, parse_dtype
 from .checkpoint_writer import CheckpointWriter
 from .cli import make_parser, run_command
 from .configuration_moe import MoEConfig
@@ -63,7 +64,8 @@ def _write(model: "MoEForCausalLM", config: dict[str, Any], folder: Path, dtype:
     write_json(folder / CONFIG, config)
     model.generation_config.save_pretrained(folder)
     if model.name_or_path:
-        _copy_tokenizer(Path(model.name_or_path), folder)
+        with suppress(FileNotFoundError):  # what it was loaded from is gone
+            _copy_tokenizer(model_folder(model.name_or_path), folder)
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:

@@ -56,7 +56,7 @@ def load_model(
         take_chat_template(tokenizer, [model_folder(adapter)])
     if kind in _MIXTURES:
         changes: dict[str, Any] = {} if router_type is None else {"router_type": router_type}
-        model: Any = MoEForCausalLM.from_pretrained(folder, dtype=chosen or "auto", device_map=device, precision=precision, **changes)
+        model: Any = MoEForCausalLM.from_pretrained(path, dtype=chosen or "auto", device_map=device, precision=precision, **changes)
     else:
         model = _load_dense(folder, device, chosen)
     if adapter is not None:

@@ -15,9 +15,13 @@ from .devices import Device, DeviceMap, device_of, dispatch, resolve_device_map
 from .saving import check_not_interrupted
 
 # what Auto classes, pipelines and `transformers serve` hand on; everything here is local, so none of it has an effect
-_WITHOUT_EFFECT = {"_from_auto", "_commit_hash", "trust_remote_code", "cache_dir", "force_download", "local_files_only"}
-_WITHOUT_EFFECT |= {"proxies", "token", "use_safetensors", "code_revision", "low_cpu_mem_usage", "_from_pipeline"}
-_WITHOUT_EFFECT |= {"tqdm_class", "weights_only"}
+_WITHOUT_EFFECT = {"_from_auto", "_commit_hash", "trust_remote_code", "force_download", "local_files_only", "proxies", "token"}
+_WITHOUT_EFFECT |= {"use_safetensors", "code_revision", "low_cpu_mem_usage", "_from_pipeline", "tqdm_class", "weights_only"}
+# transformers' own keywords for what is not done here: None, False or "" asks for nothing
+_UNLESS_ASKED = {"revision", "subfolder", "variant", "gguf_file", "state_dict", "key_mapping", "generation_config"}
+_UNLESS_ASKED |= {"quantization_config", "load_in_4bit", "load_in_8bit", "ignore_mismatched_sizes", "offload_buffers"}
+_UNLESS_ASKED |= {"tp_plan", "tp_size", "device_mesh", "distributed_config", "experts_implementation", "use_kernels", "kernel_config"}
+_UNLESS_ASKED |= {"allow_all_kernels", "fusion_config", "disable_mmap", "from_tf", "from_flax", "mirror", "offload_state_dict"}
 
 
 class StrictLoading(MixtralPreTrainedModel):
@@ -35,20 +39,22 @@ class StrictLoading(MixtralPreTrainedModel):
         max_memory: dict | None = None,
         offload_folder: str | Path | None = None,
         attn_implementation: str | None = None,
+        cache_dir: str | Path | None = None,
         precision: str = "exact",
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Loads a folder, or a model in the hub's local cache: any Mixtral checkpoint, or one of ours.
+        """Loads a folder, or a model in the hub's local cache (`cache_dir`): any Mixtral checkpoint, or one of ours.
 
-        `dtype` "auto" is the config's. `quantize`: "nf4" quantises while loading, "none" dequantises, None leaves what is stored.
+        `dtype` "auto" is the config's, or else the checkpoint's.
+        `quantize`: "nf4" quantises while loading, "none" dequantises, None leaves what is stored.
         `precision` as in `set_precision`; it is not stored. `device_map`, `max_memory` and `offload_folder` as in transformers; see
         `devices.resolve_device_map`. Other keyword arguments override fields of the config, e.g. `router_type="noisy_topk"` (Wnoise
         is zero where the stored router has none). ValueError names the tensors that do not fit, so the missing, unexpected and mismatched
         keys of `output_loading_info` are empty.
         """
         check_not_interrupted(Path(pretrained_model_name_or_path), config)
-        folder = model_folder(pretrained_model_name_or_path)
+        folder = model_folder(pretrained_model_name_or_path, cache_dir=cache_dir)
         stored = read_config(folder)
         is_quiet = stored.get("model_type") == "mixtral" or stored.get("router_type", "noisy_topk") != "noisy_topk"
         adapter = (kwargs.pop("adapter_kwargs", None) or {}).get("_adapter_model_path")
@@ -59,17 +65,18 @@ class StrictLoading(MixtralPreTrainedModel):
         changes |= {name: kwargs.pop(name) for name in list(kwargs) if name in MoEConfig.__dataclass_fields__}
         if kwargs.get("revision") == "main":
             del kwargs["revision"]  # the default, which is the one that is read
-        if unknown := [name for name, value in kwargs.items() if name not in _WITHOUT_EFFECT and value]:
+        if unknown := [name for name, value in kwargs.items() if name not in _WITHOUT_EFFECT and (value or name not in _UNLESS_ASKED)]:
             hint = ' (quantize="nf4" quantises)' if set(unknown) & {"quantization_config", "load_in_4bit", "quantise"} else ""
             raise TypeError(f"from_pretrained got unknown arguments: {', '.join(unknown)}{hint}")
         if config is not None:
             attn_implementation = attn_implementation or config._attn_implementation  # a config's dict does not hold it
         config = resolve_config(folder, config, changes)
-        model = _build(cls, config, dtype, attn_implementation)
+        checkpoint = Checkpoint(folder)
+        model = _build(cls, config, (config.dtype or _dtype_of(checkpoint)) if dtype == "auto" else dtype, attn_implementation)
         devices = resolve_device_map(model, device_map, max_memory)
-        load_weights(model, Checkpoint(folder), lambda name: device_of(name, devices), optional=".noise_weight" if is_quiet else None)
+        load_weights(model, checkpoint, lambda name: device_of(name, devices), optional=".noise_weight" if is_quiet else None)
         model.tie_weights()
-        model.name_or_path = config.name_or_path = str(folder)
+        model.name_or_path = config.name_or_path = str(pretrained_model_name_or_path)
         if model.can_generate() and (folder / GENERATION).is_file():
             model.generation_config = generation_config(folder)
         dispatch(model.eval().set_precision(precision), devices, offload_folder)
@@ -81,9 +88,14 @@ class StrictLoading(MixtralPreTrainedModel):
 
 def _build(cls: Any, config: MoEConfig, dtype: torch.dtype | str, attn_implementation: str | None) -> Any:
     """The model with its parameters on the meta device."""
-    dtype = parse_dtype((config.dtype or "float32") if dtype == "auto" else dtype)
     with init_empty_weights():
-        return cls._from_config(config, dtype=dtype, attn_implementation=attn_implementation)
+        return cls._from_config(config, dtype=parse_dtype(dtype), attn_implementation=attn_implementation)
+
+
+def _dtype_of(checkpoint: Checkpoint) -> torch.dtype:
+    """Of the embeddings, which are never quantised."""
+    names = (name for name in checkpoint if name.endswith("embed_tokens.weight"))
+    return next((checkpoint.head(name, 1).dtype for name in names), torch.float32)
 
 
 def resolve_config(folder: Path, given: MoEConfig | None, changes: dict[str, Any]) -> MoEConfig:

@@ -32,7 +32,8 @@ class MoERouter(nn.Module):
         noisy = config.router_type == "noisy_topk"
         self.noise_weight = nn.Parameter(torch.zeros(config.num_local_experts, config.hidden_size)) if noisy else None
         self.last_routing: Routing | None = None
-        self.noise_scale: Tensor | None = None
+        self.noise_scale: Tensor | None
+        self.register_buffer("noise_scale", None, persistent=False)
 
     def forward(
         self,

@@ -41,6 +41,26 @@ def test_values_are_those_of_typed_flags_and_the_command_line_wins(parse):
     assert parse("lang: cpp\nplan: true\nseed: 3\n")[1]["plan"] is True
 
 
+def test_an_abbreviated_flag_is_refused(parse, capsys):
+    """`--conf FILE` was taken, and the file not read."""
+    with pytest.raises(SystemExit) as left:
+        parse("lang: cpp\n", "--conf", "other.yml")
+    assert left.value.code == 2 and "unrecognized arguments: --conf other.yml" in capsys.readouterr().err
+
+
+def test_a_mistake_shows_its_traceback_where_asked_for(monkeypatch, capsys):
+    def command(args):
+        raise ValueError("the value is wrong")
+
+    said = {}
+    for wanted in ("0", "1"):
+        monkeypatch.setenv("MOE_TRACEBACK", wanted)
+        assert run_command(command, make_parser("some.command", ""), []) == 2
+        said[wanted] = capsys.readouterr().err
+    assert said["0"] == "python -m some.command: the value is wrong\n"
+    assert "in command\n" in said["1"] and said["1"].endswith("\n" + said["0"])
+
+
 def test_a_run_json_is_its_settings(parse):
     record = {"command": ["x"], "settings": {"lang": "java", "learning_rate": 1e-12, "limit": None, "dora": True}, "figures": {}}
     status, args = parse(json.dumps(record), name="run.json")

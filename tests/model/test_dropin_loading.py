@@ -3,6 +3,9 @@
 The oracle is transformers' Mixtral on the same checkpoint, or the same model without the feature.
 """
 
+import json
+import shutil
+
 import pytest
 import torch
 import transformers
@@ -11,12 +14,14 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     MixtralConfig,
+    MixtralForCausalLM,
     pipeline,
 )
 from transformers.cli.serving.model_manager import ModelManager
 
 from model import MoEConfig, MoEForCausalLM, MoEModel, NF4ExpertsConfig
 from model import serve as model_serve
+from model.load import load_model
 
 from .conftest import GENERATION, make_tokenizer
 
@@ -38,6 +43,54 @@ def test_another_revision_or_subfolder_is_not_dropped(mixtral):
     for name in ("revision", "subfolder"):
         with pytest.raises(TypeError, match=f"unknown arguments: {name}"):
             MoEForCausalLM.from_pretrained(mixtral, **{name: "v2"})
+
+
+def test_a_misspelt_option_is_refused_whatever_its_value(mixtral):
+    for value in (0, 0.0, False, None, ""):
+        with pytest.raises(TypeError, match="unknown arguments: importance_coeff"):
+            MoEForCausalLM.from_pretrained(mixtral, importance_coeff=value)
+    MoEForCausalLM.from_pretrained(mixtral, quantization_config=None, load_in_4bit=False, variant=None, ignore_mismatched_sizes=False)
+
+
+@pytest.fixture
+def cached(mixtral, tmp_path):
+    """A cache of the hub with one model, acme/mix."""
+    folder = tmp_path / "cache" / "models--acme--mix"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc")
+    shutil.copytree(mixtral, folder / "snapshots" / "abc")
+    make_tokenizer().save_pretrained(folder / "snapshots" / "abc")
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("cls", [MoEForCausalLM, AutoModelForCausalLM])
+def test_the_cache_of_the_hub_may_lie_elsewhere(mixtral, cached, tmp_path, cls):
+    with pytest.raises((FileNotFoundError, OSError)):
+        cls.from_pretrained("acme/mix", local_files_only=True)
+    model = cls.from_pretrained("acme/mix", cache_dir=cached, local_files_only=True)
+    assert torch.equal(model.lm_head.weight, MixtralForCausalLM.from_pretrained(mixtral).lm_head.weight)
+
+
+def test_a_model_of_the_hub_keeps_its_name(cached, tmp_path, monkeypatch):
+    """So an adapter names its base as others know it; the folder of one machine's cache is nowhere else."""
+    from peft import LoraConfig, get_peft_model
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cached))
+    model = MoEForCausalLM.from_pretrained("acme/mix")
+    model.export_mixtral(tmp_path / "exported")
+    assert (tmp_path / "exported" / "tokenizer.json").is_file()
+    for loaded in (model, load_model("acme/mix", device="cpu")[0]):
+        get_peft_model(loaded, LoraConfig(r=4, target_modules=["q_proj"])).save_pretrained(str(tmp_path / "adapter"))
+        assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == "acme/mix"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_config_without_a_dtype_leaves_the_checkpoints(mixtral, tmp_path, dtype):
+    MixtralForCausalLM.from_pretrained(mixtral, dtype=dtype).save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    del settings["dtype"]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert MoEForCausalLM.from_pretrained(tmp_path).dtype == MixtralForCausalLM.from_pretrained(tmp_path).dtype == dtype
 
 
 @torch.no_grad()
@@ -135,6 +188,9 @@ def test_an_activation_that_the_kernels_lack_is_refused():
 def test_a_configuration_of_mixtral_makes_a_model(mixtral, ids):
     config = MixtralConfig.from_pretrained(mixtral)
     assert MoEForCausalLM(config).config.router_type == "topk"
+    for implementation in ("eager", "sdpa"):
+        config = MixtralConfig.from_pretrained(mixtral, attn_implementation=implementation)
+        assert MoEForCausalLM(config).config._attn_implementation == implementation
 
 
 def test_a_device_map_that_leaves_out_nf4_is_refused(mixtral):
