@@ -28,7 +28,7 @@ from .policy import ADAPTER, MIXTURE, WHOLE, deterministic, kind_of, load_policy
 from .preference import LOSSES, PreferenceLoss, PreferenceTrainer, Row, collate_preferences, longer_side
 from .processes import run_in_all
 from .results import write_output
-from .settings import NOT_FACTS, add_training_flags, check_flags
+from .settings import add_training_flags, check_flags, settings_of
 from .trained_parts import TRAINED, to_stored_dtype
 from .trainer import train_pairs
 from .workspace import check_free, workspace
@@ -88,18 +88,18 @@ def align(args: argparse.Namespace) -> None:
     print(f"{len(pairs):,} pairs of {len({pair.task for pair in pairs}):,} tasks\n{format_table(dropped)}")
     to_train, to_validate = divide(pairs, args.valid_share)
     loss = PreferenceLoss(args.beta, args.loss, args.label_smoothing, args.sft_weight)
+    train_rows = encode(to_train[: args.limit], "train", tokenizer_of(folder, kind), args.max_length)
+    rows = rows_of([longer_side(row) for row in train_rows], "counted")
     if args.plan:
-        rows = encode(to_train[: args.limit], "train", tokenizer_of(folder, kind), args.max_length)
-        return show_plan(plan_alignment(args, folder, kind, loss, rows_of([longer_side(row) for row in rows], "counted")))
-    plan_alignment(args, folder, kind, loss).check()
+        return show_plan(plan_alignment(args, folder, kind, loss, rows, timed=True))
+    if not args.ignore_plan:  # before the model takes its part of what is free
+        plan_alignment(args, folder, kind, loss, rows, timed=False).check()
     set_seed(args.seed)
     model, tokenizer, handed_on = load_policy(folder, kind, args)
-    train_rows = encode(to_train[: args.limit], "train", tokenizer, args.max_length)
     eval_rows = encode(to_validate[: args.eval_limit], "valid", tokenizer, args.max_length)
     fingerprint = Adapter(folder).fingerprint if kind == ADAPTER else base_fingerprint(folder)
-    settings = {key: value for key, value in vars(args).items() if key not in NOT_FACTS}
     data = {"data": args.data, "data_sha256": digest(pairs), "dropped": dropped}
-    facts = {"model": str(folder), "model_fingerprint": fingerprint, **data, "settings": settings, **handed_on}
+    facts = {"model": str(folder), "model_fingerprint": fingerprint, **data, "settings": settings_of(args), **handed_on}
     trainer_class = partial(PreferenceTrainer, preference_loss=loss)
     collator = partial(collate_preferences, pad_token_id=tokenizer.eos_token_id)  # masked by length, so the id does not matter
     with workspace(out, facts, resume=args.resume) as unfinished:

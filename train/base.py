@@ -33,11 +33,11 @@ from .plan_data import find_tokenizer, rows_of, takes_xlcost
 from .plan_models import base_config, whole
 from .processes import LAUNCHED, processes, run_in_all
 from .results import write_output
-from .settings import NOT_FACTS, add_training_flags, check_flags
+from .settings import add_training_flags, check_flags, settings_of
 from .trainer import train_pairs
 from .workspace import check_free, unfinished, workspace
 
-MISTRAL = "mistralai/Mistral-7B-v0.1"
+MISTRAL, SHORT = "mistralai/Mistral-7B-v0.1", "mistral-7b"
 # 1.5 M parameters: 9,200 tokens/s on two cores. Of the shapes tried (docs/log.md) the one that learns most in three minutes.
 SHAPE: dict[str, Any] = {
     "hidden_size": 128,
@@ -51,6 +51,11 @@ SHAPE: dict[str, Any] = {
 }
 
 
+def full_name(name: str) -> str:
+    """`mistral-7b` is short for its name on the hub, where no folder is called so; every other name is itself."""
+    return MISTRAL if name == SHORT and not Path(SHORT).exists() else name
+
+
 def resolve_base(name: str) -> tuple[str, str]:
     """The folder or hub name that `name` stands for, and one line that says which it is and why.
 
@@ -58,7 +63,7 @@ def resolve_base(name: str) -> tuple[str, str]:
     trained first if the cache does not hold it.
     """
     if name != "auto":
-        return name, name
+        return (full_name(name),) * 2
     if not has_card():
         reason = f"no CUDA card of {MIN_CARD_BYTES / 1e9:.0f} GB"
     elif not _within_reach(MISTRAL):
@@ -74,7 +79,7 @@ def planned_base(name: str, gpu: str) -> tuple[PreTrainedConfig, PreTrainedToken
 
     Nothing is trained or downloaded for "auto" and Mistral-7B.
     """
-    if name in (MISTRAL, "mistral-7b") or (name == "auto" and takes_xlcost(gpu)):
+    if full_name(name) == MISTRAL or (name == "auto" and takes_xlcost(gpu)):
         return (
             MistralConfig(vocab_size=32000),
             find_tokenizer(MISTRAL),
@@ -148,9 +153,9 @@ def train_base(args: argparse.Namespace) -> Path:
         sliding_window=None,
         **SHAPE,
     )
-    plan_training(config, args, whole).check()
-    settings = {key: value for key, value in vars(args).items() if key not in NOT_FACTS}
-    facts = {"data": note, "shape": SHAPE, "documents": DOCUMENTS, "settings": settings}
+    if not args.ignore_plan:
+        plan_training(config, args, whole, rows_of([len(row["input_ids"]) for row in rows["train"]], note), timed=False).check()
+    facts = {"data": note, "shape": SHAPE, "documents": DOCUMENTS, "settings": settings_of(args)}
     model = MistralForCausalLM(config)
     with workspace(out, facts, resume=resume) as folder:
         pad = partial(collate_documents, pad_token_id=tokenizer.pad_token_id)
@@ -167,7 +172,7 @@ def _all_languages(data: str, split: str, args: argparse.Namespace) -> list[Pair
 
 def _cache_folder(args: argparse.Namespace, data: Path, number_of_processes: int) -> Path:
     """Named after a hash of every setting, of the data, and of the source files that decide what the base becomes."""
-    settings = {key: value for key, value in vars(args).items() if key not in (*NOT_FACTS, "data")}
+    settings = {name: value for name, value in settings_of(args).items() if name != "data"}
     room = Path(__file__).parent
     names = ("base.py", "documents.py", "trainer.py", "batches.py", "loss.py", "settings.py")
     sources = [*(room / name for name in names), *sorted((room / "data").glob("*.py"))]

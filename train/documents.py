@@ -43,7 +43,7 @@ PAGE = "# {title}\n"
 
 
 def train_tokenizer(documents: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of `VOCABULARY` entries; puts BOS in front, as Mistral's does."""
+    """A byte-level BPE tokenizer of `VOCABULARY` entries. It adds no BOS; what encodes rows and prompts does."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -27,16 +27,24 @@ from .base import planned_base, resolve_base
 from .data.prompts import collate_packed
 from .lora import ExpertTrainer, add_lora, add_lora_flags, check_lora_flags, go_on_from, lora_config, planned_expert, planned_expert_loss
 from .plan import TrainingPlan, add_plan_flags, plan_training, show_plan
-from .plan_data import Rows, plan_rows
+from .plan_data import Rows, plan_rows, rows_of
 from .plan_models import base_config
 from .processes import run_in_all
 from .results import write_output
 from .rows import add_row_flags, check_rows, load_rows
-from .settings import NOT_FACTS, add_training_flags, check_flags, has_bf16, use_checkpointing
+from .settings import add_training_flags, check_flags, has_bf16, settings_of, use_checkpointing
 from .trainer import train_pairs
 from .workspace import check_free, workspace
 
 DEFAULT_OUT = "runs/expert-{lang}"
+
+
+def load_tokenizer(path: str) -> Any:
+    """The base's tokenizer, with a padding token."""
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token  # padding is masked by length, so the id does not matter
+    return tokenizer
 
 
 def load_base(path: str, *, checkpointing: bool) -> tuple[PreTrainedModel, Any]:
@@ -55,18 +63,15 @@ def load_base(path: str, *, checkpointing: bool) -> tuple[PreTrainedModel, Any]:
             # On a CPU with AVX512-BF16 bitsandbytes 0.50 repacks the weights at the first evaluation, with their absmax in bf16, and goes
             # on training on that: not the mixture's NF4 (logits off by 0.15 in the demo's base), and not what a resumed run starts from.
             module.support_avx512bf16_for_cpu = False
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token  # padding is masked by length, so the id does not matter
     prepare = prepare_model_for_kbit_training(
         model, use_gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False}
     )
-    return prepare, tokenizer
+    return prepare, load_tokenizer(path)
 
 
-def _plan(args: argparse.Namespace, config: PreTrainedConfig, rows: Rows | None = None) -> TrainingPlan:
+def _plan(args: argparse.Namespace, config: PreTrainedConfig, rows: Rows, *, timed: bool) -> TrainingPlan:
     make = partial(planned_expert, factors=lora_config(args))
-    return plan_training(config, args, make, rows, step=partial(planned_expert_loss, packing=args.packing))
+    return plan_training(config, args, make, rows, step=partial(planned_expert_loss, packing=args.packing), timed=timed)
 
 
 def train_expert(args: argparse.Namespace) -> None:
@@ -80,19 +85,20 @@ def train_expert(args: argparse.Namespace) -> None:
     if args.plan:
         config, tokenizer, why = planned_base(args.base, args.gpu)
         print(f"base: {why}")
-        return show_plan(_plan(args, config, plan_rows(args, [args.lang], tokenizer)))
+        return show_plan(_plan(args, config, plan_rows(args, [args.lang], tokenizer), timed=True))
     base, why = resolve_base(args.base)
     print(f"base: {why}")
-    _plan(args, base_config(base)).check()
-    set_seed(args.seed)
-    model, tokenizer = load_base(base, checkpointing=use_checkpointing(args, torch.cuda.is_available()))
+    config, tokenizer = base_config(base), load_tokenizer(base)
     set_format(tokenizer, args.format)
+    train_rows, data = load_rows(args, tokenizer, "train", args.limit)
+    eval_rows, eval_data = load_rows(args, tokenizer, "valid", args.eval_limit)
+    if not args.ignore_plan:  # before the base takes its part of what is free
+        _plan(args, config, rows_of([len(row["input_ids"]) for row in train_rows], "counted"), timed=False).check()
+    set_seed(args.seed)
+    model, _ = load_base(base, checkpointing=use_checkpointing(args, torch.cuda.is_available()))
     expert = add_lora(model, lora_config(args))
     if args.init:
         go_on_from(expert, args, model_folder(base))
-    train_rows, data = load_rows(args, tokenizer, "train", args.limit)
-    eval_rows, eval_data = load_rows(args, tokenizer, "valid", args.eval_limit)
-    settings = {key: value for key, value in vars(args).items() if key not in NOT_FACTS}
     facts = {
         "lang": args.lang,
         "base": base,
@@ -102,7 +108,7 @@ def train_expert(args: argparse.Namespace) -> None:
         "rows": {"train": data["rows"], "valid": eval_data["rows"]},
         **({"init_fingerprint": Adapter(Path(args.init)).fingerprint} if args.init else {}),
         "prompt_template": prompt_template(tokenizer),
-        "settings": settings,
+        "settings": settings_of(args),
     }
     options = {"neftune_alpha": args.neftune_alpha, "loraplus_ratio": args.loraplus_ratio, "packing": args.packing}
     trainer_class = partial(ExpertTrainer, **options)
@@ -115,7 +121,9 @@ def train_expert(args: argparse.Namespace) -> None:
 
 def main() -> int:
     parser = make_parser("train.expert", "Trains the expert of one language with QLoRA on a frozen NF4 base.")
-    parser.add_argument("--base", default="auto", help="folder or hub name; auto: Mistral-7B where it fits, else the embedded base")
+    parser.add_argument(
+        "--base", default="auto", help="folder, hub name or mistral-7b; auto: Mistral-7B where it fits, else the embedded base"
+    )
     parser.add_argument("--out", help=f"output folder (default: {DEFAULT_OUT})")
     add_plan_flags(parser)
     add_row_flags(parser)

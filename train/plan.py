@@ -34,7 +34,9 @@ from .processes import local_processes, processes
 from .settings import EVALUATIONS, has_bf16, total_steps, use_checkpointing
 from .trace import ACTIVATIONS, GRADIENTS, LOGITS, WORKSPACE, Operation, Step, fake, trace_step
 
-ADVICE = "try a smaller --batch-size with more --accumulation, a smaller --max-length, or --checkpointing on"
+ADVICE = (
+    "try a smaller --batch-size with more --accumulation, a smaller --max-length, or --checkpointing on; --ignore-plan trains all the same"
+)
 NF4_WEIGHTS, WEIGHTS, TRAINED, OPTIMIZER = "quantised weights", "other weights", "trained parameters", "optimizer"
 BUCKETS = "DDP's buckets"  # into which it copies the gradients of several processes
 _DEPTHS = (2, 4)  # layers that are traced of a deeper model
@@ -72,7 +74,7 @@ class TrainingPlan:
 
     def check(self) -> None:
         """`ValueError` with advice if it does not fit."""
-        self.budget.check("this run", ADVICE)
+        self.budget.check(f"this run, with batches of {self.batch[0]} x {self.batch[1]} tokens,", ADVICE)
 
 
 def show_plan(plan: TrainingPlan) -> None:
@@ -84,6 +86,7 @@ def show_plan(plan: TrainingPlan) -> None:
 def add_plan_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan", action="store_true", help="print memory by part, seconds a step and hours, and train nothing")
     parser.add_argument("--gpu", default="auto", help=f"card to plan for ({', '.join(CARDS)}, cpu); auto: this machine")
+    parser.add_argument("--ignore-plan", action="store_true", help="train even if memory does not suffice by the plan")
 
 
 def language_model_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -101,12 +104,13 @@ def plan_training(
     step: Step = language_model_loss,
     sequences: int = 1,
     scored: int = 0,
+    timed: bool = True,
 ) -> TrainingPlan:
     """The plan of one process's training of what `make` makes of the configuration.
 
     `args` has the training flags and `gpu`. `rows` None: memory alone, for rows of --max-length. `step`: the loss of a batch {`input_ids`,
     `labels`, `attention_mask`} [B, S]. A row of the data is so many `sequences` of a batch. `scored`: how many rows pass through the model
-    once before the first step. `ValueError` for an unknown card.
+    once before the first step. `timed` False: memory alone. `ValueError` for an unknown card.
     """
     room = room_of(args.gpu)
     if not room.is_cuda and (sharing := local_processes()) > 1:
@@ -114,11 +118,11 @@ def plan_training(
     checkpointing = use_checkpointing(args, room.is_cuda)
     largest, usual = batch_shapes(args, rows, sequences)
     card = None
-    if rows is not None:
+    if rows is not None and timed:
         card = card_of(args.gpu) if room.is_cuda else measure_cpu(decoding=False)
     run = _Run(config, args, make, step, room, card)
     budget = _budget(run.traced(largest, checkpointing), room)
-    if rows is None:
+    if rows is None or not timed:
         return TrainingPlan(budget, largest, checkpointing)
     otherwise = _budget(run.traced(largest, not checkpointing), room).total
     if card is None:

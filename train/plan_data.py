@@ -60,7 +60,7 @@ def batch_shapes(args: argparse.Namespace, rows: Rows | None, sequences: int) ->
         starts = range(0, len(order), args.batch_size)
         shapes = sorted((packed_shape(order[i : i + args.batch_size], args.max_length) for i in starts), key=math.prod)
         return shapes[-1], shapes[len(shapes) // 2]
-    batch = args.batch_size * sequences
+    batch = min(args.batch_size, rows.count if rows else args.batch_size) * sequences
     return (batch, longest), (batch, max(2, round(min(rows.mean if rows else longest, longest))))
 
 

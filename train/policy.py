@@ -65,7 +65,7 @@ def load_policy(folder: Path, kind: str, args: argparse.Namespace) -> tuple[Any,
     return add_lora(model, factor_config(args)), tokenizer, {"base": str(folder), BASE_FACT: base_fingerprint(folder)}
 
 
-def plan_alignment(args: argparse.Namespace, folder: Path, kind: str, loss: PreferenceLoss, rows: Rows | None = None) -> TrainingPlan:
+def plan_alignment(args: argparse.Namespace, folder: Path, kind: str, loss: PreferenceLoss, rows: Rows, *, timed: bool) -> TrainingPlan:
     """Of steps of two sequences for each pair; before the first each passes through the model once, as the reference."""
     if kind == MIXTURE:
         config: Any = config_of(str(folder), None, None, rank=0)
@@ -77,15 +77,18 @@ def plan_alignment(args: argparse.Namespace, folder: Path, kind: str, loss: Pref
     else:
         config, make = base_config(str(folder)), partial(planned_expert, factors=factor_config(args))
     step = partial(planned_preference_loss, loss=loss)
-    return plan_training(config, args, make, rows, step=step, sequences=2, scored=0 if rows is None else rows.count)
+    return plan_training(config, args, make, rows, step=step, sequences=2, scored=rows.count, timed=timed)
 
 
 @contextmanager
 def deterministic(model: nn.Module) -> Iterator[None]:
-    """Switches off dropout and, until the end, the gate's noise, in training too."""
+    """Switches off dropout, the jitter of a mixture's inputs and, until the end, the gate's noise, in training too."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        for name in ("attention_dropout", "jitter"):  # numbers that attention and a mixture's block pass to a function
+            if hasattr(module, name):
+                setattr(module, name, 0.0)
     mixture: Any = model if isinstance(model, MoEForCausalLM) else None
     if mixture:
         mixture.set_router_noise(0)

@@ -19,8 +19,18 @@ CONFUSED = ("java", "javascript")  # the languages that the study's gate confuse
 
 
 def own_expert(names: list[str], lang: str) -> int | None:
-    """The expert whose name is `lang`, or has it as a word ("expert-cpp"); None if there is none."""
-    return next((index for index, name in enumerate(names) if lang in (name, *re.split(r"[^a-z]+", name.lower()))), None)
+    """The expert whose name is `lang`, or else has it as a word ("expert-cpp", then "expert_cpp", then "cpp17"); None if there is none.
+
+    "c" is not a word of "objective_c" where there is "expert-c": "_" and digits may be part of a language's name.
+    """
+    if lang in names:
+        return names.index(lang)
+    for letters in ("a-z0-9_", "a-z0-9", "a-z"):
+        word = re.compile(rf"(?<![{letters}]){re.escape(lang)}(?![{letters}])")
+        for index, name in enumerate(names):
+            if word.search(name.lower()):
+                return index
+    return None
 
 
 @torch.inference_mode()

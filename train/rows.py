@@ -15,6 +15,8 @@ from .data.mixing import mix, parse_levels
 from .data.prompts import Example, encode_pairs
 from .data.sources import check_levels, find_source
 
+SPM_RATE = 0.5
+
 
 def add_row_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say what is read, and what becomes of it."""
@@ -26,14 +28,19 @@ def add_row_flags(parser: argparse.ArgumentParser) -> None:
     text = "of the prompt; instruct: a chat template, which is saved with the tokenizer"
     group.add_argument("--format", choices=FORMATS, default="completion", help=text)
     group.add_argument("--fim-rate", type=float, default=0.0, help="share of the rows that become a gap to fill (fill-in-the-middle)")
-    group.add_argument("--fim-spm-rate", type=float, default=0.5, help="share of those in which the suffix comes before the prefix")
+    text = f"share of those in which the suffix comes before the prefix (default: {SPM_RATE})"
+    group.add_argument("--fim-spm-rate", type=float, default=argparse.SUPPRESS, help=text)
 
 
 def check_rows(args: argparse.Namespace) -> None:
-    """The errors of `load_rows` that need no tokenizer, but for those within the rows."""
+    """The errors of `load_rows` that need no tokenizer, but for those within the rows; `--fim-spm-rate` gets its default."""
     shares = parse_levels(args.level)
+    if not hasattr(args, "fim_spm_rate"):
+        args.fim_spm_rate = SPM_RATE if args.fim_rate else None
+    elif not args.fim_rate:
+        raise ValueError("--fim-spm-rate is a share of the rows with a gap, and without --fim-rate there are none")
     for name in ("fim_rate", "fim_spm_rate"):
-        if not 0 <= getattr(args, name) <= 1:
+        if not 0 <= (getattr(args, name) or 0) <= 1:
             raise ValueError(f"--{name.replace('_', '-')} is a probability and must lie in [0, 1], not {getattr(args, name)}")
     if args.lang not in LANGUAGES:
         name = language_title(args.lang)

@@ -14,7 +14,7 @@ from .processes import TIMEOUT, processes
 
 EVALUATIONS = 10  # per run, unless --eval-every says otherwise
 LOG_ENTRIES = 100  # per run
-NOT_FACTS = ("resume", "plan", "gpu", "out")  # flags that change nothing in what a run makes
+NOT_FACTS = ("resume", "plan", "gpu", "ignore_plan", "out")  # flags that change nothing in what a run makes
 
 
 def add_training_flags(parser: argparse.ArgumentParser, *, learning_rate: float, batch_size: int, epochs: float, max_length: int) -> None:
@@ -30,7 +30,7 @@ def add_training_flags(parser: argparse.ArgumentParser, *, learning_rate: float,
     group.add_argument("--weight-decay", type=float, default=0.0, help="of AdamW")
     group.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
     group.add_argument("--max-length", type=int, default=max_length, help="tokens of a row; longer rows are dropped and counted")
-    group.add_argument("--limit", type=int, help="rows of the training data to use at most")
+    group.add_argument("--limit", type=int, help="rows of the training data to use at most; of these, over-long ones are dropped")
     group.add_argument("--eval-limit", type=int, default=128, help="rows of the validation data to use at most")
     group.add_argument("--eval-every", type=int, default=0, help=f"steps between evaluations and checkpoints; 0: {EVALUATIONS} a run")
     group.add_argument("--patience", type=int, default=0, help="stop after so many evaluations without a better loss; 0: never")
@@ -53,6 +53,11 @@ def check_flags(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}")
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit must be at least 1, not {args.limit}")
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that change what a run makes, for its facts and its `run.json`."""
+    return {name: value for name, value in vars(args).items() if name not in NOT_FACTS}
 
 
 def total_steps(args: argparse.Namespace, rows: int) -> int:

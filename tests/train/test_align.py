@@ -1,5 +1,6 @@
 """`python -m train.align`: what learns in an expert, a mixture and a merge, against which reference, and that runs resume."""
 
+import argparse
 import json
 import shutil
 import sys
@@ -15,7 +16,7 @@ from model import MoEConfig, MoEForCausalLM
 from model.adapters import BASE_FACT, Adapter, base_fingerprint
 from model.checkpoint import Checkpoint
 from model.load import load_model
-from train import align, trainer
+from train import align, policy, trainer
 from train.data.preferences import divide, encode_preferences, load_preferences
 from train.expert import load_base
 from train.preference import collate_preferences, log_probs
@@ -137,6 +138,27 @@ def test_the_policy_starts_as_the_reference_and_learns_the_preference(aligned, k
     for name, value in record["after"].items():
         assert best[f"eval_{name}"] == pytest.approx(value, rel=1e-3, abs=1e-3), name
     assert list((aligned[kind] / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("kind", [policy.MIXTURE, policy.WHOLE])
+def test_all_dropout_of_a_policy_is_off(models, tmp_path, kind):
+    """That of attention and the jitter of a mixture's inputs are not modules; without `deterministic` both are seen."""
+    model_dir = tmp_path / "model"
+    shutil.copytree(models["mixture" if kind == policy.MIXTURE else "merge"], model_dir)
+    config = json.loads((model_dir / "config.json").read_text())
+    jitter = {"router_jitter_noise": 0.5} if kind == policy.MIXTURE else {}
+    (model_dir / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5} | jitter))
+    flags = argparse.Namespace(train="lora", checkpointing="off", target="ffn", rank=2, alpha=0)
+    model, _, _ = policy.load_policy(model_dir, kind, flags)
+    model.train()
+
+    def logits() -> torch.Tensor:
+        with torch.no_grad():
+            return model(torch.arange(32)[None]).logits
+
+    assert not torch.equal(logits(), logits())
+    with policy.deterministic(model):
+        assert torch.equal(logits(), logits())
 
 
 def validation(pairs: Path, folder: Path) -> dict[str, torch.Tensor]:

@@ -89,6 +89,14 @@ def test_the_base_is_trained_once_and_then_found(tiny_data, tmp_path, monkeypatc
     assert capsys.readouterr().out.splitlines()[-1] != folder
 
 
+def test_mistral_7b_is_trained_on_under_the_name_that_it_is_planned_by(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert base.resolve_base("mistral-7b") == (base.MISTRAL, base.MISTRAL)
+    assert base.planned_base("mistral-7b", "a10g")[0].hidden_size == 4096
+    (tmp_path / "mistral-7b").mkdir()
+    assert base.resolve_base("mistral-7b") == ("mistral-7b", "mistral-7b")
+
+
 def test_of_several_cards_one_process_uses_one(tiny_data, tmp_path, monkeypatch, capsys):
     """As transformers finds the cards; it would wrap the model in nn.DataParallel and take a batch for each."""
 

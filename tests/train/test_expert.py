@@ -193,6 +193,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(tiny_base, tiny_data, t
         ({"--lang": "C++"}, "the language 'C++' must be one of python, java, javascript, cpp or a name in lower case"),
         ({"--level": "program:2,snippet:x"}, "'snippet:x' must be one of program, snippet, each once, with a weight above 0"),
         ({"--fim-rate": 1.5}, "--fim-rate is a probability and must lie in [0, 1], not 1.5"),
+        ({"--fim-rate": 0.5, "--fim-spm-rate": -1}, "--fim-spm-rate is a probability and must lie in [0, 1], not -1"),
+        ({"--fim-spm-rate": 0.5}, "--fim-spm-rate is a share of the rows with a gap, and without --fim-rate there are none"),
         ({"--loraplus-ratio": 0.5}, "--loraplus-ratio must be at least 1, not 0.5"),
         ({"--neftune-alpha": -1}, "--neftune-alpha must not be negative, but is -1.0"),
         ({"--init": "nowhere"}, "adapter_config.json is missing"),

@@ -193,7 +193,8 @@ def test_noise_can_be_added_to_a_router_without(mixture, tiny_data, tmp_path, mo
         (["--router", "switch"], "--noise linear is for the router noisy_topk; switch has no noise"),
         (["--z-loss", -1], "--z-loss is a weight and must not be negative, but is -1.0"),
         (["--share", 0], "--share must lie in (0, 1], not 0.0"),
-        (["--lora-learning-rate", 0], "--lora-learning-rate must be above 0, not 0.0"),
+        (["--train", "gate+lora", "--lora-learning-rate", 0], "--lora-learning-rate must be above 0, not 0.0"),
+        (["--lora-learning-rate", 1e-3], "--lora-learning-rate is that of the LoRA factors, which --train gate leaves as they are"),
     ],
 )
 def test_flags_that_make_no_sense_are_refused(mixture, tiny_data, tmp_path, monkeypatch, capsys, flags, message):
@@ -220,6 +221,38 @@ def test_the_default_is_a_small_balanced_share(tiny_base, tiny_data, tmp_path):
     assert drawn(0.5) == many and drawn(0.5, seed=1) != many
     assert len(drawn(1.0, limit=7)["cpp"]) == 7
     assert [rows[0]["own_expert"] for rows in few.values()] == [[0], [1], [2], [3]]
+
+
+def test_the_seed_is_the_noise_s_too(mixture):
+    """The same input through the same weights: equal logits for equal seeds, and those of the configuration's seed 0 for --seed 0."""
+
+    def logits(seed: int | None) -> torch.Tensor:
+        given = {"importance": None, "load": None, "balance": None, "z_loss": None, "noise": "constant", "router": None}
+        flags = argparse.Namespace(model=mixture, seed=seed, **given)
+        model = MoEForCausalLM.from_pretrained(mixture) if seed is None else gate.load_mixture(flags)[0]
+        with torch.no_grad():
+            return model.train()(torch.arange(32)[None]).logits
+
+    assert torch.equal(logits(0), logits(None)) and torch.equal(logits(1), logits(1))
+    assert not torch.allclose(logits(0), logits(1))
+
+
+@pytest.mark.parametrize(
+    ("names", "lang", "own"),
+    [
+        (["objective_c", "c"], "c", 1),
+        (["visual_basic", "basic"], "basic", 1),
+        (["expert-objective_c", "expert-c"], "c", 1),
+        (["expert_objective_c", "other"], "objective_c", 0),
+        (["expert-f90"], "f90", 0),
+        (["f90", "expert-f"], "f", 1),
+        (["expert_java_17", "expert_javascript"], "javascript", 1),
+        (["Expert-Python3", "expert-cpp17"], "cpp", 1),
+        (["javascript"], "java", None),
+    ],
+)
+def test_the_own_expert_is_found_by_its_whole_name_before_words_of_it(names, lang, own):
+    assert routing.own_expert(names, lang) == own
 
 
 def test_a_choice_that_no_expert_got_is_counted():

@@ -116,6 +116,7 @@ def test_packed_batches_are_those_of_the_run(tmp_path):
     assert batch_shapes(args, rows_of([len(row["input_ids"]) for row in rows], ""), 1) == (shapes[-1], shapes[len(shapes) // 2])
     args.packing = False
     assert batch_shapes(args, Rows(9, 20, 50, ""), 2) == ((12, 50), (12, 20))
+    assert batch_shapes(args, Rows(5, 20, 50, ""), 2) == ((10, 50), (10, 20)), "there are no more rows than that"
 
 
 def test_the_command_plans_a_gate(monkeypatch, capsys, tiny_data, tmp_path):
