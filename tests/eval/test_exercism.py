@@ -286,6 +286,14 @@ def test_the_reference_passes_and_no_other_does(lang: str, judge: Judge, read: C
         assert found in WRONG, f"{name}: {found}, {detail}"
 
 
+def test_python_is_asked_for_by_its_stub_and_fails_without_a_name_that_the_tests_import(
+    judge: Judge, read: Callable[..., list[Task]]
+) -> None:
+    (task,) = read("python", PYTHON)
+    assert task.text == "Count.\nclass Counter:\n    pass\n"
+    assert outcome(judge, task, PYTHON["solution"]["example.py"].replace("Empty", "Missing"))[0] == "failed"
+
+
 def test_cpp_shows_the_declarations_that_its_stub_lacks(read: Callable[..., list[Task]]) -> None:
     (task,) = read("cpp", CPP)
     assert "int half(int n);" in task.text

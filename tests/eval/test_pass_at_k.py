@@ -347,27 +347,6 @@ def test_references_pass_and_nothing_does_not(
     assert judge.judge(tasks[chosen[0]], BAD[lang]).outcome in ("failed", "compile error")
 
 
-def test_exercises_whose_tests_need_more_than_one_function_are_left_out(
-    tmp_path: Path, judge: Judge, capsys: pytest.CaptureFixture[str]
-) -> None:
-    case = "import unittest\n\nfrom double import (\n    double,\n)\n\n\nclass T(unittest.TestCase):\n    def test(self):\n        "
-    plain = "self.assertEqual(double(2), 4)\n\n\nif __name__ == '__main__':\n    unittest.main()\n"
-    row = {
-        "text": "Double.",
-        "stub": {"double.py": "def double(n):\n    pass\n"},
-        "solution": {"example.py": "def double(n): return 2 * n\n"},
-    }
-    tests = [case + plain, case + "double(lambda: 1)\n", case + "double(n=2)\n", case.replace("    double,", "    Doubler,") + plain]
-    rows = [{"id": str(number), **row, "tests": {"t.py": text}} for number, text in enumerate(tests)]
-    (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (task,) = load_tasks(str(tmp_path / "tasks.jsonl"), "python")
-    assert "1 of the 4 tasks can be judged" in capsys.readouterr().out
-    assert task.text == "Double.\ndef double(n)"
-    assert task.reference is not None
-    assert judge.judge(task, task.reference).outcome == "passed"
-    assert judge.judge(task, "def double(n):\n    return n * n + 1\n").outcome == "failed"
-
-
 @pytest.mark.parametrize("lang", ["python", "javascript", "java", "cpp"])
 @pytest.mark.parametrize("name", ["multipl_e/humaneval", "multipl_e/mbpp"])
 def test_multipl_e_reads(name: str, lang: str, shared_data: Path) -> None:
