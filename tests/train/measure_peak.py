@@ -39,6 +39,7 @@ def parse(flags: list[object]) -> Namespace:
     gate.add_gate_flags(parser)
     parser.add_argument("--packing", action="store_true")
     args = parser.parse_args(list(map(str, flags)))
+    gate.check_gate_flags(args)  # it gives defaults too
     vars(args).update(seed=0, base="base", gpu="cpu" if not torch.cuda.is_available() else "auto")
     return args
 
