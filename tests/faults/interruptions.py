@@ -279,7 +279,8 @@ class Case:
     def _after_interruption(self, status: int) -> list[str]:
         """Status and sentence, no half an output, and after what can be caught nothing but the folder that the next run goes on from."""
         expected, sentence = ENDS[self.kind]
-        if status == 0:  # it was done before the signal came, or found room
+        # It was done before the signal came, or found room; or the signal ended the process before the command began (143 to a shell, too).
+        if status == 0 or (status == -SIGNALS["SIGTERM"] == -SIGNALS.get(self.kind, 0) and not self._said()):
             return self._leftovers()
         found = []
         if status != expected or (sentence and not re.search(rf"python -m {self.name}: {sentence}$", self._said(), re.MULTILINE)):
