@@ -285,6 +285,60 @@ def test_vocabularies_are_aligned_as_mergekits(models, with_more_tokens, merge, 
     assert load_model(out)[0].get_input_embeddings().weight.shape[0] == len(ours)
 
 
+@pytest.fixture(scope="session")
+def with_rowless_tokens(base, models) -> Path:
+    """A model whose tokenizer has two tokens more than it has rows: one that `with_more_tokens` have too, and a pad token."""
+    folder = base.parent / "rowless"
+    shutil.copytree(models["float32"][3], folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<|end|>"], special_tokens=True)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_tokens_without_rows_are_absent_as_mergekits(models, with_rowless_tokens, merge, tmp_path, capsys):
+    config = make_config("ties", [*models["float32"][:3], with_rowless_tokens], tokenizer_source="union")
+    out = merge(config)
+    check_equal(out, run_mergekit(config, tmp_path / "theirs"))
+    assert "rowless has 64 rows of embeddings and none for '<|end|>', '[PAD]', taken as absent" in capsys.readouterr().err
+    assert "[PAD]" not in AutoTokenizer.from_pretrained(out).get_vocab()
+
+
+@pytest.mark.parametrize("source", ["base", "union", "model"])
+def test_a_token_without_a_row_gets_another_models_or_zeros(with_rowless_tokens, with_more_tokens, merge, source, capsys):
+    """mergekit ends in a KeyError there, or has more tokens than rows."""
+    config = {"merge_method": "task_arithmetic", "base_model": str(with_rowless_tokens), "parameters": {"weight": 0.5}}
+    config["models"] = [entry(folder) for folder in with_more_tokens]
+    out = merge({**config, "tokenizer_source": str(with_rowless_tokens) if source == "model" else source})
+    assert "no model has a row for '[PAD]' of the output's tokenizer: they get zeros" in capsys.readouterr().err
+    tokens, weight = AutoTokenizer.from_pretrained(out).get_vocab(), Checkpoint(out).tensor("model.embed_tokens.weight")
+    assert len(weight) == len(tokens) and not weight[tokens["[PAD]"]].any()
+    theirs = [Checkpoint(folder).tensor("model.embed_tokens.weight") for folder in with_more_tokens]
+    rows = [AutoTokenizer.from_pretrained(folder).get_vocab()["<|end|>"] for folder in with_more_tokens]
+    expected = sum(weight[row] for weight, row in zip(theirs, rows, strict=True)) / 2
+    torch.testing.assert_close(weight[tokens["<|end|>"]], expected)
+    assert load_model(out)[0].get_input_embeddings().weight.shape[0] == len(tokens)
+
+
+def test_missing_tokens_are_gathered_in_one_read_of_each_matrix(base, models, merge, monkeypatch):
+    """And not in one for each token."""
+    reads = []
+    for index, count in enumerate([1, 20]):
+        folder = base.parent / f"added-{index}"
+        tokenizer, model = AutoTokenizer.from_pretrained(base), MistralForCausalLM.from_pretrained(base)
+        tokenizer.add_tokens([f"<{n}>" for n in range(count)])
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        read, names = Checkpoint.tensor, []
+        monkeypatch.setattr(Checkpoint, "tensor", lambda self, name, read=read, names=names: (names.append(name), read(self, name))[1])
+        merge(make_config("ties", [*models["float32"][:3], folder], tokenizer_source="union"), out=f"out-{index}")
+        monkeypatch.undo()
+        reads.append(names.count("lm_head.weight"))
+    assert reads[0] == reads[1]
+
+
 @pytest.mark.parametrize(("method", "form"), [("ties", "text"), ("linear", "text"), ("ties", "mapping")])
 def test_a_model_and_its_adapter_are_mergekits(models, make_adapter, merge, tmp_path, method, form):
     base, other, *_ = models["bfloat16"]
