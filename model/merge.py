@@ -21,7 +21,7 @@ from tqdm import tqdm
 from .checkpoint import CONFIG, GENERATION, Checkpoint
 from .checkpoint_writer import SHARD_BYTES, CheckpointWriter
 from .cli import make_parser, run_command
-from .merging.config import MergeConfig, read_merge_config, unused_parameters
+from .merging.config import MergeConfig, read_merge_config, unmatched_filters, unused_parameters
 from .merging.methods import METHODS
 from .merging.plan import Step, count_layers, make_plan
 from .merging.sources import HEAD, SourceModel, open_sources
@@ -145,6 +145,8 @@ def merge_models(args: argparse.Namespace) -> None:
         return
     for name in unused_parameters(merge.config):
         print(f"{path}: {name} has no effect on {merge.config.method}", file=sys.stderr)
+    for name, part in unmatched_filters(merge.config, [step.name for step in merge.steps]):
+        print(f"{path}: the filter {part!r} of {name} occurs in no tensor's name", file=sys.stderr)
     with resumable_folder(out, _facts(path, merge, args)) as (folder, _):
         write_tokenizer(folder, merge)  # first, as it may fail, and the rest takes long
         dtype = write_weights(folder, make_merger(merge, args.seed, args.fast_ties), merge.steps)

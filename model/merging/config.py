@@ -1,5 +1,6 @@
 """mergekit's YAML file of a merge, read strictly: an unknown key, method or parameter is an error that says what is allowed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from ..checkpoint import DENSE_DTYPES
 from ..model_reference import model_field, optional_model_field
 from ..strict_yaml import check_mapping, dtype_field, hint, list_field, read_yaml, text_field
 from .methods import BOOLEANS, METHODS, PARAMETERS
-from .parameters import Parameters, parse_rules
+from .parameters import ANY, Parameters, parse_rules
 
 _KEYS = (
     *("merge_method", "base_model", "models", "slices", "modules", "parameters", "dtype", "out_dtype"),
@@ -91,10 +92,20 @@ def read_merge_config(path: Path) -> MergeConfig:
 
 def unused_parameters(config: MergeConfig) -> list[str]:
     """The parameters that are given somewhere but belong to other methods."""
-    levels = [*config.parameters, *(part.parameters for part in config.slices)]
-    levels += [source.parameters for part in config.slices for source in part.inputs]
     method = METHODS[config.method]
-    return sorted({name for level in levels for name in level} - {*method.per_model, *method.shared})
+    return sorted({name for level in _levels(config) for name in level} - {*method.per_model, *method.shared})
+
+
+def unmatched_filters(config: MergeConfig, tensors: Sequence[str]) -> list[tuple[str, str]]:
+    """Parameters with their filters that occur in the name of none of `tensors`, such as misspelt ones."""
+    given = {(name, rule.pattern) for level in _levels(config) for name, rules in level.items() for rule in rules}
+    return sorted((name, part) for name, part in given if part != ANY and not any(part in tensor for tensor in tensors))
+
+
+def _levels(config: MergeConfig) -> list[Parameters]:
+    """Every set of parameters in the file."""
+    slices = [part.parameters for part in config.slices]
+    return [*config.parameters, *slices, *(source.parameters for part in config.slices for source in part.inputs)]
 
 
 def _read_models(part: dict[str, Any], base: str | None, where: str) -> Slice:

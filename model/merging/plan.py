@@ -88,7 +88,7 @@ def _terms(
     method = METHODS[config.method]
     base, terms = None, []
     for source in part.inputs:
-        is_base = method.is_task_arithmetic and source.model == part.base_model
+        is_base = method.uses_task_vectors and source.model == part.base_model
         values: Values = {}
         if not is_base:
             values = _values(method.per_model, [source.parameters, part.parameters, *config.parameters], name, position, source.model)

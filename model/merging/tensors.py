@@ -76,7 +76,7 @@ class Merger:
 
     def _thinning(self, step: Step, index: int, term: Term, base_term: Term, dtype: torch.dtype) -> Callable[[Tensor, slice], Tensor]:
         """What makes rows of a task vector sparse, in place, as the method asks for."""
-        method, density = METHODS[self.method].sparsify, term.values["density"]
+        method, density = METHODS[self.method].sparsify, term.values.get("density", 1)
         if method is None or density == 1:
             return lambda part, rows: part
         if density == 0:

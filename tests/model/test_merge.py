@@ -471,6 +471,16 @@ def test_mergekits_flag_for_less_memory_is_taken(models, merge):
         assert (merge(make_config("linear", models["float32"]), flag, out=flag.strip("-")) / "config.json").is_file()
 
 
+def test_what_has_no_effect_is_reported(models, merge, capsys):
+    """A misspelt filter, and a parameter of another method."""
+    t = [{"filter": "self_atn", "value": 1}, {"value": 0.5}]
+    merge({**make_config("slerp", models["float32"]), "parameters": {"t": t, "density": 0.5}})
+    said = capsys.readouterr().err
+    assert "the filter 'self_atn' of t occurs in no tensor's name" in said and "density has no effect on slerp" in said
+    merge(make_config("slerp", models["float32"]), out="right")
+    assert "the filter" not in capsys.readouterr().err
+
+
 def test_chat_templates(models, merge):
     config = make_config("linear", models["float32"])
     assert AutoTokenizer.from_pretrained(merge({**config, "chat_template": "{{ messages }}"}, out="a")).chat_template == "{{ messages }}"
