@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .checkpoint import CONFIG, GENERATION, Checkpoint
+from moe_kernels.nf4_format import dtype_name
+
+from .checkpoint import CONFIG, GENERATION, Checkpoint, check_finite
 from .checkpoint_writer import SHARD_BYTES, CheckpointWriter
 from .cli import make_parser, run_command
 from .merging.config import MergeConfig, read_merge_config, unmatched_filters, unused_parameters
@@ -29,7 +31,7 @@ from .merging.task_vectors import TOTAL, draw, find_base, measure, text_table
 from .merging.tensors import Merger
 from .merging.vocabulary import Alignment, align
 from .output import check_absent, output_folder, write_json, write_run
-from .resume import resumable_folder
+from .resume import Overflow, resumable_folder
 from .same_tokenizer import brings_tokenizer, take_chat_template
 from .strict_json import read_json
 from .tokenizer import read_tokenizer
@@ -73,13 +75,16 @@ def make_merger(merge: Merge, seed: int, fast_ties: bool) -> Merger:
 
 
 def write_weights(folder: Path, merger: Merger, steps: list[Step]) -> torch.dtype:
-    """Writes the merged tensors in shards, after those that are there already; returns the widest of their dtypes."""
+    """Writes the merged tensors in shards, after those that are there already; returns the widest of their dtypes.
+
+    Overflow naming the first tensor that has an infinite value.
+    """
     with CheckpointWriter(folder, SHARD_BYTES, resume=True) as writer:
         left = [step for step in steps if step.name not in writer.finished]
         for name, tensor in tqdm(merger.tensors(left), desc="Merging", unit="tensor", initial=len(steps) - len(left), total=len(steps)):
-            writer.add(name, tensor)
+            writer.add(name, check_finite(tensor, f"{name} of the merged model, in {dtype_name(tensor.dtype)},", Overflow))
     written = Checkpoint(folder)
-    return reduce(torch.promote_types, [written.tensor(name).dtype for name in written])
+    return reduce(torch.promote_types, [written.head(name, 1).dtype for name in written])
 
 
 def write_config(folder: Path, merge: Merge, dtype: torch.dtype) -> None:

@@ -216,6 +216,17 @@ def test_command_ends_with_status_2_and_leaves_nothing(base, adapters, make_reci
         assert {path.name for path in tmp_path.iterdir()} == {"other", "recipe.yml"}
 
 
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+def test_a_mixture_that_overflows_is_refused_and_keeps_nothing(adapters, make_recipe, tmp_path, monkeypatch, capsys, quantize):
+    monkeypatch.setattr("model.mixture_tensors.SHARD_BYTES", 1 << 14)
+    experts = [{"source_model": str(adapter), "positive_prompts": [adapter.name], "residual_scale": 1e7} for adapter in adapters[:2]]
+    recipe = make_recipe([], dtype="float16", experts=experts)
+    assert run_main(monkeypatch, recipe, tmp_path / "out", "--quantize", quantize) == 2
+    said = capsys.readouterr().err
+    assert "model.layers.0.mlp.experts.down_proj of the mixture, in float16, has values that are infinite" in said
+    assert {path.name for path in tmp_path.iterdir()} == {"recipe.yml"}
+
+
 @pytest.mark.parametrize("change", [{"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, {"hidden_act": "gelu"}])
 def test_an_expert_of_another_kind_is_refused(full_models, run_compose, tmp_path, change):
     odd = tmp_path / "odd"

@@ -466,6 +466,35 @@ def test_examples_run(example, base, make_adapter, merge, tmp_path, ids):
     assert run["method"] == yaml.safe_load((out / "mergekit_config.yml").read_text())["merge_method"]
 
 
+@pytest.mark.parametrize("cut_short", [False, True], ids=["at once", "gone on with"])
+def test_a_merge_that_overflows_keeps_nothing(models, merge, tmp_path, monkeypatch, capsys, cut_short):
+    """The same command would fail again, at the end of all its work; also where earlier shards are finished."""
+    monkeypatch.setattr("model.merge.SHARD_BYTES", 1 << 14)
+    weight = [{"filter": "layers.1.mlp", "value": 1e7}, {"value": 1}]
+    config = make_config("task_arithmetic", models["float32"]) | {"out_dtype": "float16"}
+    config["models"] = [entry(model, weight=weight) for model in models["float32"][1:]]
+    if cut_short:
+        with monkeypatch.context() as patch, pytest.raises(KeyError):
+            patch.setattr("model.merge.check_finite", stop_at("model.layers.1.mlp.down_proj.weight"))
+            merge(config)
+        assert {path.name for path in tmp_path.iterdir()} == {"merge.yml", ".out.unfinished"}
+    assert merge(config) == 2
+    said = capsys.readouterr().err
+    assert "model.layers.1.mlp.down_proj.weight of the merged model, in float16, has values that are infinite" in said
+    assert {path.name for path in tmp_path.iterdir()} == {"merge.yml"}
+
+
+def stop_at(name):
+    """In place of a check: an error at the tensor `name`."""
+
+    def check(tensor, where, _):
+        if where.startswith(name):
+            raise KeyError(name)
+        return tensor
+
+    return check
+
+
 def test_mergekits_flag_for_less_memory_is_taken(models, merge):
     for flag in ("--low-memory", "--low-cpu-memory"):
         assert (merge(make_config("linear", models["float32"]), flag, out=flag.strip("-")) / "config.json").is_file()
