@@ -10,6 +10,7 @@ Shapes: L layers, E experts, D model width.
 import argparse
 import hashlib
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from .mixture_tensors import mixture_tensors, write_mixture
 from .output import check_absent, sha256_of, write_json, write_run
 from .resume import resumable_folder
 from .same_tokenizer import check_same_tokenizer, take_chat_template
+from .sources import all_the_same
 from .strict_json import read_json
 from .tokenizer import read_tokenizer
 
@@ -44,6 +46,8 @@ def compose(args: argparse.Namespace) -> None:
         check_same_tokenizer(folder, given.base, tokenizer)
     take_chat_template(tokenizer, [source.adapter.folder for source in given.sources if source.adapter])
     names = given.config.expert_names or []
+    if all_the_same(given.sources[: len(given.recipe.experts)]):
+        print(f"all experts are {names[0]}: until they are trained the mixture gives what one of them gives", file=sys.stderr)
     base_fact = base_fingerprint(given.base, given.base_weights)
     with resumable_folder(out, _facts(recipe_path, given, base_fact, args)) as (folder, scratch):
         gates, report = _make_or_read_gates(scratch, given, args.seed)

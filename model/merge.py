@@ -88,14 +88,27 @@ def write_weights(folder: Path, merger: Merger, steps: list[Step]) -> torch.dtyp
 
 
 def write_config(folder: Path, merge: Merge, dtype: torch.dtype) -> None:
-    """The reference's configuration with the output's dtype, number of layers and vocabulary."""
+    """The reference's configuration with the output's dtype, number of layers, vocabulary and special tokens."""
     settings = read_json(merge.reference.folder / CONFIG)
     settings.pop("torch_dtype", None)  # as transformers 4 called it
     settings |= {"dtype": str(dtype).removeprefix("torch."), "num_hidden_layers": count_layers(merge.config, merge.reference)}
     settings["tie_word_embeddings"] = all(HEAD not in source.weights for source in merge.sources.values())
     if merge.alignment is not None:
-        settings["vocab_size"] = merge.alignment.size
+        settings |= {"vocab_size": merge.alignment.size, **_special_ids(merge)}
     write_json(folder / CONFIG, settings)
+
+
+def write_generation_config(folder: Path, merge: Merge) -> None:
+    """The reference's, if it has one, with the output's special tokens."""
+    if (merge.reference.folder / GENERATION).is_file():
+        write_json(folder / GENERATION, read_json(merge.reference.folder / GENERATION) | _special_ids(merge))
+
+
+def _special_ids(merge: Merge) -> dict[str, int | None]:
+    """What generation begins, ends and pads with, where the output's tokens do not have the reference's numbers."""
+    if merge.alignment is None or merge.config.tokenizer in ("base", "union", merge.config.models[0]):
+        return {}
+    return {name: getattr(merge.alignment.tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
 def write_tokenizer(folder: Path, merge: Merge) -> None:
@@ -154,10 +167,9 @@ def merge_models(args: argparse.Namespace) -> None:
         print(f"{path}: the filter {part!r} of {name} occurs in no tensor's name", file=sys.stderr)
     with resumable_folder(out, _facts(path, merge, args)) as (folder, _):
         write_tokenizer(folder, merge)  # first, as it may fail, and the rest takes long
+        write_generation_config(folder, merge)
         dtype = write_weights(folder, make_merger(merge, args.seed, args.fast_ties), merge.steps)
         write_config(folder, merge, dtype)
-        if (merge.reference.folder / GENERATION).is_file():
-            shutil.copy(merge.reference.folder / GENERATION, folder / GENERATION)
         shutil.copy(path, folder / CONFIG_COPY)
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         models = {name: source.name for name, source in merge.sources.items()}

@@ -91,6 +91,12 @@ def open_source(text: str, base: Path, base_weights: Checkpoint, beside: Path) -
     return ExpertSource(adapter.name if adapter else folder.name, weights, adapter, is_base)
 
 
+def all_the_same(experts: list[ExpertSource]) -> bool:
+    """Whether several experts have the same matrices."""
+    made_of = {(source.fingerprint, source.noise_scale and source.noise_seed, source.residual_scale) for source in experts}
+    return len(experts) > 1 and len(made_of) == 1
+
+
 def unique_names(names: list[str]) -> list[str]:
     """The names with -2, -3, ... behind those that have come before: two experts may have one source."""
     unique: list[str] = []

@@ -216,6 +216,19 @@ def test_command_ends_with_status_2_and_leaves_nothing(base, adapters, make_reci
         assert {path.name for path in tmp_path.iterdir()} == {"other", "recipe.yml"}
 
 
+@pytest.mark.parametrize(
+    ("source", "change", "same"),
+    [(0, {}, True), (1, {}, False), (0, {"noise_scale": 0.1}, False), (0, {"residual_scale": 0.5}, False)],
+)
+def test_experts_that_are_all_the_same_are_reported(adapters, make_recipe, tmp_path, monkeypatch, capsys, source, change, same):
+    """mergekit refuses one model listed as every expert; a shared expert, which has no rival, may be the same."""
+    sources = [{"source_model": str(adapters[0])}, {"source_model": str(adapters[source]), **change}]
+    recipe = make_recipe([], gate_mode="random", experts=sources, shared_experts=[{"source_model": str(adapters[2])}])
+    assert run_main(monkeypatch, recipe, tmp_path / "out") == 0
+    said = "all experts are expert-0: until they are trained the mixture gives what one of them gives"
+    assert (said in capsys.readouterr().err) == same
+
+
 @pytest.mark.parametrize("quantize", ["none", "nf4"])
 def test_a_mixture_that_overflows_is_refused_and_keeps_nothing(adapters, make_recipe, tmp_path, monkeypatch, capsys, quantize):
     monkeypatch.setattr("model.mixture_tensors.SHARD_BYTES", 1 << 14)

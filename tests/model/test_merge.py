@@ -321,6 +321,24 @@ def test_a_token_without_a_row_gets_another_models_or_zeros(with_rowless_tokens,
     assert load_model(out)[0].get_input_embeddings().weight.shape[0] == len(tokens)
 
 
+@pytest.mark.parametrize("source", ["model", "union"])
+def test_generation_stops_where_the_tokenizer_says(models, with_more_tokens, merge, tmp_path, source):
+    """With another model's tokenizer; a union is the reference's with more tokens, whose configuration may know of more stops."""
+    other = tmp_path / "other"
+    shutil.copytree(with_more_tokens[1], other)
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.eos_token, tokenizer.pad_token = "<tool>", "<|end|>"
+    tokenizer.save_pretrained(other)
+    config = make_config("task_arithmetic", [*models["float32"][:3], other])
+    model, found = load_model(merge({**config, "tokenizer_source": str(other) if source == "model" else source}))
+    expected = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    if source == "model":
+        expected |= {"eos_token_id": found.eos_token_id, "pad_token_id": found.pad_token_id}
+        assert (found.eos_token, found.pad_token) == ("<tool>", "<|end|>")
+    for settings in (model.config, model.generation_config):
+        assert {name: getattr(settings, name) for name in expected} == expected
+
+
 def test_missing_tokens_are_gathered_in_one_read_of_each_matrix(base, models, merge, monkeypatch):
     """And not in one for each token."""
     reads = []
