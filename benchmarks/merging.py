@@ -67,7 +67,10 @@ def merges(folder: Path) -> dict[str, dict[str, Any]]:
                 continue
             config: dict[str, Any] = {"merge_method": method, "models": [{"model": source} for source in sources]}
             if takes.uses_task_vectors:
-                config |= {"base_model": str(folder / "base"), "parameters": {"weight": 1.0, **({"density": 0.5} if takes.sparsify else {})}}
+                config |= {
+                    "base_model": str(folder / "base"),
+                    "parameters": {"weight": 1.0, **({"density": 0.5} if takes.sparsify else {})},
+                }
             elif method == "slerp":
                 config |= {"base_model": sources[0], "models": config["models"][:2], "parameters": {"t": 0.3}}
             else:

@@ -16,8 +16,10 @@ from typing import Any
 
 from torch import Tensor
 
+from moe_kernels.nf4_format import dtype_name
+
 from .adapters import BASE_FACT, base_fingerprint
-from .checkpoint import GENERATION, Checkpoint
+from .checkpoint import GENERATION, Checkpoint, parse_dtype
 from .checkpoint_writer import save_whole
 from .cli import make_parser, run_command
 from .configuration_moe import EXPERT_LAYOUTS
@@ -64,7 +66,9 @@ def compose(args: argparse.Namespace) -> None:
         facts: dict[str, Any] = {"layout": layout, "quantization": quantization, "experts": names, BASE_FACT: base_fact}
         write_json(folder / GATE, report)
         write_run(folder, seed=args.seed, figures={"gate_condition_numbers": report["blocks"]["mlp"]["condition_numbers"]}, **facts)
-    print(f"{out}: {len(names)} experts ({', '.join(names)}), {layout} layout, {quantization or given.config.dtype}")
+    print(
+        f"{out}: {len(names)} experts ({', '.join(names)}), {layout} layout, {quantization or dtype_name(parse_dtype(given.config.dtype))}"
+    )
 
 
 def _facts(recipe_path: Path, given: Ingredients, base_fact: str, args: argparse.Namespace) -> dict[str, str]:

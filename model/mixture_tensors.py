@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from moe_kernels.nf4_format import dtype_name
 from moe_kernels.nf4 import quantize_nf4_parts
+from moe_kernels.nf4_format import dtype_name
 
 from .checkpoint import Checkpoint, check_finite, parse_dtype
 from .checkpoint_writer import SHARD_BYTES, CheckpointWriter

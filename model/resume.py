@@ -27,8 +27,8 @@ class Unfinished(NamedTuple):
 def resumable_folder(target: Path, facts: dict[str, str]) -> Iterator[Unfinished]:
     """Yields folders with what an earlier run with the same `facts` had finished, if there was one; on success `output` becomes `target`.
 
-    After an error (but an `Overflow`) or a kill they stay if they hold a finished file of tensors. FileExistsError if `target` exists; ValueError, naming
-    what differs, if the unfinished work has other facts, or if another process is at it.
+    After an error (but an `Overflow`) or a kill they stay if they hold a finished file of tensors. FileExistsError if `target` exists;
+    ValueError, naming what differs, if the unfinished work has other facts, or if another process is at it.
     """
     check_absent(target)
     place = unfinished(target)

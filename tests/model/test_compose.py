@@ -164,9 +164,10 @@ def test_nf4_is_what_loading_quantises(adapters, run_compose, ids, layout):
     assert {name for name in load(whole).state_dict() if is_quantized(name)} == named
 
 
-def test_output_is_whole_and_says_what_it_is(base, adapters, run_compose):
+def test_output_is_whole_and_says_what_it_is(base, adapters, run_compose, capsys):
     (adapters[1] / "run.json").write_text(json.dumps({"lang": "cpp"}))
     folder = run_compose(adapters)
+    assert capsys.readouterr().out.endswith("mixture: 3 experts (expert-0, cpp, expert-2), lora layout, float32\n")
     (adapters[1] / "run.json").unlink()
     check_manifest(folder)
     assert load(folder).config.expert_names == ["expert-0", "cpp", "expert-2"]
@@ -266,7 +267,7 @@ def test_prompts_that_say_the_same_are_reported(adapters, run_compose, capsys):
 
 
 @pytest.mark.parametrize(
-    ("chosen", "text"), [([0, 1, 2, 4, 6, 7], "layers 0-2, 4, 6-7"), ([3], "layers 3"), (list(range(8)), "all 8 layers")]
+    ("chosen", "text"), [([0, 1, 2, 4, 6, 7], "layers 0-2, 4, 6-7"), ([3], "layer 3"), (list(range(8)), "all 8 layers")]
 )
 def test_layers_are_named_in_runs(chosen, text):
     assert some_layers(chosen, 8) == text
