@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 comma := ,
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-all test-oldest bench sanitize sanitize-thread gpu lint format lock setup clean
+.PHONY: help demo test test-all test-oldest test-mergekit bench sanitize sanitize-thread gpu lint format lock setup clean
 
 help:
 	@echo "make setup     .venv with everything in it; what the other targets begin with"
@@ -13,6 +13,7 @@ help:
 	@echo "make test      lint, types and every test that needs no GPU (14 minutes, 2 cores)"
 	@echo "make test-all  the same with the slow tests: every program of the corpus compiled and run"
 	@echo "make test-oldest  the tests with the oldest versions that setup.py allows"
+	@echo "make test-mergekit  the tests whose oracle is mergekit, which the others skip where it is missing; into build/, not .venv"
 	@echo "make bench     pytest benchmarks/"
 	@echo "make sanitize  the C++ extension under AddressSanitizer and UBSan; make sanitize-thread: under ThreadSanitizer"
 	@echo "make gpu       the tests and benchmarks that need a CUDA card, in at most nine minutes"
@@ -45,6 +46,12 @@ test-oldest: $(READY)
 	cd $(OLDEST) && $(abspath $(BIN))/uv pip install --quiet --resolution lowest-direct --extra test --extra serve -r setup.py
 	cd $(OLDEST) && .venv/bin/python setup.py --quiet build_ext --inplace
 	cd $(OLDEST) && OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile --max-worker-restart 0
+
+# Beside .venv, whose newer versions of its dependencies it would otherwise replace.
+MERGEKIT := build/mergekit
+test-mergekit: $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(MERGEKIT) mergekit==0.1.5 immutables
+	PYTHONPATH=$(MERGEKIT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/model/test_merge.py tests/model/test_compose.py tests/model/test_compose_gates.py
 
 bench: $(READY)
 	$(BIN)/python -m pytest benchmarks/ --benchmark-columns=min,median,stddev,rounds

@@ -66,14 +66,17 @@ def merges(folder: Path) -> dict[str, dict[str, Any]]:
             if method == "passthrough":
                 continue
             config: dict[str, Any] = {"merge_method": method, "models": [{"model": source} for source in sources]}
-            if takes.is_task_arithmetic:
-                config |= {"base_model": str(folder / "base"), "parameters": {"weight": 1.0, "density": 0.5}}
+            if takes.uses_task_vectors:
+                config |= {
+                    "base_model": str(folder / "base"),
+                    "parameters": {"weight": 1.0, **({"density": 0.5} if takes.sparsify else {})},
+                }
             elif method == "slerp":
                 config |= {"base_model": sources[0], "models": config["models"][:2], "parameters": {"t": 0.3}}
             else:
                 config["parameters"] = {"weight": 1.0}
             configs[f"{method} of {len(config['models'])} {kind}s"] = config
-            if kind == "model" and takes.is_task_arithmetic:
+            if kind == "model" and takes.uses_task_vectors:
                 configs[f"{method} of {EXPERTS} models, fp32"] = {**config, "dtype": "float32", "out_dtype": "bfloat16"}
     return configs
 

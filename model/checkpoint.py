@@ -103,10 +103,10 @@ class Checkpoint:
         return self._files[file]
 
 
-def check_finite(tensor: Tensor, where: str) -> Tensor:
-    """`tensor`; ValueError naming `where` if it has floats that are infinite or not numbers."""
+def check_finite(tensor: Tensor, where: str, error: type[ValueError] = ValueError) -> Tensor:
+    """`tensor`; an `error` naming `where` if it has floats that are infinite or not numbers."""
     if tensor.dtype in DENSE_DTYPES.values() and tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():
-        raise ValueError(f"{where} has values that are infinite or not numbers")
+        raise error(f"{where} has values that are infinite or not numbers")
     return tensor
 
 

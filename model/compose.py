@@ -10,13 +10,16 @@ Shapes: L layers, E experts, D model width.
 import argparse
 import hashlib
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from moe_kernels.nf4_format import dtype_name
+
 from .adapters import BASE_FACT, base_fingerprint
-from .checkpoint import GENERATION, Checkpoint
+from .checkpoint import GENERATION, Checkpoint, parse_dtype
 from .checkpoint_writer import save_whole
 from .cli import make_parser, run_command
 from .configuration_moe import EXPERT_LAYOUTS
@@ -28,6 +31,7 @@ from .mixture_tensors import mixture_tensors, write_mixture
 from .output import refuse_existing, sha256_of, write_json, write_run
 from .resume import resumable_folder
 from .same_tokenizer import check_same_tokenizer, take_chat_template
+from .sources import all_the_same
 from .strict_json import read_json
 from .tokenizer import read_tokenizer
 
@@ -44,6 +48,8 @@ def compose(args: argparse.Namespace) -> None:
         check_same_tokenizer(folder, given.base, tokenizer)
     take_chat_template(tokenizer, [source.adapter.folder for source in given.sources if source.adapter])
     names = given.config.expert_names or []
+    if all_the_same(given.sources[: len(given.recipe.experts)]):
+        print(f"all experts are {names[0]}: until they are trained the mixture gives what one of them gives", file=sys.stderr)
     base_fact = base_fingerprint(given.base, given.base_weights)
     with resumable_folder(out, _facts(recipe_path, given, base_fact, args)) as (folder, scratch):
         gates, report = _make_or_read_gates(scratch, given, args.seed)
@@ -60,7 +66,9 @@ def compose(args: argparse.Namespace) -> None:
         facts: dict[str, Any] = {"layout": layout, "quantization": quantization, "experts": names, BASE_FACT: base_fact}
         write_json(folder / GATE, report)
         write_run(folder, seed=args.seed, figures={"gate_condition_numbers": report["blocks"]["mlp"]["condition_numbers"]}, **facts)
-    print(f"{out}: {len(names)} experts ({', '.join(names)}), {layout} layout, {quantization or given.config.dtype}")
+    print(
+        f"{out}: {len(names)} experts ({', '.join(names)}), {layout} layout, {quantization or dtype_name(parse_dtype(given.config.dtype))}"
+    )
 
 
 def _facts(recipe_path: Path, given: Ingredients, base_fact: str, args: argparse.Namespace) -> dict[str, str]:

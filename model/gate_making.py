@@ -3,7 +3,7 @@
 Whose hidden states? Prompts pass through the base, as in mergekit: a negative prompt belongs to no expert. The rows of `data` each pass
 through their own expert, for that is where a gate that routes them well will have sent them in the layers before.
 
-Shapes: L layers, E experts, D model width.
+Shapes: L layers, E experts, D model width, N texts.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -120,19 +120,21 @@ def _walk(given: Ingredients, texts: Mapping[Any, Texts], judged: list[OwnTexts]
     """Makes each layer's gates of what it sees of `texts`, and asks them where those of `judged` would go."""
     gates: dict[str, list[Tensor]] = {block: [] for block in _blocks(given)}
     lengths = {own.key: _lengths(texts[own.key]) for own in judged}
-    choices, single_choices = [], []
+    choices = []
     for layer, seen in enumerate(walk_layers(given.base, texts, tuple(gates))):
         for block, rows in gates.items():
             rows.append(make(layer, block, seen))
-        inputs = [seen[own.key].inputs_TD["mlp"] for own in judged]
-        choices.append(
-            first_choices(gates["mlp"][-1], [own_TD for own_TD, own in zip(inputs, judged, strict=True) if own.kind != "negative"])
-        )
-        singles = [single_TD for own_TD, own in zip(inputs, judged, strict=True) for single_TD in own_TD.split(lengths[own.key])]
-        single_choices.append(first_choices(gates["mlp"][-1], singles))
-    named = [(text, own.expert, own.kind) for own in judged for text in own.texts]
-    sent = [SentText(*name, choices_LE) for name, choices_LE in zip(named, torch.stack(single_choices, dim=1), strict=True)]
-    return Gates({block: torch.stack(rows) for block, rows in gates.items()}, torch.stack(choices), sent)
+        singles = [single_TD for own in judged for single_TD in seen[own.key].inputs_TD["mlp"].split(lengths[own.key])]
+        choices.append(first_choices(gates["mlp"][-1], singles))
+    choices_LNE = torch.stack(choices)
+    sent, tokens_EN = [], torch.zeros(choices_LNE.shape[2], choices_LNE.shape[1])
+    for own in judged:
+        for text, length in zip(own.texts, lengths[own.key], strict=True):
+            if own.kind != "negative":
+                tokens_EN[own.expert, len(sent)] = length
+            sent.append(SentText(text, own.expert, own.kind, choices_LNE[:, len(sent)]))
+    weights_EN = tokens_EN / tokens_EN.sum(dim=1, keepdim=True)
+    return Gates({block: torch.stack(rows) for block, rows in gates.items()}, weights_EN @ choices_LNE, sent)
 
 
 def _lengths(texts: Texts) -> list[int]:

@@ -54,6 +54,8 @@ def degenerate_layers(report: dict[str, Any]) -> list[int]:
 
 def some_layers(chosen: list[int], count: int) -> str:
     """Names some of `count` layers, runs of them as first-last: "layers 0-3, 7"."""
+    if len(chosen) == 1:
+        return f"layer {chosen[0]}"
     if len(chosen) == count:
         return f"all {count} layers"
     starts = [layer for layer in chosen if layer - 1 not in chosen]

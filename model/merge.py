@@ -18,18 +18,20 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .checkpoint import CONFIG, GENERATION, Checkpoint
+from moe_kernels.nf4_format import dtype_name
+
+from .checkpoint import CONFIG, GENERATION, Checkpoint, check_finite
 from .checkpoint_writer import SHARD_BYTES, CheckpointWriter
 from .cli import make_parser, run_command
-from .merging.config import MergeConfig, read_merge_config, unused_parameters
+from .merging.config import MergeConfig, given_parameters, read_merge_config, unmatched_filters, unused_parameters
 from .merging.methods import METHODS
 from .merging.plan import Step, count_layers, make_plan
 from .merging.sources import HEAD, SourceModel, open_sources
-from .merging.task_vectors import TOTAL, draw, find_base, measure, text_table
+from .merging.task_vectors import DENSITY, TOTAL, Density, draw_heat_map, find_base, measure, text_table
 from .merging.tensors import Merger
 from .merging.vocabulary import Alignment, align
 from .output import output_folder, refuse_existing, write_json, write_run
-from .resume import resumable_folder
+from .resume import Overflow, resumable_folder
 from .same_tokenizer import brings_tokenizer, take_chat_template
 from .strict_json import read_json
 from .tokenizer import read_tokenizer
@@ -61,36 +63,50 @@ def open_merge(path: Path) -> Merge:
 def make_merger(merge: Merge, seed: int, fast_ties: bool) -> Merger:
     """How tensors are merged: with mergekit's bits, except that adapters which stand alone, which it cannot read, need not follow it.
 
-    With them the arithmetic is in fp32 and the result in the base's dtype, unless the file says otherwise, and `fast_ties` holds.
+    With them the arithmetic is in fp32 and each tensor in the base's dtype, unless the file says otherwise, and `fast_ties` holds.
     """
     config = merge.config
-    dtype, out_dtype = config.dtype, config.out_dtype
-    if any(not source.in_file_dtype for source in merge.sources.values()):
-        fast_ties = True
-        if dtype is None:
-            dtype, out_dtype = torch.float32, out_dtype or merge.reference.stored(merge.steps[0].terms[0].name).dtype
-    return Merger(config.method, dtype, out_dtype, merge.alignment, seed, fast_ties)
+    has_adapters = any(not source.in_file_dtype for source in merge.sources.values())
+    in_base_dtype = has_adapters and config.dtype is None
+    dtype = torch.float32 if in_base_dtype else config.dtype
+    return Merger(config.method, dtype, config.out_dtype, in_base_dtype, merge.alignment, seed, fast_ties or has_adapters)
 
 
 def write_weights(folder: Path, merger: Merger, steps: list[Step]) -> torch.dtype:
-    """Writes the merged tensors in shards, after those that are there already; returns the widest of their dtypes."""
+    """Writes the merged tensors in shards, after those that are there already; returns the widest of their dtypes.
+
+    Overflow naming the first tensor that has an infinite value.
+    """
     with CheckpointWriter(folder, SHARD_BYTES, resume=True) as writer:
         left = [step for step in steps if step.name not in writer.finished]
         for name, tensor in tqdm(merger.tensors(left), desc="Merging", unit="tensor", initial=len(steps) - len(left), total=len(steps)):
-            writer.add(name, tensor)
+            writer.add(name, check_finite(tensor, f"{name} of the merged model, in {dtype_name(tensor.dtype)},", Overflow))
     written = Checkpoint(folder)
-    return reduce(torch.promote_types, [written.tensor(name).dtype for name in written])
+    return reduce(torch.promote_types, [written.head(name, 1).dtype for name in written])
 
 
 def write_config(folder: Path, merge: Merge, dtype: torch.dtype) -> None:
-    """The reference's configuration with the output's dtype, number of layers and vocabulary."""
+    """The reference's configuration with the output's dtype, number of layers, vocabulary and special tokens."""
     settings = read_json(merge.reference.folder / CONFIG)
     settings.pop("torch_dtype", None)  # as transformers 4 called it
-    settings |= {"dtype": str(dtype).removeprefix("torch."), "num_hidden_layers": count_layers(merge.config, merge.reference)}
+    settings |= {"dtype": dtype_name(dtype), "num_hidden_layers": count_layers(merge.config, merge.reference)}
     settings["tie_word_embeddings"] = all(HEAD not in source.weights for source in merge.sources.values())
     if merge.alignment is not None:
-        settings["vocab_size"] = merge.alignment.size
+        settings |= {"vocab_size": merge.alignment.size, **_special_ids(merge)}
     write_json(folder / CONFIG, settings)
+
+
+def write_generation_config(folder: Path, merge: Merge) -> None:
+    """The reference's, if it has one, with the output's special tokens."""
+    if (merge.reference.folder / GENERATION).is_file():
+        write_json(folder / GENERATION, read_json(merge.reference.folder / GENERATION) | _special_ids(merge))
+
+
+def _special_ids(merge: Merge) -> dict[str, int | None]:
+    """What generation begins, ends and pads with, where the output's tokens do not have the reference's numbers."""
+    if merge.alignment is None or merge.config.tokenizer in ("base", "union", merge.config.models[0]):
+        return {}
+    return {name: getattr(merge.alignment.tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
 def write_tokenizer(folder: Path, merge: Merge) -> None:
@@ -121,41 +137,57 @@ def _chat_template(source: SourceModel) -> Any:
 
 def inspect(merge: Merge, args: argparse.Namespace) -> None:
     """Measures the task vectors, prints them and writes them as JSON and as a heat map; no model is written."""
-    if not 0 < args.density <= 1:
+    if args.density is not None and not 0 < args.density <= 1:
         raise ValueError(f"--density is {args.density:g}; it must be above 0 and at most 1")
     base = find_base(merge.sources, merge.config.base_model)
     sources = {name: source for name, source in merge.sources.items() if name != merge.config.base_model}
     names = [source.name for source in sources.values()]
     experts = {source.name if names.count(source.name) == 1 else name: source for name, source in sources.items()}
-    rows = measure(base, experts, args.density)
+    is_of_file = args.density is None and "density" in given_parameters(merge.config)
+    density = None if is_of_file else args.density or DENSITY
+    rows = measure(base, experts, _densities_of_file(merge) if density is None else lambda *_: density)
     with output_folder(Path(args.out)) as folder:
-        write_json(folder / "task_vectors.json", {"base": str(base.folder), "density": args.density, "layers": rows})
-        draw(rows, folder / "task_vectors.png")
-        write_run(folder, seed=args.seed, figures=rows[TOTAL], density=args.density)
+        base_name = merge.config.base_model or str(base.folder)
+        write_json(folder / "task_vectors.json", {"base": base_name, "density": density, "layers": rows})
+        draw_heat_map(rows, folder / "task_vectors.png")
+        write_run(folder, seed=args.seed, figures=rows[TOTAL], density=density)
     print(text_table(rows))
+
+
+def _densities_of_file(merge: Merge) -> Density:
+    """What the merge itself keeps of each tensor of a model, where its method thins task vectors."""
+    terms = [term for step in merge.steps for term in step.terms]
+    found = {(term.source, term.name): term.values["density"] for term in terms if "density" in term.values}
+    return lambda source, name: found.get((source, name), DENSITY)
 
 
 def merge_models(args: argparse.Namespace) -> None:
     """The command: reads the configuration, opens its models, and writes the merged model, or what `--inspect` finds, to `args.out`."""
     path, out = Path(args.config), Path(args.out)
     refuse_existing(out)
+    if args.density is not None and not args.inspect:
+        raise ValueError(f"--density is {args.density:g}, but it is of --inspect alone; a merge has the densities of its file")
     merge = open_merge(path)
     if args.inspect:
         inspect(merge, args)
         return
     for name in unused_parameters(merge.config):
         print(f"{path}: {name} has no effect on {merge.config.method}", file=sys.stderr)
+    for name, part in unmatched_filters(merge.config, [step.name for step in merge.steps]):
+        print(f"{path}: the filter {part!r} of {name} occurs in no tensor's name", file=sys.stderr)
     with resumable_folder(out, _facts(path, merge, args)) as (folder, _):
         write_tokenizer(folder, merge)  # first, as it may fail, and the rest takes long
+        write_generation_config(folder, merge)
         dtype = write_weights(folder, make_merger(merge, args.seed, args.fast_ties), merge.steps)
         write_config(folder, merge, dtype)
-        if (merge.reference.folder / GENERATION).is_file():
-            shutil.copy(merge.reference.folder / GENERATION, folder / GENERATION)
         shutil.copy(path, folder / CONFIG_COPY)
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         models = {name: source.name for name, source in merge.sources.items()}
         write_run(folder, seed=args.seed, figures={"tensors": len(merge.steps), "bytes": size}, method=merge.config.method, models=models)
-    print(f"{out}: {merge.config.method} of {', '.join(models)}, {size / 1e9:.2f} GB of {dtype}")
+    base = merge.config.base_model if METHODS[merge.config.method].uses_task_vectors else None
+    merged = [name for name in models if name != base]
+    onto = f" onto {base}" if base else ""
+    print(f"{out}: {merge.config.method} of {', '.join(merged)}{onto}, {size / 1e9:.2f} GB of {dtype_name(dtype)}")
 
 
 def _facts(path: Path, merge: Merge, args: argparse.Namespace) -> dict[str, str]:
@@ -176,12 +208,11 @@ def main() -> int:
     parser.add_argument("out", help="output folder")
     text = "take entries of equal magnitude in their order: TIES, Breadcrumbs and DELLA are much faster, but not mergekit's to the bit"
     parser.add_argument("--fast-ties", action="store_true", help=text)
-    text = "no effect, as merging always streams; mergekit has the flag"
+    text = "no effect, as merging always streams; mergekit has the second"
     parser.add_argument("--low-memory", "--low-cpu-memory", action="store_true", help=text)
     parser.add_argument("--inspect", action="store_true", help="measure the task vectors (table, JSON, heat map) and write no model")
-    parser.add_argument(
-        "--density", type=float, default=0.2, help="share of entries, the largest, among which --inspect counts sign conflicts"
-    )
+    text = f"share of entries, the largest, among which --inspect counts sign conflicts (default: the file's density, or {DENSITY})"
+    parser.add_argument("--density", type=float, help=text)
     return run_command(merge_models, parser)
 
 

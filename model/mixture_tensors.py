@@ -16,12 +16,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from moe_kernels.nf4 import quantize_nf4_parts
+from moe_kernels.nf4_format import dtype_name
 
-from .checkpoint import Checkpoint, parse_dtype
+from .checkpoint import Checkpoint, check_finite, parse_dtype
 from .checkpoint_writer import SHARD_BYTES, CheckpointWriter
 from .configuration_moe import MoEConfig
 from .experts import PROJECTIONS
 from .ingredients import Ingredients
+from .resume import Overflow
 from .sources import ExpertSource
 
 _QUANTIZED = re.compile(r"\.self_attn\.[qkvo]_proj\.weight$|\.experts\.(gate|up|gate_up|down)_proj$")
@@ -100,18 +102,26 @@ def is_quantized(name: str) -> bool:
 
 
 def write_mixture(folder: Path, config: MoEConfig, tensors: list[MixtureTensor]) -> None:
-    """Writes config and tensors, each cast to the config's dtype and quantised where the config says so; goes on after whole shards."""
+    """Writes config and tensors, each cast to the config's dtype and quantised where the config says so; goes on after whole shards.
+
+    Overflow naming the first tensor that has an infinite value.
+    """
     dtype = parse_dtype(config.dtype or "float32")
     config.save_pretrained(folder)
     with CheckpointWriter(folder, SHARD_BYTES, resume=True) as writer:
         for name, shape, pieces in tqdm(tensors, desc="Composing", unit="tensor"):
             if name in writer.finished:
                 continue
+            cast = _cast(pieces, dtype, name)
             if config.quantization == "nf4" and is_quantized(name):
-                weight = quantize_nf4_parts((piece.to(dtype) for piece in pieces), shape)
-                writer.add_group(weight.state_dict(name))
+                writer.add_group(quantize_nf4_parts(cast, shape).state_dict(name))
             else:
-                writer.add(name, _join(pieces, shape, dtype))
+                writer.add(name, _join(cast, shape, dtype))
+
+
+def _cast(pieces: Iterator[Tensor], dtype: torch.dtype, name: str) -> Iterator[Tensor]:
+    for piece in pieces:
+        yield check_finite(piece.to(dtype), f"{name} of the mixture, in {dtype_name(dtype)},", Overflow)
 
 
 def _join(pieces: Iterator[Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

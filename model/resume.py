@@ -14,6 +14,10 @@ from .output import MANIFEST, publish, refuse_existing, write_json
 from .unfinished import FACTS, check_same_facts, locked, remove_work, unfinished
 
 
+class Overflow(ValueError):
+    """A value is too large for the output's dtype, as it would be if the same command went on: its work is not kept."""
+
+
 class Unfinished(NamedTuple):
     output: Path  # becomes the target
     scratch: Path  # is removed then
@@ -23,8 +27,8 @@ class Unfinished(NamedTuple):
 def resumable_folder(target: Path, facts: dict[str, str]) -> Iterator[Unfinished]:
     """Yields folders with what an earlier run with the same `facts` had finished, if there was one; on success `output` becomes `target`.
 
-    After an error or a kill they stay if they hold a finished file of tensors. FileExistsError if `target` exists; ValueError, naming
-    what differs, if the unfinished work has other facts, or if another process is at it.
+    After an error (but an `Overflow`) or a kill they stay if they hold a finished file of tensors. FileExistsError if `target` exists;
+    ValueError, naming what differs, if the unfinished work has other facts, or if another process is at it.
     """
     refuse_existing(target)
     place = unfinished(target)
@@ -44,8 +48,9 @@ def resumable_folder(target: Path, facts: dict[str, str]) -> Iterator[Unfinished
             folders.output.mkdir(exist_ok=True)
             yield folders
             publish(folders.output, target, place)
-        except BaseException:
-            if (_has_tensors(folders.output) or _has_tensors(place)) and not (target / MANIFEST).exists():
+        except BaseException as error:
+            is_kept = not isinstance(error, Overflow) and (_has_tensors(folders.output) or _has_tensors(place))
+            if is_kept and not (target / MANIFEST).exists():
                 print(f"what is finished stays in {place}: the same command goes on from there", file=sys.stderr)
             else:
                 shutil.rmtree(place, ignore_errors=True)

@@ -3,7 +3,6 @@
 Of a full checkpoint a mixture takes the FFNs alone, as mergekit-moe does; of an adapter of the base also its share of attention.
 """
 
-import hashlib
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,14 +17,14 @@ from .adapters import Adapter, base_fingerprint, is_adapter
 from .checkpoint import Checkpoint, model_folder
 from .config_file import model_config, read_config
 from .experts import PROJECTIONS
+from .seeds import generator
 
 _FAMILIES = ("mistral", "llama")
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _OUTSIDE = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
-_SHARED = (
-    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
-    *("vocab_size", "hidden_act", "rope_parameters"),
-)
+# What decides of a model's function and is not seen in its tensors' shapes.
+UNSEEN = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "rope_parameters")
+_SHARED = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size", *UNSEEN)
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,8 @@ class ExpertSource:
         weight = self.weights.tensor(f"{module}.weight")
         weight = weight if self.adapter is None else self.adapter.apply(module, weight)
         if self.noise_scale and ".mlp." in module:
-            digest = hashlib.sha256(f"{self.noise_seed} {module}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
-            weight = weight + torch.randn(weight.shape, dtype=weight.dtype, generator=generator) * self.noise_scale
+            noise = torch.randn(weight.shape, dtype=weight.dtype, generator=generator(f"{self.noise_seed} {module}"))
+            weight = weight + noise * self.noise_scale
         return weight * self.residual_scale if self.residual_scale != 1 and module.endswith(".mlp.down_proj") else weight
 
 
@@ -89,6 +87,12 @@ def open_source(text: str, base: Path, base_weights: Checkpoint, beside: Path) -
                 f"{adapter_folder} changes {', '.join(sorted(adapter.attention))} of {folder}, but the mixture has the attention of {base}"
             )
     return ExpertSource(adapter.name if adapter else folder.name, weights, adapter, is_base)
+
+
+def all_the_same(experts: list[ExpertSource]) -> bool:
+    """Whether several experts have the same matrices."""
+    made_of = {(source.fingerprint, source.noise_scale and source.noise_seed, source.residual_scale) for source in experts}
+    return len(experts) > 1 and len(made_of) == 1
 
 
 def unique_names(names: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """mergekit's YAML file of a merge, read strictly: an unknown key, method or parameter is an error that says what is allowed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from ..checkpoint import DENSE_DTYPES
 from ..model_reference import model_field, optional_model_field
 from ..strict_yaml import check_mapping, dtype_field, hint, list_field, read_yaml, text_field
 from .methods import BOOLEANS, METHODS, PARAMETERS
-from .parameters import Parameters, parse_rules
+from .parameters import ANY, Parameters, parse_rules
 
 _KEYS = (
     *("merge_method", "base_model", "models", "slices", "modules", "parameters", "dtype", "out_dtype"),
@@ -54,7 +55,7 @@ class MergeConfig:
     @property
     def models(self) -> list[str]:
         """Every model once, the base first."""
-        named = [source.model for part in self.slices for source in part.inputs]
+        named = [given.model for part in self.slices for given in part.inputs]
         return list(dict.fromkeys([self.base_model, *named] if self.base_model else named))
 
 
@@ -89,12 +90,27 @@ def read_merge_config(path: Path) -> MergeConfig:
     return config
 
 
+def given_parameters(config: MergeConfig) -> set[str]:
+    """The parameters that are given somewhere."""
+    return {name for level in _levels(config) for name in level}
+
+
 def unused_parameters(config: MergeConfig) -> list[str]:
     """The parameters that are given somewhere but belong to other methods."""
-    levels = [*config.parameters, *(part.parameters for part in config.slices)]
-    levels += [source.parameters for part in config.slices for source in part.inputs]
     method = METHODS[config.method]
-    return sorted({name for level in levels for name in level} - {*method.per_model, *method.shared})
+    return sorted(given_parameters(config) - {*method.per_model, *method.shared})
+
+
+def unmatched_filters(config: MergeConfig, tensors: Sequence[str]) -> list[tuple[str, str]]:
+    """Parameters with their filters that occur in the name of none of `tensors`, such as misspelt ones."""
+    given = {(name, rule.pattern) for level in _levels(config) for name, rules in level.items() for rule in rules}
+    return sorted((name, part) for name, part in given if part != ANY and not any(part in tensor for tensor in tensors))
+
+
+def _levels(config: MergeConfig) -> list[Parameters]:
+    """Every set of parameters in the file."""
+    slices = [part.parameters for part in config.slices]
+    return [*config.parameters, *slices, *(given.parameters for part in config.slices for given in part.inputs)]
 
 
 def _read_models(part: dict[str, Any], base: str | None, where: str) -> Slice:
@@ -103,7 +119,7 @@ def _read_models(part: dict[str, Any], base: str | None, where: str) -> Slice:
         place = f"{where}: model {index}"
         check_mapping(raw, ("model", "parameters"), place)
         inputs.append(Input(model_field(raw, "model", place), None, _parameters(raw, place)))
-    if base is not None and base not in [source.model for source in inputs]:
+    if base is not None and base not in [given.model for given in inputs]:
         inputs.append(Input(base, None, {}))  # also for `linear`, as in mergekit: there it needs a weight
     return Slice(tuple(inputs), {}, base)
 
@@ -114,9 +130,9 @@ def _read_slices(part: dict[str, Any], base: str | None, where: str) -> tuple[Sl
         place = f"{where}: slice {index}"
         check_mapping(raw, ("sources", "base_model", "parameters"), place)
         inputs = tuple(_read_source(source, f"{place}: source {n}") for n, source in enumerate(list_field(raw, "sources", place)))
-        if len({end - first for first, end in (source.layers for source in inputs if source.layers)}) > 1:
+        if len({end - first for first, end in (given.layers for given in inputs if given.layers)}) > 1:
             raise ValueError(
-                f"{place}: its sources have different numbers of layers: {', '.join(str(list(s.layers or ())) for s in inputs)}"
+                f"{place}: its sources have different numbers of layers: {', '.join(str(list(given.layers or ())) for given in inputs)}"
             )
         slices.append(Slice(inputs, _parameters(raw, place), optional_model_field(raw, "base_model", place) or base))
     return tuple(slices)
@@ -133,7 +149,7 @@ def _read_source(raw: Any, where: str) -> Input:
 def _check_inputs(config: MergeConfig, where: str) -> None:
     method = METHODS[config.method]
     for index, part in enumerate(config.slices):
-        models = [source.model for source in part.inputs]
+        models = [given.model for given in part.inputs]
         for model in models:
             if models.count(model) > 1:
                 raise ValueError(f"{where}: {model!r} is listed {models.count(model)} times in one slice, where each model goes in once")

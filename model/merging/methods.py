@@ -30,24 +30,31 @@ class Method:
     shared: Mapping[str, float | None]
     needs_base: bool = False
     inputs: int | None = None  # how many models, the base among them; None: any number
+    uses_task_vectors: bool = False
     sparsify: str | None = None
     consensus: bool = False
 
-    @property
-    def is_task_arithmetic(self) -> bool:
-        return "lambda" in self.shared
+
+_OWN: Mapping[str, dict[str, float]] = {"outliers": {"gamma": 0.01}, "rank": {"epsilon": 0.15}}
 
 
 def _task_method(sparsify: str | None = None, consensus: bool = False, normalize: bool = False, rescaled: bool = False) -> Method:
-    own: dict[str, float] = {"outliers": {"gamma": 0.01}, "rank": {"epsilon": 0.15}}.get(sparsify or "", {})
-    shared = {"normalize": normalize, "rescale": rescaled, "lambda": 1.0, "int8_mask": False}
-    return Method({"weight": REQUIRED, "density": 1.0, **own}, shared, True, None, sparsify, consensus)
+    thinning: dict[str, float] = {"density": 1.0, **_OWN.get(sparsify, {})} if sparsify else {}
+    shared = {"normalize": normalize, "lambda": 1.0, "int8_mask": False, **({"rescale": rescaled} if sparsify else {})}
+    return Method(
+        per_model={"weight": REQUIRED, **thinning},
+        shared=shared,
+        needs_base=True,
+        uses_task_vectors=True,
+        sparsify=sparsify,
+        consensus=consensus,
+    )
 
 
 METHODS = {
-    "linear": Method({"weight": REQUIRED}, {"normalize": True}),
-    "slerp": Method({}, {"t": REQUIRED}, needs_base=True, inputs=2),
-    "passthrough": Method({"scale": 1.0}, {}, inputs=1),
+    "linear": Method(per_model={"weight": REQUIRED}, shared={"normalize": True}),
+    "slerp": Method(per_model={}, shared={"t": REQUIRED}, needs_base=True, inputs=2),
+    "passthrough": Method(per_model={"scale": 1.0}, shared={}, inputs=1),
     "task_arithmetic": _task_method(),
     "ties": _task_method("magnitude", consensus=True, normalize=True),
     "dare_linear": _task_method("random", rescaled=True),

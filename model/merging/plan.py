@@ -87,12 +87,12 @@ def _terms(
 ) -> tuple[Term | None, tuple[Term, ...]]:
     method = METHODS[config.method]
     base, terms = None, []
-    for source in part.inputs:
-        is_base = method.is_task_arithmetic and source.model == part.base_model
+    for given in part.inputs:
+        is_base = method.uses_task_vectors and given.model == part.base_model
         values: Values = {}
         if not is_base:
-            values = _values(method.per_model, [source.parameters, part.parameters, *config.parameters], name, position, source.model)
-        term = Term(sources[source.model], _name_in(source, name, offset), values)
+            values = _values(method.per_model, [given.parameters, part.parameters, *config.parameters], name, position, given.model)
+        term = Term(sources[given.model], _name_in(given, name, offset), values)
         if is_base:
             base = term
         else:
@@ -102,12 +102,12 @@ def _terms(
     return base, tuple(terms)
 
 
-def _name_in(source: Input, name: str, offset: int | None) -> str:
+def _name_in(given: Input, name: str, offset: int | None) -> str:
     """The name in a model of the tensor that goes into `name`."""
     match = _LAYER.fullmatch(name)
-    if match is None or offset is None or source.layers is None:
+    if match is None or offset is None or given.layers is None:
         return name
-    return f"{match[1]}{source.layers[0] + offset}{match[3]}"
+    return f"{match[1]}{given.layers[0] + offset}{match[3]}"
 
 
 def _shared_values(config: MergeConfig, part: Slice, name: str, position: float) -> Values:
@@ -127,12 +127,11 @@ def _values(wanted: Mapping[str, float | None], levels: Sequence[Parameters], te
 
 
 def _check_names(config: MergeConfig, sources: Mapping[str, SourceModel], reference: SourceModel) -> None:
-    for source in [source for part in config.slices for source in part.inputs]:
-        ours, theirs = (_kinds(model, every_layer=source.layers is None) for model in (reference, sources[source.model]))
+    for given in [given for part in config.slices for given in part.inputs]:
+        source = sources[given.model]
+        ours, theirs = (_kinds(model, every_layer=given.layers is None) for model in (reference, source))
         if odd := sorted(ours ^ theirs):
-            raise ValueError(
-                f"{reference.weights.path} and {sources[source.model].weights.path} have not the same tensors: only one has {odd[0]}"
-            )
+            raise ValueError(f"{reference.weights.path} and {source.weights.path} have not the same tensors: only one has {odd[0]}")
 
 
 def _kinds(source: SourceModel, every_layer: bool) -> set[str]:

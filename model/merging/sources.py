@@ -11,11 +11,11 @@ from torch import Tensor
 from ..adapters import Adapter, base_fingerprint, is_adapter
 from ..checkpoint import Checkpoint, model_folder
 from ..config_file import model_config, read_config
-from ..sources import split_source
+from ..sources import UNSEEN, split_source
 from .parallel import Rows, at_least_fp32
 
 _FAMILIES = ("mistral", "llama", "qwen2")
-_SHARED = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "rope_parameters")
+_SHARED = ("model_type", *UNSEEN)
 _BUFFER = "rotary_emb.inv_freq"  # which old checkpoints hold, and nobody reads
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _WEIGHT = ".weight"
@@ -43,6 +43,10 @@ class SourceModel:
 
     def shape(self, name: str) -> torch.Size:
         return torch.Size(self.weights.shape(self._stored(name)))
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Of the tensor in its file, which is not read for it."""
+        return self.weights.head(self._stored(name), 1).dtype
 
     def stored(self, name: str) -> Tensor:
         """The tensor as its file has it, without the adapter."""
@@ -94,6 +98,7 @@ class SourceModel:
 
 
 def difference(rows: Rows, base: Rows) -> Rows:
+    """A task vector: what a tensor has beyond the base's, any rows of it at a time."""
     return lambda part: rows(part) - base(part)
 
 

@@ -6,7 +6,6 @@ TIES: Yadav et al. 2023, arXiv:2306.01708. DARE: Yu et al. 2023, arXiv:2311.0309
 Breadcrumbs: Davari and Belilovsky 2023, arXiv:2312.06795.
 """
 
-import hashlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..seeds import generator
 from .parallel import Run, blocks, pieces
 
 _SAMPLE = 1 << 16  # magnitudes that tell roughly where the k-th largest of all lies
@@ -93,7 +93,7 @@ def _draw_mask(magnitudes: Tensor, probability: Callable[[Tensor], Tensor], seed
     mask = torch.empty(magnitudes.shape, dtype=torch.bool)
 
     def fill(rows: slice) -> None:
-        mask[rows] = draw(probability(magnitudes[rows]), generator(f"{seed} {rows.start}"))
+        mask[rows] = bernoulli(probability(magnitudes[rows]), generator(f"{seed} {rows.start}"))
 
     list(run(fill, blocks(mask.shape)))
     return mask
@@ -104,12 +104,7 @@ def mask_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.bfloat16 else torch.float32
 
 
-def generator(seed: str) -> torch.Generator:
-    """Random numbers that depend on nothing but a text."""
-    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "little"))
-
-
-def draw(probability: Tensor, generator: torch.Generator) -> Tensor:
+def bernoulli(probability: Tensor, generator: torch.Generator) -> Tensor:
     """A mask that is true with the probability given for each entry; three times faster than `torch.bernoulli`."""
     return torch.rand(probability.shape, generator=generator) < probability
 

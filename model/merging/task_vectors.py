@@ -5,7 +5,7 @@ Shapes: E experts, N entries of one tensor.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -21,6 +21,9 @@ from .sparsify import keep_largest
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 TOTAL = "all"
+DENSITY = 0.2  # of which sign conflicts are counted, if nothing else is said
+_LEAST_COSINE = 0.05  # at which a colour scale ends: smaller ones are next to nothing, and should look so
+Density = Callable[[SourceModel, str], float]  # of a tensor of an expert
 
 
 @dataclass
@@ -60,15 +63,18 @@ def find_base(sources: dict[str, SourceModel], base: str | None) -> SourceModel:
     folders = {source.folder for source in sources.values()}
     first = next(iter(sources.values()))
     if len(folders) > 1 or any(source.adapter is None for source in sources.values()):
-        raise ValueError("task vectors are differences from a base: give base_model")
+        raise ValueError(
+            "task vectors are differences from a base: give base_model, in a copy of the file if its method is linear, "
+            "which would average it in"
+        )
     return SourceModel(first.folder.name, first.folder, first.weights, first.is_tied)
 
 
-def measure(base: SourceModel, experts: Mapping[str, SourceModel], density: float) -> dict[str, dict[str, Any]]:
+def measure(base: SourceModel, experts: Mapping[str, SourceModel], density: Density) -> dict[str, dict[str, Any]]:
     """Rows by layer, and one for all, `TOTAL`: norms of base and task vectors, cosines between experts, and the share of sign conflicts.
 
-    Conflicts are counted among the entries that at least two experts keep when each keeps the `density` · N of largest magnitude of
-    each tensor, as TIES does. Computed in fp32. ValueError if models have different tensors.
+    Conflicts are counted among the entries that at least two experts keep when each keeps of each tensor `density(expert, name)` · N of
+    largest magnitude, as TIES does. Computed in fp32. ValueError if models have different tensors.
     """
     names = tensor_names(base, [base, *experts.values()])
     for expert in experts.values():
@@ -98,11 +104,11 @@ def _layer_order(name: str) -> tuple[int, str]:
     return (int(match[1]) if match else -1 if "embed" in name else 1 << 30), name
 
 
-def _measure_tensor(name: str, base: SourceModel, experts: Sequence[SourceModel], density: float, run: Run) -> Group:
+def _measure_tensor(name: str, base: SourceModel, experts: Sequence[SourceModel], density: Density, run: Run) -> Group:
     shape, weight = base.shape(name), base.rows(name, torch.float32)
     found = [(index, expert.task_vector(name, base, name, weight, torch.float32)) for index, expert in enumerate(experts)]
     vectors = [(index, vector) for index, vector in found if vector is not None]
-    masks = [_keep_largest(vector, shape, density, run) for _, vector in vectors]
+    masks = [_keep_largest(vector, shape, density(experts[index], name), run) for index, vector in vectors]
 
     def look(rows: slice) -> Group:
         part = _empty(len(experts))
@@ -127,6 +133,8 @@ def _measure_tensor(name: str, base: SourceModel, experts: Sequence[SourceModel]
 
 def _keep_largest(vector: Rows, shape: torch.Size, density: float, run: Run) -> Tensor:
     """The mask of the largest entries of one model's task vector, which is whole in memory only here."""
+    if density == 0:
+        return torch.zeros(shape, dtype=torch.bool)
     magnitudes = torch.empty(shape)
 
     def fill(rows: slice) -> None:
@@ -151,8 +159,8 @@ def text_table(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
-def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
-    """A heat map, a row for each layer: norms relative to the base's, cosines between experts, sign conflicts."""
+def draw_heat_map(rows: dict[str, dict[str, Any]], path: Path) -> None:
+    """A heat map, a row for each layer: norms relative to the base's, cosines between experts (to the largest), sign conflicts."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -169,7 +177,9 @@ def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
     conflicts = [column([rows[key]["sign_conflicts"]]) for key in layers]
     panels: list[tuple[str, list[list[float]], list[str], dict[str, Any]]] = [("norm / base's", norms, names, {"cmap": "Blues", "vmin": 0})]
     if pairs:
-        panels.append(("cosine", cosines, [pair.replace(", ", " · ") for pair in pairs], {"cmap": "RdBu_r", "vmin": -1, "vmax": 1}))
+        limit = max(_LEAST_COSINE, *(abs(value) for row in cosines for value in row if not math.isnan(value)))
+        scale = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+        panels.append(("cosine", cosines, [pair.replace(", ", " · ") for pair in pairs], scale))
         panels.append(("sign conflicts", conflicts, ["all"], {"cmap": "Oranges", "vmin": 0, "vmax": 1}))
     widths = [max(1.5, len(labels)) for _, _, labels, _ in panels]
     size = (1.5 + 0.8 * sum(widths) + len(panels), 1.6 + 0.26 * len(layers))

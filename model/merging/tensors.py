@@ -17,16 +17,20 @@ from .vocabulary import Alignment
 
 @dataclass
 class Merger:
-    """How the steps of a plan are computed: the method, its precisions (None: the models'), the seed of masks, `keep_largest`'s option."""
+    """How the steps of a plan are computed: the method, its precisions, the seed of masks, `keep_largest`'s option.
+
+    `dtype` None: the models'. `out_dtype` None: that of the arithmetic, or with `in_base_dtype` that of the base's tensor.
+    """
 
     method: str
     dtype: torch.dtype | None
     out_dtype: torch.dtype | None
+    in_base_dtype: bool
     alignment: Alignment | None
     seed: int
     fast_ties: bool
-    run: Run = map
-    _scratch: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+    run: Run = field(default=map, init=False)  # several cores', while `tensors` is at work
+    _scratch: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8), init=False)
 
     def tensors(self, steps: Sequence[Step]) -> Iterator[tuple[str, Tensor]]:
         """Name and tensor of every step, in their order; each depends on its own step and the seed alone."""
@@ -39,7 +43,7 @@ class Merger:
             return self._add_task_vectors(step, step.base, dtype)
         if self.method == "slerp":
             start, end = (self._rows(term, dtype)(slice(None)) for term in step.terms)
-            return slerp(step.values["t"], start, end, torch.empty(start.shape, dtype=self.out_dtype or dtype), self.run)
+            return slerp(step.values["t"], start, end, torch.empty(start.shape, dtype=self._out_dtype(step, dtype)), self.run)
         inputs = [self._rows(term, dtype) for term in step.terms]
         if self.method == "passthrough":
             scale = step.terms[0].values["scale"]
@@ -49,7 +53,7 @@ class Merger:
 
     def _fill(self, step: Step, dtype: torch.dtype, make: Rows) -> Tensor:
         """The tensor whose rows `make` makes."""
-        merged = torch.empty(self._shape(step.base or step.terms[0]), dtype=self.out_dtype or dtype)
+        merged = torch.empty(self._shape(step.base or step.terms[0]), dtype=self._out_dtype(step, dtype))
         self._write(merged, make)
         return merged
 
@@ -61,7 +65,7 @@ class Merger:
 
     def _add_task_vectors(self, step: Step, base_term: Term, dtype: torch.dtype) -> Tensor:
         base = self._rows(base_term, dtype)
-        thin = [self._thinning(step, index, term, base_term, dtype) for index, term in enumerate(step.terms)]
+        thinnings = [self._thinning(step, index, term, base_term, dtype) for index, term in enumerate(step.terms)]
         deltas = [self._task_vector(term, base_term, base, dtype) for term in step.terms]
         if all(delta is None for delta in deltas):
             return self._fill(step, dtype, base)
@@ -69,14 +73,14 @@ class Merger:
         consensus, normalize, factor = METHODS[self.method].consensus, bool(step.values["normalize"]), step.values["lambda"]
 
         def merge(rows: slice) -> Tensor:
-            parts = [delta and thinned(delta(rows), rows) for delta, thinned in zip(deltas, thin, strict=True)]
+            parts = [delta and thin(delta(rows), rows) for delta, thin in zip(deltas, thinnings, strict=True)]
             return add_task_vectors(base(rows), parts, weights, consensus=consensus, normalize=normalize, factor=factor)
 
         return self._fill(step, dtype, merge)
 
     def _thinning(self, step: Step, index: int, term: Term, base_term: Term, dtype: torch.dtype) -> Callable[[Tensor, slice], Tensor]:
         """What makes rows of a task vector sparse, in place, as the method asks for."""
-        method, density = METHODS[self.method].sparsify, term.values["density"]
+        method, density = METHODS[self.method].sparsify, term.values.get("density", 1)
         if method is None or density == 1:
             return lambda part, rows: part
         if density == 0:
@@ -97,7 +101,7 @@ class Merger:
         return thin
 
     def _magnitudes(self, term: Term, base_term: Term, dtype: torch.dtype, out_dtype: torch.dtype) -> Tensor | None:
-        """Of a whole task vector, in `out_dtype`, None if it is nothing; its files are closed again, as what follows needs room."""
+        """The magnitudes of a whole task vector, in `out_dtype`, None if it is nothing; its files are closed again, to make room."""
         delta = self._task_vector(term, base_term, self._rows(base_term, dtype), dtype)
         if delta is None:
             return None
@@ -131,4 +135,8 @@ class Merger:
         return self.alignment is not None and term.name in VOCABULARY
 
     def _dtype(self, terms: Sequence[Term]) -> torch.dtype:
-        return self.dtype or reduce(torch.promote_types, [term.source.stored(term.name).dtype for term in terms])
+        return self.dtype or reduce(torch.promote_types, [term.source.dtype(term.name) for term in terms])
+
+    def _out_dtype(self, step: Step, dtype: torch.dtype) -> torch.dtype:
+        base = step.base or step.terms[0]
+        return self.out_dtype or (base.source.dtype(base.name) if self.in_base_dtype else dtype)

@@ -1,9 +1,10 @@
 """Models with different vocabularies: one tokenizer for the output, and every embedding matrix brought into its order.
 
-As in mergekit's `tokenizer_source`: a token that a model lacks gets the base's row, or else the mean over the models that have it.
-V tokens of the output.
+As in mergekit's `tokenizer_source`: a token that a model lacks gets the base's row, or else the mean over the models that have it, or
+zeros if none has. V tokens of the output, M models, N tokens that a model lacks.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..checkpoint import some
 from ..sources import split_source
 from ..tokenizer import read_tokenizer
-from .sources import SourceModel
-
-_SHOWN = 5  # tokens that a message names
+from .sources import EMBEDDINGS, SourceModel
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,23 @@ class Alignment:
     def tensor(self, source: SourceModel, name: str, dtype: torch.dtype) -> Tensor:
         """An embedding matrix of `source` with a row for each token of the output."""
         rows_V = self.rows[self.sources.index(source)]
-        weight = source.tensor(name, dtype)
-        aligned = weight[rows_V.clamp(min=0)]
-        for token in (rows_V < 0).nonzero().flatten().tolist():
-            aligned[token] = self._fallback(token, name, dtype)
+        aligned = source.tensor(name, dtype)[rows_V.clamp(min=0)]
+        lacking_N = (rows_V < 0).nonzero().flatten()
+        if len(lacking_N):
+            aligned[lacking_N] = self._fallback(lacking_N, name, dtype, aligned.shape[1:])
         return aligned
 
-    def _fallback(self, token: int, name: str, dtype: torch.dtype) -> Tensor:
-        holders = [(source, int(rows_V[token])) for source, rows_V in zip(self.sources, self.rows, strict=True) if rows_V[token] >= 0]
-        if self.has_base and self.rows[0][token] >= 0:
-            holders = holders[:1]
-        if not holders:
-            raise ValueError(f"no model has the token {self.tokenizer.convert_ids_to_tokens(token)!r} of the output's tokenizer")
-        return torch.stack([source.stored(name)[row].to(dtype) for source, row in holders]).mean(dim=0)
+    def _fallback(self, tokens_N: Tensor, name: str, dtype: torch.dtype, shape: torch.Size) -> Tensor:
+        """The rows for tokens that a model lacks; each other model's matrix is read once for all of them."""
+        rows_MN = torch.stack(list(self.rows))[:, tokens_N]
+        is_used_MN = rows_MN >= 0
+        if self.has_base:
+            is_used_MN[1:] &= ~is_used_MN[0]
+        total = torch.zeros(len(tokens_N), *shape, dtype=dtype)
+        for source, rows_N, is_used_N in zip(self.sources, rows_MN, is_used_MN, strict=True):
+            if is_used_N.any():
+                total[is_used_N] += source.stored(name)[rows_N[is_used_N]].to(dtype)
+        return total / is_used_MN.sum(dim=0).clamp(min=1)[:, None].to(dtype)
 
 
 def align(choice: str, sources: Mapping[str, SourceModel], base: str | None, beside: Path) -> Alignment:
@@ -59,9 +63,9 @@ def align(choice: str, sources: Mapping[str, SourceModel], base: str | None, bes
     if choice == "base" and base is None:
         raise ValueError("tokenizer_source is 'base', but there is no base_model; name a model, or union")
     tokenizers = {name: read_tokenizer(source.folder) for name, source in sources.items()}
-    vocabularies = [tokenizer.get_vocab() for tokenizer in tokenizers.values()]
+    vocabularies = [_with_rows(tokenizers[name], source) for name, source in sources.items()]
     if choice == "union":
-        tokenizer = _unite(list(tokenizers.values()))
+        tokenizer = _unite(list(tokenizers.values()), vocabularies)
     elif choice == "base":
         tokenizer = tokenizers[str(base)]
     else:
@@ -73,20 +77,33 @@ def align(choice: str, sources: Mapping[str, SourceModel], base: str | None, bes
         for token, index in tokens.items():
             rows_V[index] = vocabulary.get(token, -1)
         rows.append(rows_V)
+    if rowless := [token for token, index in tokens.items() if all(rows_V[index] < 0 for rows_V in rows)]:
+        print(f"no model has a row for {_some(rowless)} of the output's tokenizer: they get zeros", file=sys.stderr)
     return Alignment(tokenizer, list(sources.values()), rows, base is not None)
 
 
-def _unite(tokenizers: Sequence[Any]) -> PreTrainedTokenizerBase:
+def _with_rows(tokenizer: PreTrainedTokenizerBase, source: SourceModel) -> dict[str, int]:
+    """The tokens of a model that its embeddings have a row for: a pad token, say, is often added without one."""
+    count, vocabulary = source.shape(EMBEDDINGS)[0], tokenizer.get_vocab()
+    if beyond := [token for token, index in vocabulary.items() if index >= count]:
+        print(f"{source.folder} has {count} rows of embeddings and none for {_some(beyond)}, taken as absent", file=sys.stderr)
+    return {token: index for token, index in vocabulary.items() if index < count}
+
+
+def _unite(tokenizers: Sequence[Any], vocabularies: Sequence[Mapping[str, int]]) -> PreTrainedTokenizerBase:
     """The first tokenizer with the tokens that were added to the others; ValueError if they differ in more than added tokens."""
     union, *others = tokenizers
-    for other in others:
+    for other, vocabulary in zip(others, vocabularies[1:], strict=True):
         known = union.get_vocab()
-        extra = sorted((index, token) for token, index in other.get_vocab().items() if token not in known)
+        extra = sorted((index, token) for token, index in vocabulary.items() if token not in known)
         if inner := [token for index, token in extra if index not in other.added_tokens_decoder]:
-            shown = ", ".join(map(repr, inner[:_SHOWN]))
             raise ValueError(
-                f"{other.name_or_path} has {len(inner)} tokens that {union.name_or_path} lacks ({shown}, ...); a union takes over added "
+                f"{other.name_or_path} has {len(inner)} tokens that {union.name_or_path} lacks ({_some(inner)}); a union takes over added "
                 "tokens, but for these the tokenizers' rules would have to be united; tokenizer_source: base keeps one vocabulary"
             )
         union.add_tokens([other.added_tokens_decoder[index] for index, _ in extra])
     return union
+
+
+def _some(tokens: Sequence[str]) -> str:
+    return some([repr(token) for token in tokens])

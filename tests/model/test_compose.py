@@ -164,9 +164,10 @@ def test_nf4_is_what_loading_quantises(adapters, run_compose, ids, layout):
     assert {name for name in load(whole).state_dict() if is_quantized(name)} == named
 
 
-def test_output_is_whole_and_says_what_it_is(base, adapters, run_compose):
+def test_output_is_whole_and_says_what_it_is(base, adapters, run_compose, capsys):
     (adapters[1] / "run.json").write_text(json.dumps({"lang": "cpp"}))
     folder = run_compose(adapters)
+    assert capsys.readouterr().out.endswith("mixture: 3 experts (expert-0, cpp, expert-2), lora layout, float32\n")
     (adapters[1] / "run.json").unlink()
     check_manifest(folder)
     assert load(folder).config.expert_names == ["expert-0", "cpp", "expert-2"]
@@ -216,6 +217,30 @@ def test_command_ends_with_status_2_and_leaves_nothing(base, adapters, make_reci
         assert {path.name for path in tmp_path.iterdir()} == {"other", "recipe.yml"}
 
 
+@pytest.mark.parametrize(
+    ("source", "change", "same"),
+    [(0, {}, True), (1, {}, False), (0, {"noise_scale": 0.1}, False), (0, {"residual_scale": 0.5}, False)],
+)
+def test_experts_that_are_all_the_same_are_reported(adapters, make_recipe, tmp_path, monkeypatch, capsys, source, change, same):
+    """mergekit refuses one model listed as every expert; a shared expert, which has no rival, may be the same."""
+    sources = [{"source_model": str(adapters[0])}, {"source_model": str(adapters[source]), **change}]
+    recipe = make_recipe([], gate_mode="random", experts=sources, shared_experts=[{"source_model": str(adapters[2])}])
+    assert run_main(monkeypatch, recipe, tmp_path / "out") == 0
+    said = "all experts are expert-0: until they are trained the mixture gives what one of them gives"
+    assert (said in capsys.readouterr().err) == same
+
+
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+def test_a_mixture_that_overflows_is_refused_and_keeps_nothing(adapters, make_recipe, tmp_path, monkeypatch, capsys, quantize):
+    monkeypatch.setattr("model.mixture_tensors.SHARD_BYTES", 1 << 14)
+    experts = [{"source_model": str(adapter), "positive_prompts": [adapter.name], "residual_scale": 1e7} for adapter in adapters[:2]]
+    recipe = make_recipe([], dtype="float16", experts=experts)
+    assert run_main(monkeypatch, recipe, tmp_path / "out", "--quantize", quantize) == 2
+    said = capsys.readouterr().err
+    assert "model.layers.0.mlp.experts.down_proj of the mixture, in float16, has values that are infinite" in said
+    assert {path.name for path in tmp_path.iterdir()} == {"recipe.yml"}
+
+
 @pytest.mark.parametrize("change", [{"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, {"hidden_act": "gelu"}])
 def test_an_expert_of_another_kind_is_refused(full_models, run_compose, tmp_path, change):
     odd = tmp_path / "odd"
@@ -242,7 +267,7 @@ def test_prompts_that_say_the_same_are_reported(adapters, run_compose, capsys):
 
 
 @pytest.mark.parametrize(
-    ("chosen", "text"), [([0, 1, 2, 4, 6, 7], "layers 0-2, 4, 6-7"), ([3], "layers 3"), (list(range(8)), "all 8 layers")]
+    ("chosen", "text"), [([0, 1, 2, 4, 6, 7], "layers 0-2, 4, 6-7"), ([3], "layer 3"), (list(range(8)), "all 8 layers")]
 )
 def test_layers_are_named_in_runs(chosen, text):
     assert some_layers(chosen, 8) == text

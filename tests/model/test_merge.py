@@ -1,12 +1,14 @@
 """`python -m model.merge` on tiny models, against mergekit 0.1.5 where it is installed, and PEFT."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from matplotlib.axes import Axes
 from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
@@ -15,6 +17,8 @@ from model.checkpoint import Checkpoint
 from model.load import load_model
 from model.merge import main
 from model.merging import parallel, sparsify
+from model.merging.methods import METHODS
+from model.merging.task_vectors import draw_heat_map
 from model.output import check_manifest
 
 from .conftest import SHAPE
@@ -61,7 +65,7 @@ def same_masks(monkeypatch):
     def fixed(probability, *_, **__):
         return torch.rand(probability.shape, generator=torch.Generator().manual_seed(3)) < probability
 
-    monkeypatch.setattr(sparsify, "draw", fixed)
+    monkeypatch.setattr(sparsify, "bernoulli", fixed)
     monkeypatch.setattr(torch, "bernoulli", lambda probability: fixed(probability).to(probability.dtype))
 
 
@@ -285,6 +289,78 @@ def test_vocabularies_are_aligned_as_mergekits(models, with_more_tokens, merge, 
     assert load_model(out)[0].get_input_embeddings().weight.shape[0] == len(ours)
 
 
+@pytest.fixture(scope="session")
+def with_rowless_tokens(base, models) -> Path:
+    """A model whose tokenizer has two tokens more than it has rows: one that `with_more_tokens` have too, and a pad token."""
+    folder = base.parent / "rowless"
+    shutil.copytree(models["float32"][3], folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<|end|>"], special_tokens=True)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_tokens_without_rows_are_absent_as_mergekits(models, with_rowless_tokens, merge, tmp_path, capsys):
+    config = make_config("ties", [*models["float32"][:3], with_rowless_tokens], tokenizer_source="union")
+    out = merge(config)
+    check_equal(out, run_mergekit(config, tmp_path / "theirs"))
+    assert "rowless has 64 rows of embeddings and none for '<|end|>', '[PAD]', taken as absent" in capsys.readouterr().err
+    assert "[PAD]" not in AutoTokenizer.from_pretrained(out).get_vocab()
+
+
+@pytest.mark.parametrize("source", ["base", "union", "model"])
+def test_a_token_without_a_row_gets_another_models_or_zeros(with_rowless_tokens, with_more_tokens, merge, source, capsys):
+    """mergekit ends in a KeyError there, or has more tokens than rows."""
+    config = {"merge_method": "task_arithmetic", "base_model": str(with_rowless_tokens), "parameters": {"weight": 0.5}}
+    config["models"] = [entry(folder) for folder in with_more_tokens]
+    out = merge({**config, "tokenizer_source": str(with_rowless_tokens) if source == "model" else source})
+    assert "no model has a row for '[PAD]' of the output's tokenizer: they get zeros" in capsys.readouterr().err
+    tokens, weight = AutoTokenizer.from_pretrained(out).get_vocab(), Checkpoint(out).tensor("model.embed_tokens.weight")
+    assert len(weight) == len(tokens) and not weight[tokens["[PAD]"]].any()
+    theirs = [Checkpoint(folder).tensor("model.embed_tokens.weight") for folder in with_more_tokens]
+    rows = [AutoTokenizer.from_pretrained(folder).get_vocab()["<|end|>"] for folder in with_more_tokens]
+    expected = sum(weight[row] for weight, row in zip(theirs, rows, strict=True)) / 2
+    torch.testing.assert_close(weight[tokens["<|end|>"]], expected)
+    assert load_model(out)[0].get_input_embeddings().weight.shape[0] == len(tokens)
+
+
+@pytest.mark.parametrize("source", ["model", "union"])
+def test_generation_stops_where_the_tokenizer_says(models, with_more_tokens, merge, tmp_path, source):
+    """With another model's tokenizer; a union is the reference's with more tokens, whose configuration may know of more stops."""
+    other = tmp_path / "other"
+    shutil.copytree(with_more_tokens[1], other)
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.eos_token, tokenizer.pad_token = "<tool>", "<|end|>"
+    tokenizer.save_pretrained(other)
+    config = make_config("task_arithmetic", [*models["float32"][:3], other])
+    model, found = load_model(merge({**config, "tokenizer_source": str(other) if source == "model" else source}))
+    expected = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    if source == "model":
+        expected |= {"eos_token_id": found.eos_token_id, "pad_token_id": found.pad_token_id}
+        assert (found.eos_token, found.pad_token) == ("<tool>", "<|end|>")
+    for settings in (model.config, model.generation_config):
+        assert {name: getattr(settings, name) for name in expected} == expected
+
+
+def test_missing_tokens_are_gathered_in_one_read_of_each_matrix(base, models, merge, monkeypatch):
+    """And not in one for each token."""
+    reads = []
+    for index, count in enumerate([1, 20]):
+        folder = base.parent / f"added-{index}"
+        tokenizer, model = AutoTokenizer.from_pretrained(base), MistralForCausalLM.from_pretrained(base)
+        tokenizer.add_tokens([f"<{n}>" for n in range(count)])
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        read, names = Checkpoint.tensor, []
+        monkeypatch.setattr(Checkpoint, "tensor", lambda self, name, read=read, names=names: (names.append(name), read(self, name))[1])
+        merge(make_config("ties", [*models["float32"][:3], folder], tokenizer_source="union"), out=f"out-{index}")
+        monkeypatch.undo()
+        reads.append(names.count("lm_head.weight"))
+    assert reads[0] == reads[1]
+
+
 @pytest.mark.parametrize(("method", "form"), [("ties", "text"), ("linear", "text"), ("ties", "mapping")])
 def test_a_model_and_its_adapter_are_mergekits(models, make_adapter, merge, tmp_path, method, form):
     base, other, *_ = models["bfloat16"]
@@ -344,6 +420,21 @@ def test_an_adapter_alone_is_not_rounded_before_it_is_merged(models, make_adapte
     assert errors[0] == pytest.approx(float((expected.bfloat16().double() - expected).norm()), rel=1e-3) and errors[0] < errors[1] / 5
 
 
+@pytest.mark.parametrize("method", ["task_arithmetic", "linear", "slerp"])
+def test_beside_an_adapter_every_tensor_keeps_the_bases_dtype(models, make_adapter, merge, tmp_path, method):
+    """A base in bf16 with norms in fp32, as some are stored."""
+    base = tmp_path / "base"
+    shutil.copytree(models["bfloat16"][0], base)
+    tensors = {name: Checkpoint(base).tensor(name) for name in Checkpoint(base)}
+    save_file({name: tensor.float() if "norm" in name else tensor for name, tensor in tensors.items()}, base / "model.safetensors")
+    adapter = make_adapter(tmp_path / "adapter")
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": str(base)}))
+    config = {"merge_method": method, "models": [entry(adapter)], "base_model": str(base), "parameters": {"weight": 0.5, "t": 0.5}}
+    found = Checkpoint(merge(config))
+    assert {name: found.tensor(name).dtype for name in found} == {name: Checkpoint(base).tensor(name).dtype for name in tensors}
+
+
 @torch.no_grad()
 def test_float64_is_computed_stored_and_loaded(models, make_adapter, merge, tmp_path, ids):
     """Of checkpoints and of an adapter that stands alone; and such a model can be merged again."""
@@ -398,6 +489,49 @@ def test_inspect_measures_task_vectors_and_writes_no_model(base, adapters, merge
     assert rows["norm"]["sign_conflicts"] is None
 
 
+def test_inspect_counts_conflicts_at_the_files_densities(models, merge):
+    """By tensor and by model; a flag goes first, and without either it is a fifth."""
+    base, a, b, _ = models["float32"]
+    config = {"merge_method": "ties", "base_model": str(base), "models": [entry(a, weight=1), entry(b, weight=1)]}
+    density = [{"filter": "mlp", "value": 0.6}, {"value": 0.3}]
+    conflicts = []
+    for number, (given, flags) in enumerate([(0.6, ()), (0.3, ()), (density, ()), (None, ()), (density, ("--density", "0.2"))]):
+        out = merge({**config, "parameters": {"density": given} if given else {}}, "--inspect", *flags, out=str(number))
+        found = json.loads((out / "task_vectors.json").read_text())
+        conflicts.append({layer: row["sign_conflicts"] for layer, row in found["layers"].items()})
+        assert found["density"] == (0.2 if flags or given is None else None)
+    at_60, at_30, mixed, plain, flag = conflicts
+    assert at_60["0"] != at_30["0"] and mixed["0"] not in (at_60["0"], at_30["0"]) and mixed["lm_head"] == at_30["lm_head"]
+    assert plain == flag and plain["lm_head"] != at_30["lm_head"]
+
+
+def test_inspect_names_the_base_whose_differences_it_shows(base, adapters, merge):
+    """An adapter's model, not what that stands on: the difference of two adapters' products."""
+    config = {"merge_method": "ties", "base_model": str(adapters[0]), "models": [entry(adapters[1], weight=1)]}
+    found = json.loads((merge(config, "--inspect") / "task_vectors.json").read_text())
+    assert found["base"] == str(adapters[0])
+    plain = MistralForCausalLM.from_pretrained(base)
+    one, other = (
+        dict(PeftModel.from_pretrained(MistralForCausalLM.from_pretrained(base), str(path)).merge_and_unload().named_parameters())
+        for path in adapters[:2]
+    )
+    square = sum(float((other[name] - one[name]).double().square().sum()) for name, _ in plain.named_parameters())
+    assert found["layers"]["all"]["norms"]["expert-1"] == pytest.approx(square**0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1, 0.4), (0.01, 0.05)])
+def test_the_heat_maps_cosines_fill_their_scale(tmp_path, monkeypatch, factor, expected):
+    """Those of real experts are below 0.1; but what is next to nothing should not look like much."""
+    cosines = {"a, b": 0.1 * factor, "a, c": -0.4 * factor, "b, c": None}
+    row = {"base_norm": 1.0, "norms": {"a": 1.0, "b": 1.0, "c": 1.0}, "cosines": cosines, "sign_conflicts": 0.5}
+    limits, show = {}, Axes.imshow
+    monkeypatch.setattr(
+        Axes, "imshow", lambda self, *args, **kw: (limits.update({kw["cmap"]: (kw["vmin"], kw.get("vmax"))}), show(self, *args, **kw))[1]
+    )
+    draw_heat_map({"0": row, "all": row}, tmp_path / "map.png")
+    assert limits["RdBu_r"] == (-expected, expected)
+
+
 @pytest.mark.parametrize("example", sorted(EXAMPLES.glob("merge_*.yml")), ids=lambda path: path.stem)
 def test_examples_run(example, base, make_adapter, merge, tmp_path, ids):
     for index, lang in enumerate(["python", "java", "javascript", "cpp"]):
@@ -412,9 +546,65 @@ def test_examples_run(example, base, make_adapter, merge, tmp_path, ids):
     assert run["method"] == yaml.safe_load((out / "mergekit_config.yml").read_text())["merge_method"]
 
 
+@pytest.mark.parametrize("cut_short", [False, True], ids=["at once", "gone on with"])
+def test_a_merge_that_overflows_keeps_nothing(models, merge, tmp_path, monkeypatch, capsys, cut_short):
+    """The same command would fail again, at the end of all its work; also where earlier shards are finished."""
+    monkeypatch.setattr("model.merge.SHARD_BYTES", 1 << 14)
+    weight = [{"filter": "layers.1.mlp", "value": 1e7}, {"value": 1}]
+    config = make_config("task_arithmetic", models["float32"]) | {"out_dtype": "float16"}
+    config["models"] = [entry(model, weight=weight) for model in models["float32"][1:]]
+    if cut_short:
+        with monkeypatch.context() as patch, pytest.raises(KeyError):
+            patch.setattr("model.merge.check_finite", stop_at("model.layers.1.mlp.down_proj.weight"))
+            merge(config)
+        assert {path.name for path in tmp_path.iterdir()} == {"merge.yml", ".out.unfinished"}
+    assert merge(config) == 2
+    said = capsys.readouterr().err
+    assert "model.layers.1.mlp.down_proj.weight of the merged model, in float16, has values that are infinite" in said
+    assert {path.name for path in tmp_path.iterdir()} == {"merge.yml"}
+
+
+def stop_at(name):
+    """In place of a check: an error at the tensor `name`."""
+
+    def check(tensor, where, _):
+        if where.startswith(name):
+            raise KeyError(name)
+        return tensor
+
+    return check
+
+
 def test_mergekits_flag_for_less_memory_is_taken(models, merge):
     for flag in ("--low-memory", "--low-cpu-memory"):
         assert (merge(make_config("linear", models["float32"]), flag, out=flag.strip("-")) / "config.json").is_file()
+
+
+def test_what_has_no_effect_is_reported(models, merge, capsys):
+    """A misspelt filter, and a parameter of another method."""
+    t = [{"filter": "self_atn", "value": 1}, {"value": 0.5}]
+    merge({**make_config("slerp", models["float32"]), "parameters": {"t": t, "density": 0.5}})
+    said = capsys.readouterr().err
+    assert "the filter 'self_atn' of t occurs in no tensor's name" in said and "density has no effect on slerp" in said
+    merge(make_config("slerp", models["float32"]), out="right")
+    assert "the filter" not in capsys.readouterr().err
+
+
+def test_every_method_of_mergekits_is_taken_or_documented_as_not():
+    pytest.importorskip("mergekit")
+    from mergekit.merge_methods import registered_methods
+
+    not_taken = (Path(__file__).parents[2] / "docs" / "merging.md").read_text().partition("not taken: the methods")[2].partition(";")[0]
+    assert {method.spec.name for method in registered_methods()} == METHODS.keys() | set(re.findall(r"`(\w+)`", not_taken))
+
+
+def test_the_last_line_names_what_was_merged_and_the_dtype(models, merge, capsys):
+    """The base of task vectors is not one of the merged; of slerp it is."""
+    base, a, b, c = models["float32"]
+    out = merge(make_config("ties", [base, a, b, c]))
+    assert capsys.readouterr().out == f"{out}: ties of {a}, {b}, {c} onto {base}, 0.00 GB of float32\n"
+    out = merge(make_config("slerp", [base, a, b, c]), out="slerp")
+    assert capsys.readouterr().out == f"{out}: slerp of {base}, {a}, 0.00 GB of float32\n"
 
 
 def test_chat_templates(models, merge):
@@ -459,8 +649,13 @@ def test_mistakes_end_with_status_2_and_leave_nothing(models, with_more_tokens, 
     cases = [(config, message, []) for config, message in cases]
     cases += [
         (inspected, "more-0 has no lm_head.weight of the shape that", ["--inspect"]),
-        ({**linear, "models": [entry(a)]}, "task vectors are differences from a base: give base_model", ["--inspect"]),
+        (
+            {**linear, "models": [entry(a)]},
+            "task vectors are differences from a base: give base_model, in a copy of the file if",
+            ["--inspect"],
+        ),
         (make_config("linear", [base, a, b, c]), "--density is 0; it must be above 0", ["--inspect", "--density", "0"]),
+        (make_config("ties", [base, a, b, c]), "--density is 7, but it is of --inspect alone", ["--density", "7"]),
     ]
     for config, message, flags in cases:
         assert merge(config, *flags) == 2

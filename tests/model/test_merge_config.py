@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from model.merging.config import read_merge_config, unused_parameters
+from model.merging.config import read_merge_config, unmatched_filters, unused_parameters
 from model.merging.parameters import parse_rules, resolve
 
 
@@ -60,6 +60,23 @@ def test_the_base_need_not_be_listed(read):
 
 def test_parameters_of_other_methods_are_reported_and_not_refused(read):
     assert unused_parameters(read(parameters={"t": 0.5, "int8_mask": True, "density": [0.1, 0.2]})) == ["t"]
+
+
+def test_filters_that_occur_in_no_name_are_reported(read):
+    """Of every level, whichever rule would have come first."""
+    weight = [{"filter": "self_atn", "value": 1}, {"filter": "self_attn", "value": 0.5}, {"filter": "*", "value": 0}]
+    config = read(parameters={"weight": weight, "density": [{"filter": "mpl", "value": 1}]}, models=[{"model": "a", "parameters": {}}])
+    names = ["model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.up_proj.weight"]
+    assert unmatched_filters(config, names) == [("density", "mpl"), ("weight", "self_atn")]
+    own = read(models=[{"model": "a", "parameters": {"weight": [{"filter": "lm_hed", "value": 1}, {"value": 1}]}}])
+    assert unmatched_filters(own, names) == [("weight", "lm_hed")]
+
+
+def test_thinning_is_a_parameter_of_methods_that_thin(read):
+    thinning = {"parameters": {"density": 0.5, "rescale": True}}
+    assert unused_parameters(read(merge_method="task_arithmetic", **thinning)) == ["density", "rescale"]
+    for method in ("ties", "dare_linear", "della", "breadcrumbs"):
+        assert unused_parameters(read(merge_method=method, **thinning)) == []
 
 
 @pytest.mark.parametrize("name", ["float64", "float32", "bfloat16", "float16"])
