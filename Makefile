@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 comma := ,
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-all bench sanitize sanitize-thread gpu lint format lock setup clean
+.PHONY: help demo test test-all test-oldest bench sanitize sanitize-thread gpu lint format lock setup clean
 
 help:
 	@echo "make setup     .venv with everything in it; what the other targets begin with"
-	@echo "make demo      the whole study on the embedded base and corpus, and a report to look at (about 14 minutes on 2 cores)"
+	@echo "make demo      the whole study on the embedded base and corpus, and a report to look at (about 14 minutes on 2 cores); DATA=DIR: on rows of your own"
 	@echo "make test      lint, types and every test that needs no GPU (14 minutes, 2 cores)"
 	@echo "make test-all  the same with the slow tests: every program of the corpus compiled and run"
+	@echo "make test-oldest  the tests with the oldest versions that setup.py allows"
 	@echo "make bench     pytest benchmarks/"
 	@echo "make sanitize  the C++ extension under AddressSanitizer and UBSan; make sanitize-thread: under ThreadSanitizer"
 	@echo "make gpu       the tests and benchmarks that need a CUDA card, in at most nine minutes"
@@ -27,12 +28,23 @@ $(READY): constraints.txt requirements.lock setup.py pyproject.toml $(wildcard c
 demo: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
 
+# No new worker for one that died: it would begin with the test that the first one hung in.
 test: lint
 	@echo "== tests"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile --max-worker-restart 0
 
 test-all: lint
 	$(BIN)/python -m pytest -m "not gpu"
+
+# In a copy of the package, with a venv and an extension of its own. UV_TORCH_BACKEND=cpu takes the build of torch that needs no CUDA libraries.
+OLDEST := build/oldest
+test-oldest: $(READY)
+	$(BIN)/python -m pip install --quiet uv
+	rm -rf $(OLDEST) && mkdir -p $(OLDEST) && git ls-files -z | xargs -0 cp --parents -t $(OLDEST)
+	$(BIN)/uv venv --quiet --python $(BIN)/python $(OLDEST)/.venv
+	cd $(OLDEST) && $(abspath $(BIN))/uv pip install --quiet --resolution lowest-direct --extra test --extra serve -r setup.py
+	cd $(OLDEST) && .venv/bin/python setup.py --quiet build_ext --inplace
+	cd $(OLDEST) && OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile --max-worker-restart 0
 
 bench: $(READY)
 	$(BIN)/python -m pytest benchmarks/ --benchmark-columns=min,median,stddev,rounds

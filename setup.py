@@ -16,6 +16,7 @@ INSTALL_REQUIRES = [
     "bitsandbytes>=0.50",
     "peft>=0.21",
     "accelerate>=1.10",
+    "numpy>=2.0",
     "safetensors>=0.6",
     "filelock>=3.10",
     "datasets>=4.0",
@@ -33,7 +34,7 @@ INSTALL_REQUIRES = [
     "matplotlib>=3.10",
     "tensorboard>=2.19",
 ]
-TEST_REQUIRES = ["pytest>=8", "pytest-xdist>=3.6", "pytest-benchmark>=5"]
+TEST_REQUIRES = ["pytest>=9", "pytest-xdist>=3.6", "pytest-benchmark>=5"]
 SERVE_REQUIRES = ["transformers[serving]"]  # for model.serve alone
 DEV_REQUIRES = ["ruff>=0.12", "mypy>=1.15", "clang-format>=18"]
 
@@ -85,6 +86,6 @@ setup(
     packages=find_packages(include=[pattern for room in ROOMS for pattern in (room, f"{room}.*")]),
     package_data={"eval": ["*.css", "*.js", "judge/harness/*"], "moe_kernels": ["tables/*.json"], "benchmarks": ["cpu/probe.cpp"]},
     install_requires=INSTALL_REQUIRES,
-    extras_require={"test": TEST_REQUIRES, "dev": TEST_REQUIRES + DEV_REQUIRES, "serve": SERVE_REQUIRES},
+    extras_require={"test": TEST_REQUIRES, "dev": TEST_REQUIRES + SERVE_REQUIRES + DEV_REQUIRES, "serve": SERVE_REQUIRES},
     **optional_extension(),
 )

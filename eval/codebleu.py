@@ -20,7 +20,7 @@ from model.cli import add_precision, make_parser, run_command
 from model.cost import model_cost
 from model.languages import get_language
 from model.load import load_model, model_fingerprint, model_folder
-from model.output import check_absent, output_folder, sha256_of, write_run
+from model.output import output_folder, refuse_existing, sha256_of, write_run
 from model.prompt import prompt_template
 from model.same_tokenizer import take_chat_template
 
@@ -129,7 +129,7 @@ def open_sandbox(unsafe: bool) -> Sandbox:
 
 def check_flags(args: Namespace, *counts: str) -> None:
     """Before anything is loaded: the output must not exist, and the flags named in `counts` must be positive."""
-    check_absent(args.out)
+    refuse_existing(args.out)
     for name in counts:
         if (value := getattr(args, name)) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, not {value}")

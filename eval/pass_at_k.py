@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from model.cli import add_precision, make_parser, run_command
 from model.languages import LANGUAGES
-from model.output import check_absent, output_folder, sha256_of, write_json, write_run
+from model.output import output_folder, refuse_existing, sha256_of, write_json, write_run
 from model.unfinished import FACTS, check_same_facts, locked, remove_work, unfinished
 
 from .completions import Sample, generated, given, prompt_of, references, rows_kept, write_rows
@@ -37,7 +37,7 @@ from .tasks import CORPUS, Task, load_tasks
 
 def main(args: Namespace) -> int:
     """The command; 1 if some programs could not be judged."""
-    check_absent(args.out)
+    refuse_existing(args.out)
     ks = sorted({int(k) if k.isdecimal() else 0 for k in args.k.split(",")})
     if ks[0] < 1:
         raise ValueError(f"-k takes numbers from 1 on, joined by commas, not {args.k!r}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from model.cli import make_parser, run_command
-from model.output import check_absent, output_folder, write_json, write_run
+from model.output import output_folder, refuse_existing, write_json, write_run
 from model.strict_json import read_json
 
 from . import plots, report_tables
@@ -26,7 +26,7 @@ from .tables import kind_title, lang_title, markdown_table, text_table
 
 
 def main(args: Namespace) -> None:
-    check_absent(args.out)
+    refuse_existing(args.out)
     inputs = read_inputs(args.runs)
     logs = [(path, *read_training(path)) for path in args.training]
     sources = gather(inputs, logs)

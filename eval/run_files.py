@@ -24,17 +24,20 @@ class Maybe(NamedTuple):
 
 NUMBER = float
 ESTIMATE_SHAPE = {"value": Maybe(NUMBER), "low": Maybe(NUMBER), "high": Maybe(NUMBER)}
-_ABOUT = {"name?": Maybe(str), "model?": Maybe(str), "data?": Maybe(dict), "versions?": dict, "command?": [str]}
+_ABOUT = {"name?": Maybe(str), "model?": Maybe(str), "versions?": dict, "command?": [str]}
 _COST = {"seconds?": NUMBER, "generation_seconds?": NUMBER, "tokens_per_second?": Maybe(NUMBER), "batch_size?": int, "device?": str}
 _COST |= {"peak_bytes?": int, "parameters?": int, "active_parameters?": int, "trainable_parameters?": int}
 _SCORES = {
     **{"n": int, "empty": int, "codebleu": Maybe(NUMBER), "codebleu_corpus": Maybe(NUMBER), "codebleu_library": Maybe(NUMBER)},
     **{"parts": Each(Maybe(NUMBER)), "metrics?": Each(ESTIMATE_SHAPE)},
 }
-SCORED_SHAPE = {**_ABOUT, "role": str, "dtype?": str, "quantization?": Maybe(str), "cost?": _COST, "figures": Each(Each(_SCORES))}
+SCORED_SHAPE = {
+    **{**_ABOUT, "data?": Maybe(dict), "role": str, "dtype?": str, "quantization?": Maybe(str), "cost?": _COST},
+    "figures": Each(Each(_SCORES)),
+}
 SAMPLE_SHAPE = {**dict.fromkeys(("id", "lang", "kind", "group", "text", "reference", "prediction"), str), "codebleu": NUMBER}
 PASSED_SHAPE = {
-    **{**_ABOUT, "tasks": str, "lang": str, "sandbox": {"isolated": bool}, "timeout": NUMBER, "memory": int},
+    **{**_ABOUT, "data?": Maybe(dict), "tasks": str, "lang": str, "sandbox": {"isolated": bool}, "timeout": NUMBER, "memory": int},
     **{"n": Maybe(int), "temperature": Maybe(NUMBER), "top_p": Maybe(NUMBER), "max_new_tokens": Maybe(int), "template": bool},
     "cost?": Maybe({**_COST, "dtype?": str, "quantization?": Maybe(str)}),
     "judging?": {"programs": int, "seconds": NUMBER, "jobs": int},

@@ -14,11 +14,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from moe_kernels.backend import PRECISIONS
 
 from .config_flags import printed_config, with_config
+from .stopping import Terminated, stoppable
 
 MISTAKES = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 NO_SPACE = 28  # errno.ENOSPC
@@ -26,10 +27,6 @@ GRACE = 20.0  # seconds; torchrun ends the other processes within half a second 
 # How it reads where the number is lost: safetensors and tokenizers pass the system's error on as text; torch.save's
 # writer says one of the others. (Reading a damaged file has other words.)
 NO_SPACE_TEXTS = (f"os error {NO_SPACE})", os.strerror(NO_SPACE), "PytorchStreamWriter failed", "unexpected pos", "iostream error")
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came, as from `kill`, `timeout`, a batch system or a container that stops."""
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -73,7 +70,7 @@ def run_command(command: Callable[[argparse.Namespace], object], parser: argpars
         if (config := printed_config(parser, args)) is not None:
             print(config, end="")
             return 0
-        with _terminable(), _quiet_threads():
+        with stoppable() as came, _quiet_threads(came):
             command(args)
     except MISTAKES as error:
         _let_the_first_speak()
@@ -94,31 +91,13 @@ def run_command(command: Callable[[argparse.Namespace], object], parser: argpars
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Within it SIGTERM raises `Terminated`, where nobody else has a use for it.
+def _quiet_threads(came: list[type[KeyboardInterrupt]]) -> Iterator[None]:
+    """Within it a thread says nothing once the command was stopped, nor of a full disk: the command says that in one sentence.
 
-    Not in a process of a launcher, which ends the others by SIGTERM when one has ended: they wait for that one in a collective, where
-    Python's handlers do not run.
+    TensorBoard's thread hands its error on to the command, or finds that the command has removed its folder.
     """
-    if "RANK" in os.environ or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL or threading.current_thread() != threading.main_thread():
-        yield
-        return
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _terminate(*_: Any) -> NoReturn:
-    raise Terminated
-
-
-@contextmanager
-def _quiet_threads() -> Iterator[None]:
-    """Within it a thread says nothing of a full disk: TensorBoard's hands that on to the command, which says it in one sentence."""
     show = threading.excepthook
-    threading.excepthook = lambda args: None if args.exc_value and _disk_is_full(args.exc_value) else show(args)
+    threading.excepthook = lambda args: None if came or (args.exc_value and _disk_is_full(args.exc_value)) else show(args)
     try:
         yield
     finally:

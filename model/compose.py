@@ -25,7 +25,7 @@ from .gate_making import make_gates
 from .gate_report import GATE, degenerate_layers, describe, format_report, some_layers
 from .ingredients import Ingredients, open_recipe
 from .mixture_tensors import mixture_tensors, write_mixture
-from .output import check_absent, sha256_of, write_json, write_run
+from .output import refuse_existing, sha256_of, write_json, write_run
 from .resume import resumable_folder
 from .same_tokenizer import check_same_tokenizer, take_chat_template
 from .strict_json import read_json
@@ -37,7 +37,7 @@ RECIPE_COPY = "mergekit_moe_config.yml"  # as mergekit calls it
 def compose(args: argparse.Namespace) -> None:
     """The command: opens the recipe's sources, makes the gates and writes the mixture to `args.out`."""
     recipe_path, out = Path(args.config), Path(args.out)
-    check_absent(out)
+    refuse_existing(out)
     given = open_recipe(recipe_path, args.layout, None if args.quantize == "none" else args.quantize, args.seed)
     tokenizer = read_tokenizer(given.base)
     for folder in dict.fromkeys(folder for source in given.sources for folder in source.folders if folder != given.base):

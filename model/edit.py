@@ -30,7 +30,7 @@ from .gate_report import GATE
 from .generation import encode_prompts, pad_left
 from .load import load_model
 from .new_expert import open_new_expert
-from .output import MANIFEST, RUN, check_absent, output_folder, write_run
+from .output import MANIFEST, RUN, output_folder, refuse_existing, write_run
 from .restack import NEW, Edit, edited_tensors
 from .routers import MoERouter
 from .sources import ExpertSource, unique_names
@@ -118,7 +118,7 @@ def edit_mixture(args: argparse.Namespace) -> None:
     """The command: works out the edit and writes the edited mixture to `args.out`."""
     _check_flags(args)
     folder, out = model_folder(args.model), Path(args.out)
-    check_absent(out)
+    refuse_existing(out)
     settings = read_config(folder)
     if settings.get("model_type") != MoEConfig.model_type:
         raise ValueError(f"{folder} is a {settings.get('model_type')!r} model; composed mixtures are edited ({MoEConfig.model_type!r})")

@@ -28,7 +28,7 @@ from .merging.sources import HEAD, SourceModel, open_sources
 from .merging.task_vectors import TOTAL, draw, find_base, measure, text_table
 from .merging.tensors import Merger
 from .merging.vocabulary import Alignment, align
-from .output import check_absent, output_folder, write_json, write_run
+from .output import output_folder, refuse_existing, write_json, write_run
 from .resume import resumable_folder
 from .same_tokenizer import brings_tokenizer, take_chat_template
 from .strict_json import read_json
@@ -139,7 +139,7 @@ def inspect(merge: Merge, args: argparse.Namespace) -> None:
 def merge_models(args: argparse.Namespace) -> None:
     """The command: reads the configuration, opens its models, and writes the merged model, or what `--inspect` finds, to `args.out`."""
     path, out = Path(args.config), Path(args.out)
-    check_absent(out)
+    refuse_existing(out)
     merge = open_merge(path)
     if args.inspect:
         inspect(merge, args)

@@ -28,7 +28,7 @@ RUN = "run.json"
 _PACKAGES = ("torch", "transformers", "bitsandbytes", "peft", "safetensors", "datasets", "codebleu")
 
 
-def check_absent(target: Path) -> None:
+def refuse_existing(target: Path) -> None:
     """`FileExistsError` if `target` exists and is not an empty folder: no command writes over earlier work.
 
     What the command that made it left, if it was killed just then, is removed.
@@ -45,7 +45,7 @@ def output_folder(target: Path, made_from: Path | None = None) -> Iterator[Path]
 
     `made_from` is unfinished work that is done with then. FileExistsError if `target` exists; ValueError if another process is writing it.
     """
-    check_absent(target)
+    refuse_existing(target)
     place = writing(target)
     temporary = place / "output"
     with locked(place):

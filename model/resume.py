@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from .output import MANIFEST, check_absent, publish, write_json
+from .output import MANIFEST, publish, refuse_existing, write_json
 from .unfinished import FACTS, check_same_facts, locked, remove_work, unfinished
 
 
@@ -26,7 +26,7 @@ def resumable_folder(target: Path, facts: dict[str, str]) -> Iterator[Unfinished
     After an error or a kill they stay if they hold a finished file of tensors. FileExistsError if `target` exists; ValueError, naming
     what differs, if the unfinished work has other facts, or if another process is at it.
     """
-    check_absent(target)
+    refuse_existing(target)
     place = unfinished(target)
     folders = Unfinished(place / "output", place)
     with locked(place):

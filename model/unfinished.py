@@ -42,9 +42,14 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise ValueError(f"another process is at work in {folder}") from None
-    except BaseException:  # a full disk, or interrupted
+    except BaseException:  # a full disk, or interrupted, perhaps between the making of the file and its lock
+        with suppress(OSError):  # Timeout is one: another process has it
+            if not lock.is_locked:
+                lock.acquire()
+            (folder / _LOCK).unlink()
         with suppress(OSError):
             folder.rmdir()
+        lock.release(force=True)
         raise
     try:
         yield

@@ -1,13 +1,20 @@
 #!/usr/bin/env bash
 # The whole study on the embedded base and corpus: base, four experts, mixture, gate, scores, report.
 # Every step is a command that a user types. A step whose output exists is left alone; one that was interrupted is resumed.
-# RUNS=DIR puts everything there instead of into runs/demo.
+# RUNS=DIR puts everything there instead of into runs/demo. DATA=DIR takes that folder's rows in place of the corpus (docs/study.md).
 set -euo pipefail
 runs=${RUNS:-runs/demo}
+data=${DATA:-corpus}
 languages="python java javascript cpp"
-expert_flags="--rank 64 --learning-rate 8e-3 --dropout 0 --batch-size 16 --max-length 384 --max-steps 300 --eval-limit 64 --eval-every 100"
-gate_flags="--learning-rate 2e-2 --batch-size 16 --max-length 384 --max-steps 180 --limit 600 --eval-limit 32 --eval-every 60"
-score_flags="--data corpus --limit 50 --max-new-tokens 256 --batch-size 50"
+length=384
+base_flags=
+if [ "$data" != corpus ]; then  # programs that people wrote are longer, and no two are alike: the base reads more of them
+  length=512
+  base_flags="--max-length $length --max-steps 1000"
+fi
+expert_flags="--data $data --rank 64 --learning-rate 8e-3 --dropout 0 --batch-size 16 --max-length $length --max-steps 300 --eval-limit 64 --eval-every 100"
+gate_flags="--data $data --learning-rate 2e-2 --batch-size 16 --max-length $length --max-steps 180 --limit 600 --eval-limit 32 --eval-every 60"
+score_flags="--data $data --limit 50 --max-new-tokens 256 --batch-size 50"
 
 step() { printf '\n== %s  [%d:%02d]\n' "$1" $((SECONDS / 60)) $((SECONDS % 60)); }
 absent() { [ ! -d "$runs/$1" ]; }
@@ -20,7 +27,7 @@ joined() { wait "$1" || { tail -n 5 "$runs/log/$log" >&2; exit 1; }; }
 
 expert() {
   absent "expert-$1" || return 0
-  half python -m train.expert --lang "$1" --base "$base" --data corpus --out "$runs/expert-$1" $expert_flags $(resume "expert-$1")
+  half python -m train.expert --lang "$1" --base "$base" --out "$runs/expert-$1" $expert_flags $(resume "expert-$1")
 }
 
 score() { # name, then the model's flags
@@ -30,7 +37,7 @@ score() { # name, then the model's flags
 
 mkdir -p "$runs/log"
 step "base: a small generalist, trained once and cached"
-python -m train.base | tee "$runs/log/base"
+python -m train.base --data "$data" $base_flags | tee "$runs/log/base"
 base=$(tail -n 1 "$runs/log/base")
 # Finished steps are left alone only while they are of this base and these flags.
 recipe="$base $expert_flags $gate_flags $score_flags"
@@ -57,7 +64,7 @@ fi
 
 if absent mixture; then
   step "gate: Wg and Wnoise, experts frozen"
-  python -m train.gate --model "$runs/composed" --data corpus --out "$runs/mixture" $gate_flags $(resume mixture)
+  python -m train.gate --model "$runs/composed" --out "$runs/mixture" $gate_flags $(resume mixture)
 fi
 
 step "scores: mixture (progress in $runs/log/score-mixture), base and experts"
@@ -69,7 +76,7 @@ for lang in $languages; do
 done
 joined $first
 if absent routing; then
-  python -m eval.routing --model "$runs/mixture" --data corpus --limit 50 --out "$runs/routing"
+  python -m eval.routing --model "$runs/mixture" --data "$data" --limit 50 --out "$runs/routing"
 fi
 
 step "report"

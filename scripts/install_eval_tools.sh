@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the system packages that evaluation runs programs with, on Debian or Ubuntu: the sandbox, compilers, and what task sets import.
-# With --browser also Chromium, in which the report's tests look at its page.
-# Usage: scripts/install_eval_tools.sh [--browser]            (as root, or with sudo)
+# With --tests also what tests alone need: Chromium, which opens the report's page, and qemu, whose CPUs lack what this one has.
+# Usage: scripts/install_eval_tools.sh [--tests]              (as root, or with sudo)
 set -euo pipefail
 say() { printf '== %s\n' "$*"; }
 
@@ -10,7 +10,10 @@ packages=(bubblewrap util-linux python3 libboost-dev libssl-dev node-lodash libj
 command -v g++ > /dev/null || packages+=(g++)
 command -v javac > /dev/null || packages+=(default-jdk-headless)
 command -v node > /dev/null || packages+=(nodejs)
-[ "${1:-}" != --browser ] || command -v chromium chromium-browser google-chrome > /dev/null || packages+=(chromium)
+if [ "${1:-}" = --tests ]; then
+  command -v chromium chromium-browser google-chrome > /dev/null || packages+=(chromium)
+  command -v qemu-x86_64 qemu-x86_64-static > /dev/null || packages+=(qemu-user)
+fi
 
 missing=()
 for package in "${packages[@]}"; do

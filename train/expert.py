@@ -25,7 +25,7 @@ from model.prompt import prompt_template, set_format
 
 from .base import planned_base, resolve_base
 from .data.prompts import collate_packed
-from .lora import ExpertTrainer, add_lora, add_lora_flags, check_lora_flags, go_on_from, lora_config, planned_expert, planned_loss
+from .lora import ExpertTrainer, add_lora, add_lora_flags, check_lora_flags, go_on_from, lora_config, planned_expert, planned_expert_loss
 from .plan import TrainingPlan, add_plan_flags, plan_training, show_plan
 from .plan_data import Rows, plan_rows
 from .plan_models import base_config
@@ -66,7 +66,7 @@ def load_base(path: str, *, checkpointing: bool) -> tuple[PreTrainedModel, Any]:
 
 def _plan(args: argparse.Namespace, config: PreTrainedConfig, rows: Rows | None = None) -> TrainingPlan:
     make = partial(planned_expert, factors=lora_config(args))
-    return plan_training(config, args, make, rows, step=partial(planned_loss, packing=args.packing))
+    return plan_training(config, args, make, rows, step=partial(planned_expert_loss, packing=args.packing))
 
 
 def train_expert(args: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ from model.languages import LANGUAGES
 from model.load import load_model
 from model.plan import config_of
 
-from .gate_losses import LOSSES, set_losses
+from .gate_losses import LOSS_FLAGS, set_losses
 from .gate_rows import languages_of, load_rows
 from .gate_trainer import NOISES, GateTrainer, collate_labelled
 from .plan import add_plan_flags, plan_training, show_plan
@@ -43,7 +43,7 @@ ROUTING_ROWS = 32  # of each language, some 2,500 tokens: their routing is repor
 def check_gate_flags(args: argparse.Namespace) -> None:
     """`ValueError` naming the first flag whose value makes no sense."""
     check_flags(args)
-    for name in (*LOSSES, "label_loss"):
+    for name in (*LOSS_FLAGS, "label_loss"):
         value = getattr(args, name)
         if value is not None and not (value >= 0 and math.isfinite(value)):
             raise ValueError(f"--{name.replace('_', '-')} is a weight and must not be negative, but is {value}")

@@ -19,7 +19,7 @@ from moe_kernels.routing import importance_loss, load_loss, z_loss
 from .data.prompts import IGNORED
 
 # Each loss's flag: the configuration's field of its weight, and the routers that learn by it. The load's gradient is through the noise.
-LOSSES = {
+LOSS_FLAGS = {
     "importance": ("importance_coef", ("noisy_topk", "softmax", "sequence")),
     "load": ("load_coef", ("noisy_topk",)),
     "balance": ("router_aux_loss_coef", SWITCH_LOSS),
@@ -30,7 +30,7 @@ LOSSES = {
 def set_losses(config: MoEConfig, args: argparse.Namespace) -> None:
     """Writes the losses' weights into the mixture's configuration; `ValueError` for a flag that its router has no use for."""
     kind = config.router_type
-    for flag, (field, kinds) in LOSSES.items():
+    for flag, (field, kinds) in LOSS_FLAGS.items():
         value = getattr(args, flag)
         if value is not None and kind not in kinds:
             raise ValueError(f"--{flag.replace('_', '-')} is for the routers {', '.join(kinds)}; this one is {kind}")

@@ -112,7 +112,7 @@ def planned_expert(config: PreTrainedConfig, bf16: bool, checkpointing: bool, fa
     return add_lora(base_in_nf4(config, bf16, checkpointing), replace(factors, use_dora=False))
 
 
-def planned_loss(model: nn.Module, batch: dict[str, Tensor], packing: bool) -> Tensor:
+def planned_expert_loss(model: nn.Module, batch: dict[str, Tensor], packing: bool) -> Tensor:
     """`language_model_loss` as `ExpertTrainer` runs it: without a mask; packed rows begin at positions 0."""
     rows = {name: batch[name] for name in ("input_ids", "labels")}
     return language_model_loss(model, rows | {"position_ids": torch.zeros_like(batch["labels"])} if packing else rows)

@@ -26,7 +26,7 @@ from .lora import add_lora, factor_config, planned_expert
 from .plan import TrainingPlan, plan_training
 from .plan_data import Rows
 from .plan_models import Make, base_config
-from .preference import PreferenceLoss, planned_loss
+from .preference import PreferenceLoss, planned_preference_loss
 from .settings import use_checkpointing
 from .trained_parts import freeze_all_but, planned_mixture, trained_parts
 
@@ -76,7 +76,7 @@ def plan_alignment(args: argparse.Namespace, folder: Path, kind: str, loss: Pref
         make = partial(planned_expert, factors=LoraConfig(r=adapter.config["r"], target_modules=modules, task_type="CAUSAL_LM"))
     else:
         config, make = base_config(str(folder)), partial(planned_expert, factors=factor_config(args))
-    step = partial(planned_loss, loss=loss)
+    step = partial(planned_preference_loss, loss=loss)
     return plan_training(config, args, make, rows, step=step, sequences=2, scored=0 if rows is None else rows.count)
 
 

@@ -65,7 +65,7 @@ def log_probs(model: nn.Module, batch: dict[str, Tensor], *, all_labelled: bool 
     return -losses_2BS.sum(dim=1)
 
 
-def planned_loss(model: nn.Module, batch: dict[str, Tensor], loss: PreferenceLoss) -> Tensor:
+def planned_preference_loss(model: nn.Module, batch: dict[str, Tensor], loss: PreferenceLoss) -> Tensor:
     """The loss of a plan's batch [2B, S]."""
     policy_2B = log_probs(model, batch, all_labelled=True)
     return loss(policy_2B, torch.zeros_like(policy_2B), torch.ones_like(policy_2B)).sum()

@@ -21,6 +21,7 @@ from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.quantization import MatrixModule
+from model.stopping import undisturbed
 from moe_kernels.cards import Card
 from moe_kernels.nf4 import NF4Weight
 from moe_kernels.nf4_format import NF4, nf4_bytes
@@ -128,7 +129,10 @@ def trace_step(model: nn.Module, step: Step, batch: tuple[int, int], *, micro_st
 
 @contextmanager
 def fake(model: nn.Module) -> Iterator[nn.Module]:
-    """`model`, made on the meta device, with its tensors replaced by fake ones on the CPU, which dispatch as real ones do."""
+    """`model`, made on the meta device, with its tensors replaced by fake ones on the CPU, which dispatch as real ones do.
+
+    Undisturbed: PyTorch 2.13 aborts the process if an exception leaves an operation of fake tensors in the wrong place (2 of 200 SIGTERMs).
+    """
     seen: dict[int, Any] = {}
 
     def faked(tensor: Tensor | None) -> Any:
@@ -139,7 +143,7 @@ def fake(model: nn.Module) -> Iterator[nn.Module]:
             seen[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
         return seen[id(tensor)]
 
-    with FakeTensorMode():
+    with undisturbed(), FakeTensorMode():
         for module in model.modules():
             for tensors in (module._parameters, module._buffers):
                 for name, tensor in tensors.items():

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from model.output import MANIFEST, check_absent, write_json
+from model.output import MANIFEST, refuse_existing, write_json
 from model.unfinished import FACTS, check_same_facts, empty, locked, remove_work, unfinished
 
 from .checkpoints import newest_checkpoint
@@ -21,7 +21,7 @@ from .processes import processes
 
 def check_free(out: Path, *, resume: bool) -> None:
     """The errors of `workspace` that need no facts, for the start of a command."""
-    check_absent(out)
+    refuse_existing(out)
     found = newest_checkpoint(unfinished(out)) is not None
     if resume and not found:
         raise ValueError(f"nothing to resume: {unfinished(out)} holds no checkpoint")

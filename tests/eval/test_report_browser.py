@@ -19,7 +19,7 @@ from eval.routing import parse as parse_routing
 from model.cli import run_command
 
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine: scripts/install_eval_tools.sh --browser installs it")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine: scripts/install_eval_tools.sh --tests installs it")
 
 PHONE = 390  # CSS pixels
 # Loads the page in a frame of a phone's width and writes down what a reader would notice.

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from torch import Tensor
 
 from moe_kernels import backend
-from tests.moe_kernels.layers import BF16, FP32, Batch, Layer, results
+from tests.moe_kernels.layers import BF16, FP32, FP64, Batch, Layer, assert_near, results
 
 EXTENSION = not backend.extension_problem()
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1" and not backend.triton_problem()
@@ -24,6 +25,12 @@ SHARED = Layer("lora", 4, 2, 64, 64, 3, True, FP32)
 FULL = Layer("dense", 4, 2, 40, 24, 0, False, FP32)  # a dense base, which has gradients
 DECODED = Layer("dense", 4, 2, 64, 64, 0, True, BF16)  # what Triton's decode kernels take, up to four tokens and without gradients
 LAYERS = (DENSE, SHARED, FULL)
+
+every_implementation = pytest.mark.parametrize("name", IMPLEMENTATIONS)
+# A layer takes the interpreter a second; its own tests in tests/moe_kernels have the layout that is left out here.
+every_layer = pytest.mark.parametrize(
+    ("layer", "name"), [(layer, name) for layer in LAYERS for name in IMPLEMENTATIONS if (layer, name) != (SHARED, "triton")], ids=str
+)
 
 
 @contextmanager
@@ -50,3 +57,20 @@ def poisoned(layer: Layer) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def oracle(layer: Layer, batch: Batch) -> list[Tensor]:
+    """What `run` should give: the reference in fp64."""
+    with backend.use("reference"):
+        return results(layer, batch, FP64, grads=True)
+
+
+def run(layer: Layer, batch: Batch, name: str) -> list[Tensor]:
+    """y and all gradients of an implementation."""
+    with running(name):
+        return results(layer, batch, layer.dtype, grads=True)
+
+
+def assert_all_near(layer: Layer, mine: list[Tensor], true: list[Tensor]) -> None:
+    for number, (actual, expected) in enumerate(zip(mine, true, strict=True)):
+        assert_near(f"result {number}", actual, expected, layer.tolerance, typical=1e-3)

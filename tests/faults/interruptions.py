@@ -9,37 +9,42 @@ Each run is a fork of this process, which has done every command once: importing
 """
 
 import argparse
-import ctypes
 import gc
 import json
 import os
 import random
 import re
 import shutil
-import signal
 import sys
 import tempfile
-import threading
 import time
-import traceback
-from bisect import bisect
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import auto, tqdm
+from tqdm import tqdm
 
 import model.merge
 import model.mixture_tensors
 from model.output import check_manifest
 from tests.faults.commands import COMMANDS, make_inputs
+from tests.faults.interrupting import (
+    FULL,
+    ROOMY,
+    SIGNALS,
+    Point,
+    Trace,
+    disks_can_be_made,
+    draw_points,
+    in_child,
+    interrupt,
+    own_disk,
+    resize_disk,
+    watch,
+)
 
-STEPS = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree", "shutil.copyfile"}  # Python's audit events
-SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
-FULL = "full disk"
 KINDS = (*SIGNALS, FULL)
 ENDS = {  # exit status, and the sentence
     "SIGKILL": (-9, None),
@@ -47,125 +52,8 @@ ENDS = {  # exit status, and the sentence
     "SIGINT": (130, "interrupted"),
     FULL: (2, "no space left on the disk: .+"),
 }
-ROOMY = "size=256m,nr_inodes=100000"
-CLONE_NEWNS, CLONE_NEWUSER, MS_REC, MS_PRIVATE, MS_REMOUNT = 0x20000, 0x10000000, 0x4000, 0x40000, 0x20
-PAGE = 4096
-TIMED = re.compile("^command$|finished|second|runtime|peak_bytes")  # keys of a run.json or a log
-libc = ctypes.CDLL(None, use_errno=True)
-
-
-def in_child(act: Callable[[], int | None], said: Path) -> int:
-    """The exit status of a forked process that does `act`, negative for a signal; what it says goes to the file `said`."""
-    pid = os.fork()
-    if not pid:
-        status = 1
-        try:
-            for bars in (tqdm, auto.tqdm):  # transformers' are of the second class
-                bars.set_lock(threading.RLock())  # their own is shared with the parent, which would wait for a child that was killed
-            with said.open("wb", buffering=0) as file:
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
-            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", buffering=1, closefd=False)  # not those of pytest
-            status = act() or 0
-        except BaseException:
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def watch(folder: Path, at: Callable[[], None]) -> None:
-    """From now on calls `at` before this process opens a file for writing in `folder`, or changes a name there."""
-
-    def hook(event: str, args: tuple[Any, ...]) -> None:
-        if event in STEPS and str(folder) in str(args[0]) and (event != "open" or str(args[1] or "w").strip("rb")):
-            at()
-
-    sys.addaudithook(hook)
-
-
-def own_disk(folder: Path) -> None:
-    """Mounts a tmpfs on `folder`, in a namespace of this process and its children; OSError where that is refused."""
-    if os.geteuid():
-        ids = os.geteuid(), os.getegid()
-        _call(libc.unshare, CLONE_NEWUSER | CLONE_NEWNS)
-        Path("/proc/self/setgroups").write_text("deny")
-        for name, own in zip(("uid_map", "gid_map"), ids, strict=True):
-            Path(f"/proc/self/{name}").write_text(f"0 {own} 1")
-    else:
-        _call(libc.unshare, CLONE_NEWNS)
-    _call(libc.mount, b"none", b"/", None, MS_REC | MS_PRIVATE, None)
-    _call(libc.mount, b"none", bytes(folder), b"tmpfs", 0, ROOMY.encode())
-
-
-def resize_disk(folder: Path, size: str) -> None:
-    _call(libc.mount, b"none", bytes(folder), None, MS_REMOUNT, size.encode())
-
-
-def _call(function: Any, *args: Any) -> None:
-    if function(*args):
-        raise OSError(ctypes.get_errno(), f"{function.__name__}: {os.strerror(ctypes.get_errno())}")
-
-
-def disks_can_be_made() -> bool:
-    with tempfile.TemporaryDirectory() as folder:
-        (disk := Path(folder) / "disk").mkdir()
-        return in_child(lambda: own_disk(disk), Path(folder) / "said") == 0
-
-
-@dataclass(frozen=True)
-class Trace:
-    """An uninterrupted run: when each file operation came, in seconds, and what the disk held at most, in pages and in files."""
-
-    times: list[float]
-    pages: tuple[int, int]  # before, at most
-    files: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Point:
-    """Where to interrupt: `delay` seconds after file operation number `step` began, at `step` itself if 0; or on which disk."""
-
-    step: int = 0
-    delay: float = 0.0
-    disk: str = ""
-
-
-def draw_points(trace: Trace, kind: str, count: int, draw: random.Random) -> list[Point]:
-    """By turns before a file operation and at a time, each as likely as any other; of disks, by turns of so many pages and files."""
-    points = []
-    for number in range(count):
-        if kind == FULL:
-            (least, most), unit = (trace.files, "nr_inodes={}") if number % 2 else (trace.pages, "size={}k")
-            size = draw.randint(least, most - 1)
-            points.append(Point(disk=unit.format(size if number % 2 else size * PAGE // 1024)))
-        elif number % 2:
-            moment = draw.uniform(0, trace.times[-1])
-            step = bisect(trace.times, moment)
-            points.append(Point(step, moment - (trace.times[step - 1] if step else 0.0)))
-        else:
-            points.append(Point(draw.randint(1, len(trace.times))))
-    return points
-
-
-def interrupt(signal_number: int, point: Point, folder: Path) -> None:
-    """Arms this process: it will send itself the signal at the point."""
-    left = point.step
-
-    def send() -> None:
-        os.kill(os.getpid(), signal_number)
-
-    def count() -> None:
-        nonlocal left
-        left -= 1
-        if not left:
-            threading.Timer(point.delay, send).start() if point.delay else send()
-
-    if point.step:
-        watch(folder, count)
-    else:
-        threading.Timer(point.delay, send).start()
+# Keys of a run.json or a log that say what this call took: a resumed one judges and times the rest alone.
+TIMED = re.compile("^command$|finished|second|runtime|peak_bytes|^programs$")
 
 
 class Bench:
@@ -279,7 +167,8 @@ class Case:
     def _after_interruption(self, status: int) -> list[str]:
         """Status and sentence, no half an output, and after what can be caught nothing but the folder that the next run goes on from."""
         expected, sentence = ENDS[self.kind]
-        if status == 0:  # it was done before the signal came, or found room
+        # It was done before the signal came, or found room; or the signal ended the process before the command began (143 to a shell, too).
+        if status == 0 or (status == -SIGNALS["SIGTERM"] == -SIGNALS.get(self.kind, 0) and not self._said()):
             return self._leftovers()
         found = []
         if status != expected or (sentence and not re.search(rf"python -m {self.name}: {sentence}$", self._said(), re.MULTILINE)):

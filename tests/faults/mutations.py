@@ -24,7 +24,8 @@ from random import Random
 from typing import Any
 
 from tests.faults.mutate import mutated
-from tests.faults.readers import ERRORS, Reader, make_readers
+from tests.faults.reader import ERRORS, Reader
+from tests.faults.readers import make_readers
 
 SECONDS, MEGABYTES, HANG = 1.0, 64, 20  # of CPU time; of memory beyond what was in use; seconds of wall time
 LONGEST = 10_000  # characters of an error

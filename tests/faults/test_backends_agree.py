@@ -16,10 +16,9 @@ from moe_kernels.experts import moe_dense
 from moe_kernels.linear import linear_nf4
 from moe_kernels.nf4 import dequantize_nf4, quantize_nf4
 from moe_kernels.routing import Routing, route
-from tests.faults.backends import DENSE, FULL, IMPLEMENTATIONS, ISAS, SHARED, poisoned, running
+from tests.faults.backends import DENSE, FULL, ISAS, SHARED, every_implementation, poisoned, running
 from tests.moe_kernels.layers import BF16, FP16, FP32, FP64, Batch, Layer, assert_near, randn, results
 
-every_implementation = pytest.mark.parametrize("name", IMPLEMENTATIONS)
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of Triton's interpreter, on NaN and infinity
 TIGHT = (4e-6, 4e-5)  # fp32, rms and largest error: a few roundings
 

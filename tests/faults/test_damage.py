@@ -10,7 +10,8 @@ import pytest
 
 from tests.faults.damage import CONTENTS, PLACES
 from tests.faults.mutations import Tally, attempt, confined
-from tests.faults.readers import Reader, make_readers
+from tests.faults.reader import Reader
+from tests.faults.readers import make_readers
 
 # Without these the model is whole: a tokenizer has its defaults, an adapter need not say its language, work that never began has no facts.
 OPTIONAL = {"generation_config.json", "run.json", "tokenizer_config.json", "programs.json"}

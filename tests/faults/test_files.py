@@ -25,7 +25,7 @@ from model.compose import compose
 from model.load import load_model
 from model.merge import main as merge_main
 from moe_kernels.nf4_format import FACTS_KEY
-from tests.faults.readers import SMALL
+from tests.faults.reader import SMALL
 from tests.model.conftest import make_tokenizer
 from train.data import load_pairs
 from train.data.pairs import Pair

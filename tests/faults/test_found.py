@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.faults.readers import Reader, make_readers
+from tests.faults.reader import Reader
+from tests.faults.readers import make_readers
 
 
 @pytest.fixture(scope="module")

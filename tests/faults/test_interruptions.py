@@ -1,13 +1,16 @@
 """A slice of `python -m tests.faults.interruptions`: each command that writes, interrupted in every way at points that the seed draws."""
 
+import fcntl
 import signal
 
 import pytest
 
 from model.cli import make_parser, run_command
-from model.output import check_absent, sha256_of, write_manifest
-from model.unfinished import remove_work, unfinished
-from tests.faults.interruptions import KINDS, in_child, interrupt_all
+from model.output import refuse_existing, sha256_of, write_manifest
+from model.stopping import undisturbed
+from model.unfinished import locked, remove_work, unfinished
+from tests.faults.interrupting import in_child
+from tests.faults.interruptions import KINDS, interrupt_all
 
 SLICE = ["train.expert", "model.compose", "model.merge", "eval.codebleu"]
 
@@ -34,6 +37,53 @@ def test_a_signal_is_one_sentence_and_its_status(number, launched, status, sente
     assert in_child(lambda: run_command(lambda args: signal.raise_signal(number), make_parser("model.test", ""), []), said) == status
     assert said.read_text().strip() == sentence
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_what_a_library_makes_of_a_signal_is_that_signal(number, status, tmp_path):
+    """safetensors, whose Rust calls Python for each tensor, says that it "could not determine the shape"."""
+
+    def command(args):
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            raise ValueError("could not determine the shape") from None
+
+    said = tmp_path / "said"
+    assert in_child(lambda: run_command(command, make_parser("model.test", ""), []), said) == status
+    assert "shape" not in said.read_text()
+
+
+def test_what_cannot_bear_a_signal_is_finished_first(tmp_path):
+    def command(args):
+        with undisturbed():
+            signal.raise_signal(signal.SIGTERM)
+            print("finished")
+        print("not reached")
+
+    said = tmp_path / "said"
+    assert in_child(lambda: run_command(command, make_parser("model.test", ""), []), said) == 143
+    assert set(said.read_text().split("\n")) == {"finished", "python -m model.test: terminated", ""}
+
+
+def test_a_lock_whose_making_is_interrupted_leaves_no_folder(tmp_path, monkeypatch):
+    """Between the making of the file and its lock; another process' folder stays."""
+    folder = tmp_path / ".out.writing"
+    flock = fcntl.flock
+
+    def interrupted(*args):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fcntl, "flock", interrupted)
+    with pytest.raises(KeyboardInterrupt), locked(folder):
+        pytest.fail("it was not locked")
+    assert not folder.exists()
+    with locked(folder):
+        monkeypatch.setattr(fcntl, "flock", interrupted)
+        with pytest.raises(KeyboardInterrupt), locked(folder):
+            pytest.fail("another holds it")
+        assert (folder / "lock").exists()
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device", "model.bin"), Exception("No space left on device (os error 28)")])
@@ -63,15 +113,15 @@ def test_what_was_left_behind_a_whole_output_goes_with_the_next_call_and_other_w
     for folder in (work, writing):
         (folder / "part").mkdir(parents=True)
     with pytest.raises(FileExistsError):
-        check_absent(out)
+        refuse_existing(out)
     assert work.exists() and not writing.exists()  # another run's, perhaps of hours
     (work / "done").write_text("of another output")
     with pytest.raises(FileExistsError):
-        check_absent(out)
+        refuse_existing(out)
     assert (work / "part").exists()
     (work / "done").write_text(sha256_of(out / "manifest.json"))
     with pytest.raises(FileExistsError):
-        check_absent(out)
+        refuse_existing(out)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     work.mkdir()
     remove_work(work)

@@ -16,7 +16,7 @@ from model.layerwise import walk_layers
 from model.load import load_model
 from model.merging.sources import open_sources
 from model.tokenizer import read_tokenizer
-from tests.faults.readers import SMALL
+from tests.faults.reader import SMALL
 from tests.model.conftest import make_tokenizer
 from train.checkpoints import newest_checkpoint
 from train.expert import load_base

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model.output import check_absent, check_manifest, output_folder, sha256_of, write_manifest
+from model.output import check_manifest, output_folder, refuse_existing, sha256_of, write_manifest
 from model.resume import resumable_folder
 from model.unfinished import unfinished
 
@@ -67,7 +67,7 @@ def test_an_output_that_cannot_be_published_keeps_its_work(tmp_path, monkeypatch
     monkeypatch.undo()
     write(out)  # by another command
     with pytest.raises(FileExistsError):
-        check_absent(out)
+        refuse_existing(out)
     assert (work / "output" / "model.safetensors").is_file()
 
 
@@ -79,7 +79,7 @@ def test_a_second_command_that_meets_the_output_as_it_appears_does_not_disturb_t
         write_manifest(out)
         (folders.scratch / "done").write_text(sha256_of(out / "manifest.json"))
         with pytest.raises(FileExistsError):
-            check_absent(out)
+            refuse_existing(out)
         assert folders.scratch.is_dir()
         shutil.rmtree(out)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -24,7 +24,7 @@ from train.data.prompts import collate_packed
 from train.plan import plan_training
 from train.plan_data import XLCOST_ROWS, Rows, batch_shapes, plan_rows, rows_of
 from train.plan_models import whole
-from train.preference import PreferenceLoss, planned_loss
+from train.preference import PreferenceLoss, planned_preference_loss
 from train.settings import add_training_flags
 from train.trained_parts import TRAINED, planned_mixture
 
@@ -44,7 +44,7 @@ def flags(*argv: object, gpu: str = "cpu", **others: object) -> Namespace:
 
 def plan_expert(config, args, rows=None, packing=False):
     make = partial(lora.planned_expert, factors=lora.lora_config(args))
-    return plan_training(config, args, make, rows, step=partial(lora.planned_loss, packing=packing))
+    return plan_training(config, args, make, rows, step=partial(lora.planned_expert_loss, packing=packing))
 
 
 def plan_gate(config, args, rows=None):
@@ -184,7 +184,7 @@ def plan_job(name: str, models: Path):
         return plan_training(config, args, whole)
     if kind == "align":
         make = partial(lora.planned_expert, factors=lora.factor_config(args))
-        return plan_training(config, args, make, step=partial(planned_loss, loss=PreferenceLoss(0.1)), sequences=2)
+        return plan_training(config, args, make, step=partial(planned_preference_loss, loss=PreferenceLoss(0.1)), sequences=2)
     args.packing = "--packing" in given
     rows = rows_of([3 * LENGTH // 8] * args.batch_size, "") if args.packing else None
     return plan_expert(config, args, rows, args.packing)

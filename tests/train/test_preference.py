@@ -14,7 +14,7 @@ from train.data.preferences import Preference, encode_preferences
 from train.preference import PreferenceLoss, PreferenceTrainer, Row, collate_preferences, count_tokens, log_probs
 
 PAIRS = [("int f(", "int a) {}", "a b c d"), ("def f(", "a): return a\n", "a)"), ("function g(a)", " {}", " {\n}"), ("class", " S {}", "")]
-LOSSES = {
+VARIANTS = {
     "dpo": PreferenceLoss(0.3),
     "conservative": PreferenceLoss(0.3, label_smoothing=0.2),
     "ipo": PreferenceLoss(0.3, "ipo"),
@@ -85,10 +85,10 @@ def test_the_prompt_alone_chooses_the_expert_of_a_sequence_router(rows, tokenize
     assert not torch.allclose(torch.tensor(whole), torch.tensor(expected), rtol=1e-2), "the completion would have chosen otherwise"
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_the_loss_is_the_papers_formula(name):
     """chosen and rejected: log π, log π_ref and length of each, by hand in fp64."""
-    loss, sigma = LOSSES[name], lambda x: 1 / (1 + math.exp(-x))
+    loss, sigma = VARIANTS[name], lambda x: 1 / (1 + math.exp(-x))
     numbers = [(-10.0, -12.0, 5, -20.0, -19.0, 8), (-3.0, -1.0, 2, -4.0, -9.0, 4), (-7.0, -7.0, 3, -7.0, -7.0, 3)]
     expected = []
     for chosen, chosen_ref, m, rejected, rejected_ref, n in numbers:
@@ -106,7 +106,7 @@ def test_the_loss_is_the_papers_formula(name):
     assert torch.allclose(loss(policy, reference, tokens), torch.tensor(expected, dtype=torch.float64), rtol=1e-12)
 
 
-def trainer_of(model, rows, folder: Path, loss: PreferenceLoss = LOSSES["dpo"], **options) -> PreferenceTrainer:
+def trainer_of(model, rows, folder: Path, loss: PreferenceLoss = VARIANTS["dpo"], **options) -> PreferenceTrainer:
     settings = {"use_cpu": True, "report_to": "none", "remove_unused_columns": False, "max_steps": 1, "optim": "sgd", "max_grad_norm": 0.0}
     arguments = TrainingArguments(str(folder), **settings, **options)
     return PreferenceTrainer(
@@ -138,7 +138,7 @@ def test_loss_and_gradients_are_those_of_trl(name, policy, rows, tokenizer, tmp_
     trl = pytest.importorskip("trl", reason="TRL, the oracle, is not installed")
     from datasets import Dataset
 
-    ours = LOSSES[name]
+    ours = VARIANTS[name]
     rows = rows[:1] if name == "rpo" else rows
     kinds = {"dpo": ["sigmoid"], "ipo": ["ipo"], "rpo": ["sigmoid", "sft"]}[name]
     config = trl.DPOConfig(
