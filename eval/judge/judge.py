@@ -106,7 +106,7 @@ class Judge:
             judge = self._sandbox.start(command, tests_folder, limits, stdin=answers_out, stdout=calls_in)
         except BaseException:
             if candidate is not None:
-                candidate.kill()
+                candidate.discard()
             raise
         finally:
             for descriptor in (calls_out, calls_in, answers_out, answers_in):
@@ -115,7 +115,8 @@ class Judge:
             ended = judge.wait()
             verdict = _read(ended, nonce)
         except BaseException:
-            candidate.kill()
+            judge.discard()
+            candidate.discard()
             raise
         if verdict is None or verdict.outcome != "gone":  # else it ends by itself, and how is worth knowing
             candidate.kill()
