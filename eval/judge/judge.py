@@ -166,7 +166,7 @@ class Judge:
     def _missing(self, task: Task, verdict: Verdict, toolchain: Toolchain) -> str:
         """What the verdict says is not installed, if the task itself uses it and it is indeed not there."""
         found = re.search(toolchain.missing, verdict.detail)
-        if verdict.outcome == PASSED or not found or found[1] not in task.prompt + task.tests:
+        if verdict.outcome == PASSED or not found or found[1] not in task.prompt + task.trusted + task.tests:
             return ""
         needs = toolchain.needs(found[1])
         with tempfile.TemporaryDirectory(dir=self._prepare(task.lang, toolchain)) as folder:

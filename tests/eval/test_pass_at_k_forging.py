@@ -262,6 +262,14 @@ def test_what_the_task_needs_and_is_not_there_is_no_wrong_answer(judge: Judge) -
     assert judge.judge(TASKS["python"], "    import no_such_module\n").outcome == "failed"
 
 
+def test_what_the_tests_own_imports_need_and_is_not_there_is_no_wrong_answer(judge: Judge) -> None:
+    """Exercism's tests in Java import JUnit, which may not be installed."""
+    imports = "import org.no.such.Test;\n"
+    task = Task("t", "java", "", "", "", imports, "class Main { public static void main(String[] a) {} }\n", whole=True, classes=True)
+    assert verdict_on(judge, task, "class A {}")[0] == "tool missing"
+    assert judge.judge(replace(task, trusted=""), imports + "class A {}").outcome == "compile error"
+
+
 def test_tests_that_cannot_run_are_no_wrong_answer(judge: Judge) -> None:
     broken = Task("t", "python", "", "def f(x):\n", "f", "", "assert f(1) ==\n")
     assert judge.judge(broken, RIGHT["python"]).outcome == "sandbox error"
