@@ -96,7 +96,9 @@ def _compiles(source: _Source, work: Path, sandbox: Sandbox) -> bool | None:
     folder = Path(tempfile.mkdtemp(dir=work))
     (folder / source.name).write_text(source.text, encoding="utf-8", errors="replace")
     try:
-        ended = sandbox.run(list(source.command), folder, replace(LIMITS, address_space=source.name.endswith((".py", ".cpp"))), writable=True)
+        ended = sandbox.run(
+            list(source.command), folder, replace(LIMITS, address_space=source.name.endswith((".py", ".cpp"))), writable=True
+        )
     except SandboxError:
         return None
     finally:

@@ -164,14 +164,14 @@ def cost(report: dict[str, Any]) -> list[Listing]:
 
 
 def study(report: dict[str, Any]) -> list[Listing]:
-    """The comparison of each kind and length of eval.study."""
+    """The comparison of each kind and length of eval.study, then what was seen in training."""
     tables = report["study"]["tables"] if report["study"] else []
     return [
         Listing(
             row["title"],
             row["head"],
             row["cells"],
-            [sourced(line, names) for line, names in zip(row["cells"], row["sources"], strict=True)],
+            [sourced(line, names, row["labels"]) for line, names in zip(row["cells"], row["sources"], strict=True)],
         )
         for row in tables
     ]

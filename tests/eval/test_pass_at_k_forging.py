@@ -142,9 +142,10 @@ OBJECTS_WRONG = {
     "is bytes": _ANSWER % "(r) => (r.ok[1] === 26 ? { ok: ['value', new Uint8Array(1)] } : r)",
     "constructs a number": _ANSWER % "(r) => (r.ok[0] === 'mine' && !r.ok[2] ? { ok: ['value', 26] } : r)",
     "changes the class of an argument": _ANSWER % "(r) => (r.after.length === 2 && r.after[1][0] === 'object' ?"
-    " { ok: r.ok, after: [r.after[0], ['object', [['__proto__', ['object', [['constructor', ['value', 1]]]]]]]] } : r)",
+    " { ok: r.ok, after: [['value', 0], ['object', [['__proto__', ['object', [['constructor', ['value', 1]]]]]]]] } : r)",
     "is so deep that it cannot be sent back": _ANSWER
-    % "(r) => { let deep = ['array', []]; for (let i = 0; i < 1000; i++) deep = ['array', [deep]]; return r.ok[1] === 26 ? { ok: deep } : r; }",
+    % "(r) => { let deep = ['array', []]; for (let i = 0; i < 1000; i++) deep = ['array', [deep]];"
+    " return r.ok[1] === 26 ? { ok: deep } : r; }",
 }
 
 

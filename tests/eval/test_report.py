@@ -1,6 +1,7 @@
 """The whole report from hand-written runs: numbers by hand, one page without anything to fetch, and nothing half-written."""
 
 import json
+import re
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from html.parser import HTMLParser
@@ -201,6 +202,11 @@ def test_every_number_leads_to_the_runs_that_it_came_from(made: tuple[Path, str]
     cells = text.split("<td>")[1:]  # cells that are not labels
     plain = [cell.split("</td>")[0] for cell in cells if "href=" not in cell.split("</td>")[0]]
     assert {cell for cell in plain if any(sign.isdigit() for sign in cell)} == set()
+    for title in ("<section class='routed'>", *(f"<figure id='{name}'>" for name in ("means", "distributions", "gates", "training"))):
+        assert "href='runs/" in text.split(title)[1].split("</figure>")[0], title  # what is drawn, and the weights of tokens
+    markdown = (out / "report.md").read_text()
+    assert set(re.findall(r"^- \[.*\]\((.*)\)$", markdown, re.MULTILINE)) == {str(path.relative_to(out)) for path in out.glob("runs/*/*")}
+    assert "## The score and its parts" in markdown
 
 
 def test_pass_rates_alone_make_a_report(inputs: list[str], tmp_path: Path) -> None:

@@ -112,7 +112,9 @@ def test_groups_of_dead_processes_are_removed() -> None:
         pytest.skip("no control groups")
     dead = subprocess.Popen(["true"])
     dead.wait()
-    theirs, ours = (cgroup.ROOT / ("memory" if cgroup.version() == 1 else "") / f"moe-sandbox-{pid}-99999" for pid in (dead.pid, os.getpid()))
+    theirs, ours = (
+        cgroup.ROOT / ("memory" if cgroup.version() == 1 else "") / f"moe-sandbox-{pid}-99999" for pid in (dead.pid, os.getpid())
+    )
     theirs.mkdir()
     ours.mkdir()
     try:
