@@ -85,6 +85,8 @@ def pass_row(run: Run, sources: Sources) -> dict[str, Any]:
         "tasks": Path(facts["tasks"]).name,
         "lang": facts["lang"],
     }
+    took = facts.get("cost")  # of generating, by a model
+    how["precision"] = precision_of({**facts, **took}) if took else None
     return {**about, "figures": facts["figures"], "conditions": {**how, **facts["sandbox"]}, "sources": sources.names(run.path)}
 
 

@@ -48,6 +48,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, write_codebleu_run: WriteRu
         figures = {"tasks": 16, "samples": 64, "outcomes": outcomes, "pass_at_k": rates}
         how = {"n": 4, "temperature": 0.8, "top_p": 0.95, "max_new_tokens": 77, "template": True, "timeout": 10.0, "memory": 512}
         about = {"name": "mixture", "model": "m", "tasks": "sets/humaneval_x.cpp.jsonl.gz", "lang": "cpp", "data": None}
+        how["cost"] = {"dtype": "bfloat16", "quantization": "nf4"}
         write_run(passed, seed=0, figures=figures, program=PASS_AT_K, sandbox={"isolated": True}, **about, **how)
     log = folder / "expert-cpp.training"
     log.mkdir()
@@ -150,7 +151,7 @@ def test_the_page_is_whole_and_fetches_nothing(made: tuple[Path, str]) -> None:
         "96.4 %",
         "n = 4 a language",
         "Every measure of the text",
-        "12.5[6.2, 25.0]166410.80.957710.0512yes",  # pass@1 with its conditions
+        "12.5[6.2, 25.0]166441bfloat16 with NF4 matricesyes0.80.957710.0512yes",  # pass@1 with its conditions
         "Own expert first by class of token",
         "do </script> it",
     ):
