@@ -1,6 +1,7 @@
 """Confidence intervals of means, paired differences and ratios (Efron and Tibshirani 1993, percentile method).
 
-Resampling calls 0 of n and n of n certain. A mean of 0 or 1 in all problems, of scores in [0, 1], therefore has Wilson's interval (1927).
+Resampling calls 0 of n and n of n certain. A mean of 0 or 1 in all problems, of scores in [0, 1], therefore has Wilson's interval (1927),
+and what is made of such means alone has none.
 
 Resampled are problems, not rows: two wordings of one problem, or its versions in two languages, are not independent observations. All
 systems are resampled together, so a difference or ratio is paired. R resamples, G problems.
@@ -75,20 +76,27 @@ def average(estimates: Sequence[Estimate]) -> Estimate:
     """The mean of the strata (the languages), each with equal weight."""
     values, draws = [e.value for e in estimates if e.value is not None], [e.draws for e in estimates if e.draws is not None]
     complete = len(draws) == len(estimates)
-    problems = [e.problems for e in estimates if e.problems] if len(set(values)) == 1 else []
+    problems = [e.problems for e in estimates if e.problems]
     alike = len(problems) == len(estimates)
-    return Estimate(float(np.mean(values)), np.mean(draws, axis=0) if complete else None, min(problems) if alike else None)
+    value, mean_draws = float(np.mean(values)), np.mean(draws, axis=0) if complete else None
+    return Estimate(value, mean_draws, min(problems)) if alike and len(set(values)) == 1 else _uncertain(value, mean_draws, *estimates)
 
 
 def difference(of: Estimate, minus: Estimate) -> Estimate:
-    """Paired difference of two means."""
+    """Paired difference of two means; no interval where both are 0 or 1 in all problems."""
     assert of.value is not None and minus.value is not None
     draws = None if of.draws is None or minus.draws is None else of.draws - minus.draws
-    return Estimate(of.value - minus.value, draws)
+    return _uncertain(of.value - minus.value, draws, of, minus)
 
 
 def ratio(of: Estimate, to: Estimate) -> Estimate:
-    """Paired ratio of two means; no value where the lower is 0, no interval where it is 0 in any draw."""
+    """Paired ratio of two means; no value where the lower is 0, no interval where it is 0 in any draw, or where the upper is 0 in all."""
     assert of.value is not None and to.value is not None
     draws = of.draws / to.draws if of.draws is not None and to.draws is not None and np.nanmin(to.draws) > 0 else None
-    return Estimate(of.value / to.value if to.value > 0 else None, draws)
+    return _uncertain(of.value / to.value if to.value > 0 else None, draws, of, to)
+
+
+def _uncertain(value: float | None, draws: np.ndarray | None, *means: Estimate) -> Estimate:
+    """Of the figure of some means: no interval where all draws agree because a mean is 0 or 1 in all problems, 0 - 0 for example."""
+    certain = draws is not None and any(mean.problems for mean in means) and np.nanmax(draws) == np.nanmin(draws)
+    return Estimate(value, None if certain else draws)

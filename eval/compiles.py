@@ -54,7 +54,7 @@ def _java(code: str) -> _Source:
     if not re.match(r"\s*package\b", text):
         text = "import java.util.*; import java.util.function.*; import java.util.stream.*;\n" + text
     flags = ("-J-Xmx512m", "-J-XX:+UseSerialGC", "-J-XX:TieredStopAtLevel=1", "-proc:none", "-nowarn", "-encoding", "UTF-8")
-    return _Source(name, text, ("javac", *flags, "-d", "/tmp", name))
+    return _Source(name, text, ("javac", *flags, "-d", ".", name))
 
 
 def _cpp(code: str) -> _Source:
@@ -96,7 +96,9 @@ def _compiles(source: _Source, work: Path, sandbox: Sandbox) -> bool | None:
     folder = Path(tempfile.mkdtemp(dir=work))
     (folder / source.name).write_text(source.text, encoding="utf-8", errors="replace")
     try:
-        ended = sandbox.run(list(source.command), folder, replace(LIMITS, address_space=source.name.endswith((".py", ".cpp"))))
+        ended = sandbox.run(
+            list(source.command), folder, replace(LIMITS, address_space=source.name.endswith((".py", ".cpp"))), writable=True
+        )
     except SandboxError:
         return None
     finally:

@@ -24,7 +24,8 @@ def render(
     """The page. `figures`: {name: {theme: PNG}}; `programs`: as eval.routing wrote them."""
     links, texts = Links(report["sources"]), report["texts"]
     scored = [name for roles in report["behind"].values() for name in roles.values()]
-    behind = {"gates": report["routing"]["sources"] if report["routing"] else []}
+    routed = report["routing"]["sources"] if report["routing"] else []
+    behind = {"gates": routed}
     behind["training"] = [name for row in report["training"].values() for name in row["sources"]]
 
     def figure(name: str) -> str:
@@ -42,7 +43,7 @@ def render(
         ("The study", report["study"] and report["study"]["note"], tables(report_tables.study(report))),
         ("Unit tests: pass@k", report_tables.PASS_TEXT, tables(report_tables.passes(report))),
         ("Routing", texts.get("routing"), figure("gates") + tables(report_tables.routing(report))),
-        ("Experts, token by token", None, programs_section(programs) if programs else ""),
+        ("Experts, token by token", None, programs_section(programs, links.named(routed)) if programs else ""),
         ("Training", texts.get("training"), figure("training") + tables(report_tables.training(report))),
         ("Cost", report_tables.COST_TEXT, tables(report_tables.cost(report))),
         ("Programs side by side", texts.get("generations"), chosen),

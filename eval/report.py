@@ -102,6 +102,7 @@ def markdown(report: dict[str, Any], figures: dict[str, dict[str, Path]], captio
         ("Routing", report["texts"].get("routing"), report_tables.routing(report)),
         ("Training", report["texts"].get("training"), report_tables.training(report)),
         ("Cost", report_tables.COST_TEXT, report_tables.cost(report)),
+        ("The score and its parts", report["texts"].get("score"), report_tables.parts(report)),
         ("Text", report["texts"].get("metrics"), report_tables.measures(report)),
     )
     for title, text, listings in sections:
@@ -116,6 +117,7 @@ def markdown(report: dict[str, Any], figures: dict[str, dict[str, Path]], captio
         parts.append(f"### {lang_title(lang)}\n\n{point['text']}")
         programs = {"reference": point["reference"], **{role: row["prediction"] for role, row in point["systems"].items()}}
         parts += [f"{role.capitalize()}:\n\n````{lang}\n{code.strip()}\n````" for role, code in programs.items()]
+    parts += ["## Where the numbers come from", "\n".join(f"- [{name}]({path})" for name, path in report["sources"].items())]
     return "\n\n".join(parts) + "\n"
 
 

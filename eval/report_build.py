@@ -1,6 +1,5 @@
 """What stands in a report, before it is drawn: every number unrounded, with the names of the runs that it came from (`report.json`)."""
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,15 @@ from .figures import (
     precision_of,
     training_summary,
 )
-from .run_files import STUDY_SHAPE, check_arrays, check_shape
-from .runs import ARRAYS, STUDY_FILE, Inputs, Run, Systems
+from .report_study import read_study_result, study_tables
+from .run_files import check_arrays
+from .runs import ARRAYS, Inputs, Run, Systems
 from .sources import Sources
 from .specialisation import class_shares
-from .study_file import Study, System
-from .study_tables import NOTE, comparison_grid
 from .tables import cell, kind_title, lang_title
 
 Logs = list[tuple[Path, str, list[dict[str, Any]]]]  # folder, label, entries
 BASE_OF = {"ratio": "base", "kept": "expert"}  # what a headline's figure is divided by
-
 GENERAL = {
     "routing": "Of the tokens of reference programs, EOS included, fed to the mixture without noise; means over layers. The first choice "
     "is the expert with the most weight. NMI is the normalised mutual information of a token's class and its first choice (Vinh, Epps and "
@@ -78,30 +75,6 @@ def build(inputs: Inputs, logs: Logs, sources: Sources, title: str, seed: int) -
     }
 
 
-def read_study_result(run: Run) -> tuple[Study, dict[str, Any]]:
-    """The study as it was asked for, and `study.json`."""
-    result = check_shape(read_json(run.path / STUDY_FILE), STUDY_SHAPE, str(run.path / STUDY_FILE))
-    told = {field.name: result["study"][field.name] for field in fields(Study)}
-    return Study(**{**told, "systems": [System(**system) for system in told["systems"]]}), result
-
-
-def study_tables(run: Run, sources: Sources) -> dict[str, Any]:
-    """The comparisons of eval.study: {"note", "tables"}; behind each row are its system's runs, and those it is compared with."""
-    study, result = read_study_result(run)
-    references = [system for system in study.systems if system.name in (study.baseline, study.experts)]
-    tables = []
-    for length, kinds in result["lengths"].items():
-        folders = {
-            system.name: [run.path / length / source.run for one in (system, *references) for source in one.sources(study.langs)]
-            for system in study.systems
-        }
-        for kind, figures in kinds.items():
-            head, cells = comparison_grid(study, figures)
-            behind = [sources.names(*folders[name]) for name in figures["systems"]]
-            tables.append({"title": f"{kind_title(kind)}, at most {length} new tokens", "head": head, "cells": cells, "sources": behind})
-    return {"note": NOTE.format(level=LEVEL, seed=run.facts["seed"]), "tables": tables}
-
-
 def pass_row(run: Run, sources: Sources) -> dict[str, Any]:
     """Of a run of eval.pass_at_k: the figures and what they depend on."""
     facts = run.facts
@@ -112,6 +85,8 @@ def pass_row(run: Run, sources: Sources) -> dict[str, Any]:
         "tasks": Path(facts["tasks"]).name,
         "lang": facts["lang"],
     }
+    took = facts.get("cost")  # of generating, by a model
+    how["precision"] = precision_of({**facts, **took}) if took else None
     return {**about, "figures": facts["figures"], "conditions": {**how, **facts["sandbox"]}, "sources": sources.names(run.path)}
 
 

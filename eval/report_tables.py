@@ -88,13 +88,15 @@ def passes(report: dict[str, Any]) -> list[Listing]:
     """pass@k with its conditions, a row a run."""
     ks = sorted({k for row in report["passes"] for k in row["figures"]["pass_at_k"]}, key=int)
     head = ["Model", "Tasks", "Language", *(f"pass@{k}, %" for k in ks)]
-    head += ["Tasks, n", "Completions", "Not judged", "Temperature", "top-p", "New tokens", "Seconds", "MiB", "Sandbox"]
+    head += ["Tasks, n", "Completions", "of a task", "Not judged", "Precision", "Template", "Temperature", "top-p", "New tokens"]
+    head += ["Seconds", "MiB", "Sandbox"]
     cells: list[list[Cell]] = []
     for row in report["passes"]:
         figures, how = row["figures"], row["conditions"]
         unjudged = sum(figures["outcomes"][name] for name in ("tool missing", "sandbox error"))
+        counts = [_text(count) for count in (figures["tasks"], figures["samples"], how["n"], unjudged)]
         settings = [_text(how[key]) for key in ("temperature", "top_p", "max_new_tokens", "timeout", "memory")]
-        shown = [*(str(count) for count in (figures["tasks"], figures["samples"], unjudged)), *settings, "yes" if how["isolated"] else "no"]
+        shown = [*counts, _text(how["precision"]), _yes(how["template"]), *settings, _yes(how["isolated"])]
         about = (row["name"], row["tasks"], lang_title(row["lang"]))
         rates = [cell("pass", figures["pass_at_k"].get(k)) for k in ks]
         cells.append([*((text, "") for text in about), *rates, *((text, "") for text in shown)])
@@ -164,14 +166,14 @@ def cost(report: dict[str, Any]) -> list[Listing]:
 
 
 def study(report: dict[str, Any]) -> list[Listing]:
-    """The comparison of each kind and length of eval.study."""
+    """The comparison of each kind and length of eval.study, then what was seen in training."""
     tables = report["study"]["tables"] if report["study"] else []
     return [
         Listing(
             row["title"],
             row["head"],
             row["cells"],
-            [sourced(line, names) for line, names in zip(row["cells"], row["sources"], strict=True)],
+            [sourced(line, names, row["labels"]) for line, names in zip(row["cells"], row["sources"], strict=True)],
         )
         for row in tables
     ]
@@ -183,6 +185,10 @@ def _percent(share: float | None) -> str:
 
 def _text(value: Any, form: str = "") -> str:
     return "–" if value is None else format(value, form)
+
+
+def _yes(held: bool) -> str:
+    return "yes" if held else "no"
 
 
 def _millions(count: int | None) -> str:

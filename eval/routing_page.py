@@ -22,8 +22,8 @@ def programs_page(shown: dict[str, Any]) -> str:
     return page("Experts, token by token", f"<h1>Experts, token by token</h1>{programs_section(shown)}")
 
 
-def programs_section(shown: dict[str, Any]) -> str:
-    """Style, legend, control, programs and script."""
+def programs_section(shown: dict[str, Any], behind: str = "") -> str:
+    """Style, legend, control, programs and script. `behind`: links to the run that they are from."""
     programs, names = shown["programs"], [lang_title(name) for name in shown["experts"]]
     layers = next((len(program["choices"][0]) for program in programs if program["choices"]), 0)
     slots = _slots(programs, len(names))
@@ -32,12 +32,13 @@ def programs_section(shown: dict[str, Any]) -> str:
         "the first points of each language. A token has the colour of the expert with the most weight, in the mean of all "
         f"{layers} layers or in the one chosen. Hover or tap to read the weights."
     )
+    runs = f" <span class='behind'>Run: {behind}.</span>" if behind else ""
     options = "".join(f"<option value='{layer}'>layer {layer}</option>" for layer in range(layers))
     control = f"<label class='layer' hidden>Show <select><option value=''>mean of {layers} layers</option>{options}</select></label>"
     data = json.dumps({"names": names, "slots": slots, "programs": [program["choices"] for program in programs]}, separators=(",", ":"))
     body = "".join(_program(program, names, slots) for program in programs)
     return (
-        f"<section class='routed'><style>{STYLE.read_text(encoding='utf-8')}</style><p>{escape(note)}</p>"
+        f"<section class='routed'><style>{STYLE.read_text(encoding='utf-8')}</style><p>{escape(note)}{runs}</p>"
         f"<div class='bar'>{_legend(names, slots)}{control}</div>{body}"
         f"<script type='application/json'>{data.replace('<', chr(92) + 'u003c')}</script>"
         f"<script>{SCRIPT.read_text(encoding='utf-8')}</script></section>"

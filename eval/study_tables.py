@@ -16,26 +16,47 @@ NOTE = (
     "bootstrap over problems, paired between systems. p: two-sided sign-flip test over problems, adjusted (Holm) for the claims of the "
     "table. Loss: nats per token of the references. Greedy decoding, seed {seed}."
 )
+SEEN_TITLE = "Points whose programs stand in training rows"
 CLEAN = "A point counts as seen if at least {share:.0f} % of its program's 5-token shingles stand in programs of the training rows."
 
 
 def tables(study: Study, result: dict[str, Any]) -> list[tuple[str, Grid]]:
     """Title, head and cells of every table: the comparison by kind of point and length, all measures, contamination."""
-    found = []
-    for length, kinds in result["lengths"].items():
-        for kind, figures in kinds.items():
-            title = f"{kind_title(kind)}, at most {length} new tokens"
-            found.append((title, comparison_grid(study, figures)))
-    for length, kinds in result["lengths"].items():
-        for kind, figures in kinds.items():
-            found.append((f"Every measure of the text: {kind_title(kind).lower()}, at most {length} new tokens", _metrics_grid(figures)))
+    found = [(points_title(kind, length), comparison_grid(study, figures)) for length, kind, figures in by_length(result)]
+    for length, kind, figures in by_length(result):
+        found.append((f"Every measure of the text: {kind_title(kind).lower()}, at most {length} new tokens", _metrics_grid(figures)))
     if result["contamination"]:
-        found.append(("Points whose programs stand in training rows", _contamination_grid(result["contamination"])))
-        for length, kinds in result["lengths"].items():
-            for kind, figures in kinds.items():
-                if figures["unseen"]["points"]:
-                    title = f"CodeBLEU on the points that count as unseen: {kind_title(kind).lower()}, at most {length} new tokens"
-                    found.append((title, _unseen_grid(study, figures)))
+        found.append((SEEN_TITLE, contamination_grid(result["contamination"])))
+        found += [(unseen_title(kind, length), unseen_grid(study, figures)) for length, kind, figures in with_unseen(result)]
+    return found
+
+
+def by_length(result: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """(length, kind of point, figures)."""
+    return [(length, kind, figures) for length, kinds in result["lengths"].items() for kind, figures in kinds.items()]
+
+
+def with_unseen(result: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Likewise, where programs were looked for in training rows and some points count as unseen."""
+    return [row for row in by_length(result) if result["contamination"] and row[2]["unseen"]["points"]]
+
+
+def points_title(kind: str, length: str) -> str:
+    return f"{kind_title(kind)}, at most {length} new tokens"
+
+
+def unseen_title(kind: str, length: str) -> str:
+    return f"CodeBLEU on the points that count as unseen: {kind_title(kind).lower()}, at most {length} new tokens"
+
+
+def notes(study: Study, result: dict[str, Any], seed: int) -> list[str]:
+    """What a reader must know of the figures: how they are made, what counts as seen, and which systems saw another prompt."""
+    found = [NOTE.format(level=LEVEL, seed=seed)]
+    if result["contamination"]:
+        found.append(CLEAN.format(share=100 * CONTAMINATED))
+    templates = result["prompt_templates"]
+    if others := [name for name, template in templates.items() if template != templates.get(study.baseline)]:
+        found.append(f"Asked in a prompt template of their own, not in that of {study.baseline}: {', '.join(others)}.")
     return found
 
 
@@ -84,7 +105,7 @@ def _metrics_grid(figures: dict[str, Any]) -> Grid:
     ]
 
 
-def _contamination_grid(summary: dict[str, dict[str, dict[str, float]]]) -> Grid:
+def contamination_grid(summary: dict[str, dict[str, dict[str, float]]]) -> Grid:
     rows: list[list[Cell]] = [
         [
             (kind_title(kind), ""),
@@ -99,7 +120,7 @@ def _contamination_grid(summary: dict[str, dict[str, dict[str, float]]]) -> Grid
     return ["Points", "Language", "n", "median share found", "greatest", "count as seen"], rows
 
 
-def _unseen_grid(study: Study, figures: dict[str, Any]) -> Grid:
+def unseen_grid(study: Study, figures: dict[str, Any]) -> Grid:
     points = figures["unseen"]["points"]
     langs = [lang for lang in study.langs if lang in points]
     rows: list[list[Cell]] = [
@@ -110,10 +131,7 @@ def _unseen_grid(study: Study, figures: dict[str, Any]) -> Grid:
 
 
 def markdown(study: Study, result: dict[str, Any], seed: int) -> str:
-    parts = ["# Study", NOTE.format(level=LEVEL, seed=seed), CLEAN.format(share=100 * CONTAMINATED)]
-    templates = result["prompt_templates"]
-    if others := [name for name, template in templates.items() if template != templates[study.baseline]]:
-        parts.append(f"Asked in a prompt template of their own, not in that of {study.baseline}: {', '.join(others)}.")
+    parts = ["# Study", *notes(study, result, seed)]
     for title, (head, cells) in tables(study, result):
         parts += [f"## {title}", markdown_table(head, cells)]
     return "\n\n".join(parts) + "\n"
@@ -121,5 +139,5 @@ def markdown(study: Study, result: dict[str, Any], seed: int) -> str:
 
 def terminal(study: Study, result: dict[str, Any]) -> str:
     """The comparison at each kind and length; the rest stands in `study.md`."""
-    count = sum(len(kinds) for kinds in result["lengths"].values())
-    return "\n\n".join(f"{title}\n{aligned_text(head, cells)}" for title, (head, cells) in tables(study, result)[:count])
+    shown = [(points_title(kind, length), comparison_grid(study, figures)) for length, kind, figures in by_length(result)]
+    return "\n\n".join(f"{title}\n{aligned_text(head, cells)}" for title, (head, cells) in shown)

@@ -24,6 +24,8 @@ PASSED, FAILED, COMPILE_ERROR, TIMEOUT, MEMORY = "passed", "failed", "compile er
 TOOL_MISSING, SANDBOX_ERROR = "tool missing", "sandbox error"
 OUTCOMES = (PASSED, FAILED, COMPILE_ERROR, TIMEOUT, MEMORY, TOOL_MISSING, SANDBOX_ERROR)
 UNJUDGED = (TOOL_MISSING, SANDBOX_ERROR)  # say nothing about the program
+# What the harness says beside these: the program's process ended before it answered; the tests cannot be run, whatever the program.
+GONE, BROKEN = "gone", "broken"
 HARNESS = Path(__file__).parent / "harness"
 # On a busy machine a compiler waits: at a load of 16 the header took more than 60 s of wall time. It has 100 MB.
 COMPILING = Limits(wall_s=300, cpu_s=60, memory_mib=2048, file_mib=512)
@@ -106,7 +108,7 @@ class Judge:
             judge = self._sandbox.start(command, tests_folder, limits, stdin=answers_out, stdout=calls_in)
         except BaseException:
             if candidate is not None:
-                candidate.kill()
+                candidate.discard()
             raise
         finally:
             for descriptor in (calls_out, calls_in, answers_out, answers_in):
@@ -115,9 +117,10 @@ class Judge:
             ended = judge.wait()
             verdict = _read(ended, nonce)
         except BaseException:
-            candidate.kill()
+            judge.discard()
+            candidate.discard()
             raise
-        if verdict is None or verdict.outcome != "gone":  # else it ends by itself, and how is worth knowing
+        if verdict is None or verdict.outcome != GONE:  # else it ends by itself, and how is worth knowing
             candidate.kill()
         theirs = candidate.wait()
         return _settle(verdict, ended, theirs)
@@ -165,7 +168,7 @@ class Judge:
     def _missing(self, task: Task, verdict: Verdict, toolchain: Toolchain) -> str:
         """What the verdict says is not installed, if the task itself uses it and it is indeed not there."""
         found = re.search(toolchain.missing, verdict.detail)
-        if verdict.outcome == PASSED or not found or found[1] not in task.prompt + task.tests:
+        if verdict.outcome == PASSED or not found or found[1] not in task.prompt + task.trusted + task.tests:
             return ""
         needs = toolchain.needs(found[1])
         with tempfile.TemporaryDirectory(dir=self._prepare(task.lang, toolchain)) as folder:
@@ -205,11 +208,11 @@ def _settle(verdict: Verdict | None, tests: Ended, candidate: Ended) -> Verdict:
         return Verdict(MEMORY, "the kernel ended the program at the memory limit")
     if tests.status == "timeout" or candidate.status == "timeout":
         return Verdict(TIMEOUT, f"no verdict after {tests.wall_s:.1f} s")
-    said = (candidate.stderr if verdict is not None and verdict.outcome == "gone" else tests.stderr).decode(errors="replace").strip()
+    said = (candidate.stderr if verdict is not None and verdict.outcome == GONE else tests.stderr).decode(errors="replace").strip()
     if verdict is None:
         return Verdict(FAILED, said[-500:])
-    if verdict.outcome == "broken":
+    if verdict.outcome == BROKEN:
         return Verdict(SANDBOX_ERROR, f"the tests cannot be run: {verdict.detail}")
-    if verdict.outcome == "gone" and re.search(r"OutOfMemoryError|heap out of memory|bad_alloc|MemoryError", said):
+    if verdict.outcome == GONE and re.search(r"OutOfMemoryError|heap out of memory|bad_alloc|MemoryError", said):
         return Verdict(MEMORY, said[-500:])
-    return Verdict(FAILED, f"{verdict.detail} {said[-500:]}".strip() if verdict.outcome == "gone" else verdict.detail)
+    return Verdict(FAILED, f"{verdict.detail} {said[-500:]}".strip() if verdict.outcome == GONE else verdict.detail)

@@ -1,5 +1,6 @@
 """The signature of the function that tests call, read from trusted source by tree-sitter."""
 
+import re
 from dataclasses import dataclass
 
 from tree_sitter import Node
@@ -29,14 +30,16 @@ class Signature:
 
     @property
     def erased(self) -> str:
-        """As Java's reflection prints it, without generic arguments: List,double."""
-        return ",".join(
-            kind.partition("<")[0].rpartition(".")[2] + "[]" * kind.count("[]", kind.rfind(">") + 1) * ("<" in kind) for kind in self.types
-        )
+        """As Java's reflection prints it, without packages and generic arguments: List,double[]."""
+        plain = (re.sub(r"<.*>|\s", "", kind, flags=re.DOTALL) for kind in self.types)
+        return ",".join(kind.rpartition(".")[2] for kind in plain)
 
 
 def read_signature(trusted: str, lang: str) -> Signature:
-    """Of the last function that `trusted` defines, whose body it leaves open; `ValueError` if there is none."""
+    """Of the last function that `trusted` defines, whose body it leaves open.
+
+    `ValueError` if there is none, or for a parameter without a name, or one that takes a variable number of arguments.
+    """
     source = (trusted + "\n}\n}").encode()
     found = [node for node in _nodes(parser(lang).parse(source).root_node) if node.type == _DEFINITION[lang]]
     if not found:
@@ -73,6 +76,8 @@ def _text(node: Node | None, source: bytes) -> str:
 def _java(method: Node, source: bytes) -> Signature:
     parameters = method.child_by_field_name("parameters")
     assert parameters is not None
+    if any(row.type == "spread_parameter" for row in parameters.children):
+        raise ValueError(f"a variable number of arguments cannot cross: {_text(parameters, source)}")
     rows = [row for row in parameters.children if row.type == "formal_parameter"]
     types = tuple(_text(row.child_by_field_name("type"), source) for row in rows)
     names = tuple(_text(row.child_by_field_name("name"), source) for row in rows)

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
+_NAME = "moe-sandbox"
 _NUMBERS = itertools.count()
 
 
@@ -19,14 +20,26 @@ def version() -> int | None:
     return None
 
 
+def _parents() -> tuple[Path, ...]:
+    return {2: (ROOT,), 1: (ROOT / "memory", ROOT / "pids"), None: ()}[version()]
+
+
+def remove_orphans() -> None:
+    """Removes the empty groups of processes that were killed and so could not do it."""
+    for parent in _parents():
+        for folder in parent.glob(f"{_NAME}-*-*"):
+            if not Path("/proc", folder.name.split("-")[2]).exists():
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+
+
 class Cgroup:
     """One job's groups. `join` is the shell text with which its first process enters them."""
 
     def __init__(self, memory_mib: int, processes: int) -> None:
-        name = f"moe-sandbox-{os.getpid()}-{next(_NUMBERS)}"
+        name = f"{_NAME}-{os.getpid()}-{next(_NUMBERS)}"
         self._version = version()
-        parents = {2: (ROOT,), 1: (ROOT / "memory", ROOT / "pids"), None: ()}[self._version]
-        self.folders = [parent / name for parent in parents]
+        self.folders = [parent / name for parent in _parents()]
         for folder in self.folders:
             folder.mkdir()
         if not self.folders:
@@ -54,8 +67,9 @@ class Cgroup:
         return [int(line) for folder in self.folders[-1:] for line in (folder / "cgroup.procs").read_text().split()]
 
     def close(self) -> None:
-        """Removes the groups; the kernel takes a moment to let go of processes that were just killed."""
-        for folder in self.folders:
+        """Removes the groups; the kernel takes a moment to let go of processes that were just killed. A second call does nothing."""
+        folders, self.folders = self.folders, []
+        for folder in folders:
             for _ in range(100):
                 with contextlib.suppress(OSError):
                     folder.rmdir()

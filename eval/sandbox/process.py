@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from . import isolation, seccomp
-from .cgroup import Cgroup
+from .cgroup import Cgroup, remove_orphans
 
 EXITED, TIMEOUT, MEMORY, OUTPUT = "exited", "timeout", "memory", "output"  # how a job ended
 
@@ -91,6 +91,11 @@ class Job:
             if self._process.poll() is None:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
+    def discard(self) -> None:
+        """Ends it, however far it has come, and leaves nothing of it."""
+        self.kill()
+        self.wait()
+
     def wait(self) -> Ended:
         """Waits for the end or for the wall limit. `SandboxError` if the program was never started."""
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -132,6 +137,7 @@ class Sandbox:
     @classmethod
     def open(cls, *, unsafe: bool = False) -> "Sandbox":
         """A sandbox that was seen to hold: `SandboxError` says what is missing or what a probing program got at."""
+        remove_orphans()
         sandbox = cls(unsafe=unsafe)
         if not unsafe:
             from .probe import probe  # it runs programs by this class

@@ -109,3 +109,15 @@ def test_a_mean_of_1_of_other_values_is_drawn() -> None:
     assert (row["low"], row["high"]) == pytest.approx(wilson(3, 3))
     none_and_all = {"cpp": (list("abc"), {"s": [0.0] * 3}), "java": (list("abc"), {"s": [1.0] * 3})}
     assert average([stratum["s"] for stratum in bootstrap_strata(none_and_all, "x").values()]).as_dict()["value"] == 0.5
+
+
+@pytest.mark.parametrize(("of", "to"), [(0.0, 0.0), (1.0, 1.0), (1.0, 0.0), (0.0, 1.0)])
+def test_what_is_made_of_such_means_is_not_certain_either(of: float, to: float) -> None:
+    systems = bootstrap({"of": [of] * 6, "to": [to] * 6, "some": [0.2, 0.4, 0.6, 0.2, 0.4, 0.6]}, list("abcdef"), "x")
+    row = difference(systems["of"], systems["to"]).as_dict()
+    assert (row["value"], row["low"], row["high"]) == (of - to, None, None)
+    assert ratio(systems["of"], systems["to"]).as_dict()["low"] is None
+    assert (ratio(systems["of"], systems["some"]).as_dict()["low"] is None) == (of == 0)
+    assert difference(systems["of"], systems["some"]).as_dict()["low"] is not None
+    row = average([systems["of"], systems["to"]]).as_dict()
+    assert (row["low"] is None) == (of != to)

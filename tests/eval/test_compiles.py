@@ -1,5 +1,6 @@
 """Programs are given to real compilers in the sandbox: right ones, wrong ones, fragments; what is not installed says nothing."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,16 @@ def test_right_programs_compile_and_wrong_ones_do_not(lang: str, sandbox: Sandbo
 def test_nothing_is_run(sandbox: Sandbox, tmp_path: Path) -> None:
     endless = "while True:\n    pass\n"
     assert compile_all([endless, "raise SystemExit(1)"], "python", sandbox, jobs=1) == [True, True]
+
+
+def test_nothing_is_written_beside_the_job() -> None:
+    """Without a sandbox /tmp is the host's."""
+    unsafe = Sandbox.open(unsafe=True)
+    if not unsafe.has("javac"):
+        pytest.skip("no compiler of java")
+    name = f"Left{os.getpid()}"
+    assert compile_all([f"class {name} {{}}"], "java", unsafe, jobs=1) == [True]
+    assert not (Path("/tmp") / f"{name}.class").exists()
 
 
 def test_a_compiler_that_is_absent_says_nothing(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:

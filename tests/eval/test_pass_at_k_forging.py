@@ -122,6 +122,32 @@ CPP = {
     "patches the harness": 'return 2; } namespace moe_wire { template <> struct Code<long> { }; } extern "C" void abort() { _Exit(0); }',
 }
 
+# Objects of the program cross to the tests, which give them back, at last from deep within their own calls.
+OBJECTS = Task(
+    "o",
+    "javascript",
+    "",
+    "",
+    "",
+    "",
+    "const { Box, look } = importedProgram;\nconst given = { a: 1 };\nlook(given);\nlook(given);\nconst box = new Box(26);\n"
+    "const value = box.value;\nlook(box);\nconst within = (calls) => (calls ? within(calls - 1) : look(value));\nwithin(5000);\n"
+    "if (value !== 26 || given.a !== 1) throw new Error('wrong');\n",
+    whole=True,
+    classes=True,
+)
+BOX = "export class Box { constructor(n) { this.value = n; } }\nexport const look = (x) => null;\n"
+_ANSWER = BOX + "import v8 from 'v8';\nconst real = v8.serialize;\nv8.serialize = (reply) => real(reply.after ? (%s)(reply) : reply);\n"
+OBJECTS_WRONG = {
+    "is bytes": _ANSWER % "(r) => (r.ok[1] === 26 ? { ok: ['value', new Uint8Array(1)] } : r)",
+    "constructs a number": _ANSWER % "(r) => (r.ok[0] === 'mine' && !r.ok[2] ? { ok: ['value', 26] } : r)",
+    "changes the class of an argument": _ANSWER % "(r) => (r.after.length === 2 && r.after[1][0] === 'object' ?"
+    " { ok: r.ok, after: [['value', 0], ['object', [['__proto__', ['object', [['constructor', ['value', 1]]]]]]]] } : r)",
+    "is so deep that it cannot be sent back": _ANSWER
+    % "(r) => { let deep = ['array', []]; for (let i = 0; i < 1000; i++) deep = ['array', [deep]];"
+    " return r.ok[1] === 26 ? { ok: deep } : r; }",
+}
+
 
 def cases() -> Iterator[object]:
     fast = {"java": ("exits with 0", "brings its own harness"), "cpp": ("exits with 0", "exits before main", "defines assert away")}
@@ -157,6 +183,17 @@ def test_the_right_program_passes(lang: str, judge: Judge) -> None:
 def test_no_verdict_can_be_forged(lang: str, completion: str, judge: Judge) -> None:
     outcome, detail = verdict(judge, lang, completion)
     assert outcome in WRONG, detail
+
+
+@pytest.mark.parametrize("name", OBJECTS_WRONG)
+def test_no_object_leaves_the_count(name: str, judge: Judge) -> None:
+    outcome, detail = verdict_on(judge, OBJECTS, OBJECTS_WRONG[name])
+    assert outcome in WRONG, detail
+
+
+def test_the_right_object_passes(judge: Judge) -> None:
+    assert verdict_on(judge, OBJECTS, BOX) == ("passed", "")
+    assert verdict_on(judge, OBJECTS, _ANSWER % "(r) => r") == ("passed", "")
 
 
 @pytest.mark.parametrize(
@@ -224,6 +261,14 @@ def test_what_the_task_needs_and_is_not_there_is_no_wrong_answer(judge: Judge) -
     found = judge.judge(task, RIGHT["python"])
     assert (found.outcome, "no_such_module" in found.detail) == ("tool missing", True)
     assert judge.judge(TASKS["python"], "    import no_such_module\n").outcome == "failed"
+
+
+def test_what_the_tests_own_imports_need_and_is_not_there_is_no_wrong_answer(judge: Judge) -> None:
+    """Exercism's tests in Java import JUnit, which may not be installed."""
+    imports = "import org.no.such.Test;\n"
+    task = Task("t", "java", "", "", "", imports, "class Main { public static void main(String[] a) {} }\n", whole=True, classes=True)
+    assert verdict_on(judge, task, "class A {}")[0] == "tool missing"
+    assert judge.judge(replace(task, trusted=""), imports + "class A {}").outcome == "compile error"
 
 
 def test_tests_that_cannot_run_are_no_wrong_answer(judge: Judge) -> None:

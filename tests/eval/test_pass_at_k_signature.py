@@ -33,6 +33,7 @@ def test_cpp(source: str, function_type: str, names: tuple[str, ...]) -> None:
         ("int[] a, String[][] b", "int[],String[][]"),
         ("List<List<Integer>> a, Map<String, int[]> b", "List,Map"),
         ("java.util.List<Integer>[] a", "List[]"),
+        ("java.math.BigInteger [] a, Map<String,\n  java.util.List<A.B>> b", "BigInteger[],Map"),
         ("", ""),
     ],
 )
@@ -40,6 +41,11 @@ def test_java(parameters: str, erased: str) -> None:
     found = read_signature(f"import java.util.*;\nclass A {{ int g() {{ return 1; }}\n  static List<Integer> f({parameters}) {{\n", "java")
     assert (found.owner, found.name, found.result, found.erased) == ("A", "f", "List<Integer>", erased)
     assert "int g()" in found.before
+
+
+def test_a_variable_number_of_arguments_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"a variable number of arguments cannot cross: \(int a, String... b\)"):
+        read_signature("class A {\n  static int f(int a, String... b) {\n", "java")
 
 
 def test_source_without_a_function_is_refused() -> None:

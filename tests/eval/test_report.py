@@ -1,6 +1,7 @@
 """The whole report from hand-written runs: numbers by hand, one page without anything to fetch, and nothing half-written."""
 
 import json
+import re
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from html.parser import HTMLParser
@@ -47,6 +48,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, write_codebleu_run: WriteRu
         figures = {"tasks": 16, "samples": 64, "outcomes": outcomes, "pass_at_k": rates}
         how = {"n": 4, "temperature": 0.8, "top_p": 0.95, "max_new_tokens": 77, "template": True, "timeout": 10.0, "memory": 512}
         about = {"name": "mixture", "model": "m", "tasks": "sets/humaneval_x.cpp.jsonl.gz", "lang": "cpp", "data": None}
+        how["cost"] = {"dtype": "bfloat16", "quantization": "nf4"}
         write_run(passed, seed=0, figures=figures, program=PASS_AT_K, sandbox={"isolated": True}, **about, **how)
     log = folder / "expert-cpp.training"
     log.mkdir()
@@ -149,7 +151,7 @@ def test_the_page_is_whole_and_fetches_nothing(made: tuple[Path, str]) -> None:
         "96.4 %",
         "n = 4 a language",
         "Every measure of the text",
-        "12.5[6.2, 25.0]166410.80.957710.0512yes",  # pass@1 with its conditions
+        "12.5[6.2, 25.0]166441bfloat16 with NF4 matricesyes0.80.957710.0512yes",  # pass@1 with its conditions
         "Own expert first by class of token",
         "do </script> it",
     ):
@@ -201,6 +203,11 @@ def test_every_number_leads_to_the_runs_that_it_came_from(made: tuple[Path, str]
     cells = text.split("<td>")[1:]  # cells that are not labels
     plain = [cell.split("</td>")[0] for cell in cells if "href=" not in cell.split("</td>")[0]]
     assert {cell for cell in plain if any(sign.isdigit() for sign in cell)} == set()
+    for title in ("<section class='routed'>", *(f"<figure id='{name}'>" for name in ("means", "distributions", "gates", "training"))):
+        assert "href='runs/" in text.split(title)[1].split("</figure>")[0], title  # what is drawn, and the weights of tokens
+    markdown = (out / "report.md").read_text()
+    assert set(re.findall(r"^- \[.*\]\((.*)\)$", markdown, re.MULTILINE)) == {str(path.relative_to(out)) for path in out.glob("runs/*/*")}
+    assert "## The score and its parts" in markdown
 
 
 def test_pass_rates_alone_make_a_report(inputs: list[str], tmp_path: Path) -> None:

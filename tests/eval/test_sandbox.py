@@ -1,5 +1,7 @@
 """The sandbox says what it does: limits, outcomes, and no work at all where it does not hold."""
 
+import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -8,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from eval.judge import Judge
+from eval.judge.languages import TOOLCHAINS
 from eval.sandbox import Limits, Sandbox, SandboxError, cgroup, isolation, process, seccomp
+from eval.tasks import Task
 
 
 @pytest.fixture
@@ -73,6 +78,50 @@ def test_an_ended_job_leaves_no_control_group(sandbox: Sandbox, job: Path) -> No
     running.kill()
     running.wait()
     assert not [folder for folder in folders if folder.exists()]
+
+
+@pytest.mark.parametrize("fails", ["start", "wait"])
+def test_a_job_whose_partner_fails_leaves_no_control_group(fails: str, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The candidate's process is there when that of the tests cannot be started, or when the wait for it is broken off."""
+    groups: list[list[Path]] = []
+
+    class Recorded(cgroup.Cgroup):
+        def __init__(self, *limits: int) -> None:
+            super().__init__(*limits)
+            groups.append(self.folders)
+            if fails == "start" and len(groups) == 2:
+                self.close()
+                raise SandboxError("no second job")
+
+    def broken_off(self: process.Job) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    with Judge(sandbox) as judge, monkeypatch.context() as patch:
+        patch.setattr(process, "Cgroup", Recorded)
+        if fails == "wait":
+            monkeypatch.setattr(process.Job, "wait", broken_off)
+        with pytest.raises((SandboxError, KeyboardInterrupt)):
+            judge._judge(Task("t", "python", "", "def f():\n", "f", "", "f()\n"), "    while True: pass\n", TOOLCHAINS["python"])
+    assert len(groups) == 2
+    assert not [folder for folders in groups for folder in folders if folder.exists()]
+
+
+def test_groups_of_dead_processes_are_removed() -> None:
+    if cgroup.version() is None:
+        pytest.skip("no control groups")
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    theirs, ours = (
+        cgroup.ROOT / ("memory" if cgroup.version() == 1 else "") / f"moe-sandbox-{pid}-99999" for pid in (dead.pid, os.getpid())
+    )
+    theirs.mkdir()
+    ours.mkdir()
+    try:
+        Sandbox.open(unsafe=True)
+        assert (theirs.exists(), ours.exists()) == (False, True)
+    finally:
+        ours.rmdir()
 
 
 def test_the_filter_refuses_by_number(sandbox: Sandbox, job: Path) -> None:

@@ -37,11 +37,16 @@ module.exports = function importProgram(reference, finish, answer) {
         return proxies[number];
     }
 
+    // A RangeError is an overflown stack: the program made a value so deep.
+    function unsent(error) {
+        return finish(error.code === "EPIPE" ? "gone" : error instanceof RangeError ? "failed" : "broken", error.message);
+    }
+
     function put(value) {
         try {
             return encode(value, refer, numbers);
         } catch (error) {
-            return finish("broken", error.message);
+            return unsent(error);
         }
     }
 
@@ -57,7 +62,7 @@ module.exports = function importProgram(reference, finish, answer) {
         try {
             wire.send({ action, of, args: args.map(put) });
         } catch (error) {
-            finish(error.code === "EPIPE" ? "gone" : "broken", error.message);
+            unsent(error);
         }
         for (;;) {
             const reply = answer();
@@ -102,10 +107,15 @@ module.exports = function importProgram(reference, finish, answer) {
             set: (_, name, value) => (ask("set", number, name, value), true),
             has: (_, name) => ask("has", number, name) === true,
             apply: (_, self, args) => ask("call", number, self, ...args),
-            construct: (_, args) => Object(ask("new", number, ...args)),
+            construct: (_, args) => made(ask("new", number, ...args)),
         });
         numbers.set(proxy, number);
         return proxy;
+    }
+
+    // A number as an object could not be sent back.
+    function made(value) {
+        return Object(value) === value ? value : finish("failed", "the program's constructor made no object");
     }
 
     // For matchers: an object of the program as plain data, one level deep.

@@ -28,7 +28,7 @@ function call(...args) {
     try {
         wire.send(args);
     } catch (error) {
-        finish(error.code === "EPIPE" ? "gone" : "broken", error.message);
+        finish(error.code === "EPIPE" ? "gone" : error instanceof RangeError ? "failed" : "broken", error.message); // RangeError: too deep
     }
     const reply = answer();
     if (reply.error) {
@@ -69,6 +69,6 @@ try {
 try {
     script.runInThisContext();
 } catch (error) {
-    finish(error && error.code === "MODULE_NOT_FOUND" ? "missing" : "failed", error);
+    finish("failed", error);
 }
 finish("passed");

@@ -21,20 +21,24 @@ function encode(value, refer, known, within = []) {
             return ["map", Array.from(value, (pair) => pair.map(each))];
         case Set.prototype:
             return ["set", Array.from(value, each)];
-        case Date.prototype:
-        case RegExp.prototype:
-        case Error.prototype:
-            return ["value", value];
         default:
-            return refer(value);
+            return whole(value) ? ["value", value] : refer(value);
     }
 }
 
-// `resolve(kind, ...rest)` reads a reference.
+// What crosses as it is: what is no object, and dates, patterns and plain errors.
+function whole(value) {
+    return typeof value !== "object" || value === null || [Date, RegExp, Error].some((type) => Object.getPrototypeOf(value) === type.prototype);
+}
+
+// `resolve(kind, ...rest)` reads a reference. A program may send what `encode` never writes: that is refused, as it could not be sent back.
 function decode([kind, ...rest], resolve) {
     const each = (part) => decode(part, resolve);
     switch (kind) {
         case "value":
+            if (!whole(rest[0])) {
+                throw new TypeError(`a ${rest[0].constructor && rest[0].constructor.name} cannot cross`);
+            }
             return rest[0];
         case "array":
             return rest[0].map(each);
@@ -55,7 +59,7 @@ function writeBack(mine, theirs) {
         mine.splice(0, mine.length, ...theirs);
     } else if (mine && theirs && typeof theirs === "object" && Object.getPrototypeOf(mine) === Object.prototype) {
         Object.keys(mine).forEach((key) => delete mine[key]);
-        Object.assign(mine, theirs);
+        Object.defineProperties(mine, Object.getOwnPropertyDescriptors(theirs)); // Object.assign would let "__proto__" change its class
     }
 }
 
