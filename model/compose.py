@@ -63,12 +63,11 @@ def compose(args: argparse.Namespace) -> None:
             shutil.copy(given.base / GENERATION, folder / GENERATION)
         shutil.copy(recipe_path, folder / RECIPE_COPY)
         layout, quantization = given.config.expert_layout, given.config.quantization
+        dtype = dtype_name(parse_dtype(given.config.dtype or "float32"))
         facts: dict[str, Any] = {"layout": layout, "quantization": quantization, "experts": names, BASE_FACT: base_fact}
         write_json(folder / GATE, report)
         write_run(folder, seed=args.seed, figures={"gate_condition_numbers": report["blocks"]["mlp"]["condition_numbers"]}, **facts)
-    print(
-        f"{out}: {len(names)} experts ({', '.join(names)}), {layout} layout, {quantization or dtype_name(parse_dtype(given.config.dtype))}"
-    )
+    print(f"{out}: {len(names)} experts ({', '.join(names)}), {layout} layout, {quantization or dtype}")
 
 
 def _facts(recipe_path: Path, given: Ingredients, base_fact: str, args: argparse.Namespace) -> dict[str, str]:

@@ -127,7 +127,8 @@ def _walk(given: Ingredients, texts: Mapping[Any, Texts], judged: list[OwnTexts]
         singles = [single_TD for own in judged for single_TD in seen[own.key].inputs_TD["mlp"].split(lengths[own.key])]
         choices.append(first_choices(gates["mlp"][-1], singles))
     choices_LNE = torch.stack(choices)
-    sent, tokens_EN = [], torch.zeros(choices_LNE.shape[2], choices_LNE.shape[1])
+    sent: list[SentText] = []
+    tokens_EN = torch.zeros(choices_LNE.shape[2], choices_LNE.shape[1])
     for own in judged:
         for text, length in zip(own.texts, lengths[own.key], strict=True):
             if own.kind != "negative":

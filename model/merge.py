@@ -168,13 +168,13 @@ def merge_models(args: argparse.Namespace) -> None:
     if args.density is not None and not args.inspect:
         raise ValueError(f"--density is {args.density:g}, but it is of --inspect alone; a merge has the densities of its file")
     merge = open_merge(path)
-    if args.inspect:
-        inspect(merge, args)
-        return
     for name in unused_parameters(merge.config):
         print(f"{path}: {name} has no effect on {merge.config.method}", file=sys.stderr)
     for name, part in unmatched_filters(merge.config, [step.name for step in merge.steps]):
         print(f"{path}: the filter {part!r} of {name} occurs in no tensor's name", file=sys.stderr)
+    if args.inspect:
+        inspect(merge, args)
+        return
     with resumable_folder(out, _facts(path, merge, args)) as (folder, _):
         write_tokenizer(folder, merge)  # first, as it may fail, and the rest takes long
         write_generation_config(folder, merge)
@@ -208,10 +208,10 @@ def main() -> int:
     parser.add_argument("out", help="output folder")
     text = "take entries of equal magnitude in their order: TIES, Breadcrumbs and DELLA are much faster, but not mergekit's to the bit"
     parser.add_argument("--fast-ties", action="store_true", help=text)
-    text = "no effect, as merging always streams; mergekit has the second"
+    text = "no effect, as merging always streams; mergekit's is --low-cpu-memory"
     parser.add_argument("--low-memory", "--low-cpu-memory", action="store_true", help=text)
     parser.add_argument("--inspect", action="store_true", help="measure the task vectors (table, JSON, heat map) and write no model")
-    text = f"share of entries, the largest, among which --inspect counts sign conflicts (default: the file's density, or {DENSITY})"
+    text = f"share of entries, the largest, among which --inspect counts sign conflicts; else the file's density, or {DENSITY}"
     parser.add_argument("--density", type=float, help=text)
     return run_command(merge_models, parser)
 

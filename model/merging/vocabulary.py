@@ -77,7 +77,7 @@ def align(choice: str, sources: Mapping[str, SourceModel], base: str | None, bes
         for token, index in tokens.items():
             rows_V[index] = vocabulary.get(token, -1)
         rows.append(rows_V)
-    if rowless := [token for token, index in tokens.items() if all(rows_V[index] < 0 for rows_V in rows)]:
+    if rowless := sorted((token for token, index in tokens.items() if all(rows_V[index] < 0 for rows_V in rows)), key=tokens.__getitem__):
         print(f"no model has a row for {_some(rowless)} of the output's tokenizer: they get zeros", file=sys.stderr)
     return Alignment(tokenizer, list(sources.values()), rows, base is not None)
 
@@ -85,7 +85,7 @@ def align(choice: str, sources: Mapping[str, SourceModel], base: str | None, bes
 def _with_rows(tokenizer: PreTrainedTokenizerBase, source: SourceModel) -> dict[str, int]:
     """The tokens of a model that its embeddings have a row for: a pad token, say, is often added without one."""
     count, vocabulary = source.shape(EMBEDDINGS)[0], tokenizer.get_vocab()
-    if beyond := [token for token, index in vocabulary.items() if index >= count]:
+    if beyond := sorted((token for token, index in vocabulary.items() if index >= count), key=vocabulary.__getitem__):
         print(f"{source.folder} has {count} rows of embeddings and none for {_some(beyond)}, taken as absent", file=sys.stderr)
     return {token: index for token, index in vocabulary.items() if index < count}
 
