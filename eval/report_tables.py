@@ -89,7 +89,7 @@ def passes(report: dict[str, Any]) -> list[Listing]:
     ks = sorted({k for row in report["passes"] for k in row["figures"]["pass_at_k"]}, key=int)
     head = ["Model", "Tasks", "Language", *(f"pass@{k}, %" for k in ks)]
     head += ["Tasks, n", "Completions", "of a task", "Not judged", "Precision", "Template", "Temperature", "top-p", "New tokens"]
-    head += ["Seconds", "MiB", "Sandbox"]
+    head += ["Limit, s", "Limit, MiB", "Sandbox"]
     cells: list[list[Cell]] = []
     for row in report["passes"]:
         figures, how = row["figures"], row["conditions"]
@@ -148,13 +148,13 @@ def training(report: dict[str, Any]) -> list[Listing]:
     for label, row in report["training"].items():
         losses = [_text(row[key], ".3f") for key in ("first_loss", "last_loss", "best_eval_loss")]
         cells.append([(text, "") for text in (label, str(row["steps"]), *losses, _text(row["seconds"], ".0f"))])
-    head = ["Run", "Steps", "First loss", "Last loss", "Best validation loss", "Seconds"]
+    head = ["Run", "Steps", "First loss", "Last loss", "Best validation loss", "Seconds to the last logged step"]
     sources = [sourced(line, row["sources"]) for line, row in zip(cells, report["training"].values(), strict=True)]
     return [Listing("", head, cells, sources)] if cells else []
 
 
 def cost(report: dict[str, Any]) -> list[Listing]:
-    head = ["Run", "Device", "Precision", "Parameters", "for one token", "Trained", "Peak memory", "Batch", "Tokens/s", "Seconds"]
+    head = ["Run", "Device", "Precision", "Parameters", "for one token", "Trained", "Peak memory", "Batch", "Tokens/s", "Seconds in all"]
     cells = []
     for row in report["cost"]:
         counts = [_millions(row.get(key)) for key in ("parameters", "active_parameters", "trainable_parameters")]

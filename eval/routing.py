@@ -2,7 +2,7 @@
 
 The reference programs are fed to the model (teacher forcing, no noise) and the tokens of the program, EOS included, are counted; prompt
 tokens are not. RUN holds `routing.json` (arrays by layer), `run.json` (means over layers), and of a few programs that the model writes
-itself `programs.html` (each token in the colour of its expert) and `programs.json`. docs/metrics.md says what the figures are.
+itself `programs.html` (each token in the colour of its expert) and `programs.json`. docs/report.md says what the figures are.
 L layers, T tokens, C classes of token, E experts, K = top-k.
 """
 

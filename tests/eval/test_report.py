@@ -166,6 +166,8 @@ def test_the_page_is_whole_and_fetches_nothing(made: tuple[Path, str]) -> None:
     assert "| C++ | 4 | 25.0 [20.0, 30.0] | 60.0 [50.0, 70.0] |" in markdown
     assert "| C++ | Base | wording | 25.0 [10.0, 40.0] |" in markdown
     assert "| expert-cpp.training, training | cpu | – | 2.50 M | 1.50 M | 0.12 M | 1.50 GiB | 8 | 150.0 | 4 |" in markdown
+    assert "| Best validation loss | Seconds to the last logged step |" in markdown  # as a log of a run that took longer says it
+    assert "| Tokens/s | Seconds in all |" in markdown
     assert all(f"({name}.png)" in markdown for name in names)
 
 

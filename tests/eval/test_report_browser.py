@@ -42,6 +42,10 @@ document.getElementById("f").onload = async (event) => {{
     const key = page.querySelector(`.routed .legend .x${{slot}}`);
     return key && event.target.contentWindow.getComputedStyle(key).textDecorationStyle;
   }});
+  const style = (selector) => event.target.contentWindow.getComputedStyle(page.querySelector(selector));
+  found.number = style("a.n").textDecorationLine + " " + style("a.n").textDecorationStyle;
+  found.scrolls = [...page.querySelectorAll(".wide")].filter((table) => table.scrollWidth > table.clientWidth).length;
+  found.fade = style(".wide").backgroundAttachment;
   found.links = [...page.querySelectorAll("a[href]")].map((link) => link.getAttribute("href"));
   found.dead = found.links.filter((href) => href.startsWith("#") && !page.getElementById(href.slice(1)));
   document.getElementById("found").textContent = JSON.stringify(found);
@@ -110,6 +114,12 @@ def test_it_fits_a_phone(found: dict[str, Any]) -> None:
     assert found["overflow"] == 0
     assert found["images"]
     assert all(found["images"])
+
+
+def test_without_a_mouse_links_and_what_scrolls_can_be_seen(found: dict[str, Any]) -> None:
+    assert found["number"] == "underline dotted"
+    assert found["scrolls"] > 0
+    assert found["fade"] == "local, scroll"  # the cover of the fade moves with the table, the fade does not
 
 
 def test_every_link_leads_somewhere(found: dict[str, Any], report: Path) -> None:
