@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from moe_kernels.linear import linear_any
 from moe_kernels.nf4 import NF4Weight
+from moe_kernels.nf4_format import FACTS_KEY
 
 
 class MatrixModule(nn.Module):
@@ -22,12 +23,15 @@ class MatrixModule(nn.Module):
         self.precision = "exact"  # of products with NF4: one of moe_kernels.backend.PRECISIONS
         self._quantized = quantized
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._formats: dict[str, NF4Weight] = {}
+        self._formats: dict[str, dict[str, Any]] = {}  # what an `NF4Weight` has beside tensors and shape
+        self._pieces: dict[str, dict[str, Tensor]] = {}  # of matrices whose keys come in several state dicts, until all are there
 
     def add_matrix(self, name: str, *shape: int) -> None:
         """Declares matrix `name` of `shape` [..., out, in]."""
         self._shapes[name] = shape
-        if not self._quantized:
+        if self._quantized:  # without bytes, but on the device that they will be loaded to
+            self.register_buffer(f"{name}_packed", torch.empty(0, dtype=torch.uint8), persistent=False)
+        else:
             self.register_parameter(name, nn.Parameter(torch.empty(shape)))
 
     def matrices(self) -> Iterable[str]:
@@ -41,8 +45,8 @@ class MatrixModule(nn.Module):
     def matrix(self, name: str) -> Tensor | NF4Weight:
         if not self._quantized:
             return getattr(self, name)
-        weight = self._formats[name]
-        return weight.with_tensors({field: getattr(self, f"{name}_{field}") for field in weight.tensors()})
+        packed, absmax, nested_absmax = (getattr(self, f"{name}_{field}") for field in ("packed", "absmax", "nested_absmax"))
+        return NF4Weight(packed, absmax, nested_absmax, shape=self._shapes[name], **self._formats[name])
 
     def set_nf4(self, name: str, weight: NF4Weight) -> None:
         """Gives the quantised matrix `name` its bytes; ValueError if the shape is another."""
@@ -50,7 +54,7 @@ class MatrixModule(nn.Module):
             raise ValueError(f"{name} has shape {tuple(weight.shape)}; expected {self._shapes[name]}")
         for field, tensor in weight.tensors().items():
             self.register_buffer(f"{name}_{field}", tensor, persistent=False)
-        self._formats[name] = weight
+        self._formats[name] = {"nested_offset": weight.nested_offset, "dtype": weight.dtype, "first_block": weight.first_block}
 
     def _apply(self, fn: Any, recurse: bool = True) -> "MatrixModule":
         kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
@@ -71,11 +75,15 @@ class MatrixModule(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, metadata: Any, strict: bool, missing: list, *rest: Any) -> None:
         for name in self.quantized_matrices():
             key = prefix + name
-            if key not in state_dict:
-                missing.append(key)
-                continue
             own = {other: state_dict.pop(other) for other in list(state_dict) if other == key or other.startswith(f"{key}.")}
-            self.set_nf4(name, NF4Weight.from_state_dict(own, key))
+            own = self._pieces.pop(name, {}) | own
+            absent = [part for part in (key, f"{key}.absmax", f"{key}.nested_absmax", f"{key}.{FACTS_KEY}") if part not in own]
+            if absent and (key not in own or own[key].dtype == torch.uint8):
+                missing += absent
+                self._pieces[name] = own  # the rest may come in another shard
+                continue
+            weight = NF4Weight.from_state_dict(own, key)
+            self.set_nf4(name, weight if metadata.get("assign_to_params_buffers") else weight.to(getattr(self, f"{name}_packed").device))
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
 
 
@@ -98,6 +106,14 @@ def quantized_matrices(model: nn.Module) -> Iterator[QuantizedMatrix]:
                 yield QuantizedMatrix(prefix, module, name, shape)
 
 
+class _Bytes(Tensor):
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[override]
+        raise ValueError(
+            "the bytes of NF4 are no matrix: no adapter can be merged into them, nor be a DoRA; load the model with quantize='none' for that"
+        )
+
+
 class NF4Linear(MatrixModule, nn.Linear):
     """`nn.Linear` without bias on an NF4 weight [out, in]; it is one by class so that PEFT adapts it."""
 
@@ -109,8 +125,9 @@ class NF4Linear(MatrixModule, nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """The bytes, as of bitsandbytes' `Linear4bit`: PEFT reads their device, and cannot merge into them."""
-        return self.get_buffer("weight_packed")
+        """The bytes as PEFT may see them: with a device, and without values."""
+        packed = self.get_buffer("weight_packed")
+        return Tensor._make_wrapper_subclass(_Bytes, packed.shape, dtype=packed.dtype, device=packed.device)  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
         return linear_any(x, self.matrix("weight"), precision=self.precision)

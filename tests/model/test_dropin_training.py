@@ -227,5 +227,13 @@ def test_peft_trains_saves_and_loads_an_adapter_on_attention(mixtral, ids, tmp_p
         if quantize is None:
             torch.testing.assert_close(again.merge_and_unload()(ids).logits, expected, atol=1e-5, rtol=0)
         else:
-            with pytest.raises(RuntimeError):  # not a silent loss of the adapter
-                again.merge_and_unload()
+            with pytest.raises(ValueError, match="the bytes of NF4 are no matrix: no adapter can be merged into them"):
+                again.merge_and_unload()  # not a silent loss of the adapter
+
+
+def test_dora_on_nf4_is_refused(mixtral):
+    from peft import LoraConfig, get_peft_model
+
+    model = MoEForCausalLM.from_pretrained(mixtral, quantize="nf4")
+    with pytest.raises(ValueError, match="the bytes of NF4 are no matrix: .* nor be a DoRA; load the model with quantize='none'"):
+        get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], use_dora=True))

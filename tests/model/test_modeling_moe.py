@@ -1,9 +1,12 @@
+import json
+import weakref
 from functools import partial
 
 import pytest
 import torch
 from torch.nn.functional import softmax, softplus
 from transformers import AutoModelForCausalLM, MixtralForCausalLM
+from transformers.trainer_utils import load_sharded_checkpoint
 
 from model import MoEConfig, MoEForCausalLM
 from model.routers import auxiliary_loss, mean_over_layers
@@ -83,6 +86,42 @@ def test_load_state_dict_takes_nf4(mixtral, ids):
     del state["model.layers.0.mlp.experts.down_proj"]
     with pytest.raises(RuntimeError, match=r"Missing.*layers\.0\.mlp\.experts\.down_proj"):
         fresh.load_state_dict(state)
+
+
+@pytest.mark.filterwarnings("ignore:.*which is a no-op")
+def test_load_state_dict_leaves_nf4_where_the_model_is(mixtral):
+    """As Trainer reads its best checkpoint: to the CPU, whatever the card."""
+    loaded = MoEForCausalLM.from_pretrained(mixtral, quantize="nf4")
+    for model in (MoEForCausalLM.from_pretrained(mixtral, quantize="nf4"), MoEForCausalLM(loaded.config)):
+        model.to("meta").load_state_dict(loaded.state_dict(), strict=False)
+        assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
+        model.load_state_dict(loaded.state_dict(), assign=True)
+        assert all(tensor.device.type == "cpu" for name, tensor in model.named_buffers() if "packed" in name)
+
+
+def test_an_nf4_matrix_may_lie_in_several_shards(mixtral, ids, tmp_path):
+    """transformers' own loader of a sharded checkpoint, which Trainer resumes by, hands over a shard at a time."""
+    model = MoEForCausalLM.from_pretrained(mixtral, quantize="nf4")
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    shards = {}
+    for key, file in json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"].items():
+        shards.setdefault(key.partition("_proj")[0], set()).add(file)
+    assert max(map(len, shards.values())) > 1
+    other = MoEForCausalLM(model.config).eval()
+    load_sharded_checkpoint(other, str(tmp_path), strict=False)  # as Trainer calls it
+    with torch.no_grad():
+        assert torch.equal(other(ids).logits, model(ids).logits)
+    plain = {"model.layers.0.mlp.experts.down_proj": torch.zeros(4, 64, 128)}
+    with pytest.raises(ValueError, match="is not stored as NF4"):
+        other.load_state_dict(plain, strict=False)
+
+
+def test_nf4_is_held_once(mixtral):
+    """A move leaves no second copy behind."""
+    model = MoEForCausalLM.from_pretrained(mixtral, quantize="nf4")
+    packed = weakref.ref(model.model.layers[0].mlp.experts.down_proj_packed)
+    model.to("meta")
+    assert packed() is None
 
 
 def test_nf4_survives_a_change_of_dtype(mixtral):
