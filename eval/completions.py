@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import set_seed
 
 from model.cost import model_cost
-from model.generation import context_of, encode_prompts, pad_left
+from model.generation import encode_prompts, generation_options, pad_left, room_behind
 from model.load import load_model
 from model.prompt import format_prompt
 from model.strict_json import parse_json
@@ -38,23 +38,18 @@ def generate(model: Any, tokenizer: Any, prompts: list[str], stops: list[tuple[s
     A batch ends when all of it has met a stop sequence or EOS.
     """
     rows = encode_prompts(tokenizer, prompts)
-    room = context_of(model)
-    sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p} if args.temperature else {"do_sample": False}
+    sampling = generation_options(tokenizer, args.temperature, args.top_p)
     texts, tokens = [], 0
     for start in tqdm(range(0, len(rows), args.batch_size), desc="Generating", unit="batch", disable=None):
         batch = rows[start : start + args.batch_size]
         inputs = pad_left(tokenizer, batch, model.device)
-        width = inputs["input_ids"].shape[1]
-        if width >= room:
-            raise ValueError(f"a prompt of {width} tokens leaves no room in a context of {room}")
+        width, room = inputs["input_ids"].shape[1], room_behind(model, tokenizer, max(batch, key=len))
         marks = sorted({mark for stop in stops[start : start + len(batch)] for mark in stop})
         output = model.generate(
             **inputs,
             **sampling,
             **({"stop_strings": marks, "tokenizer": tokenizer} if marks else {}),
-            max_new_tokens=min(args.max_new_tokens, room - width),
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            max_new_tokens=min(args.max_new_tokens, room),
         )
         texts += tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
         tokens += count_tokens(output[:, width:].tolist(), tokenizer.eos_token_id)

@@ -140,6 +140,7 @@ def conditions(run: Run) -> dict[str, Any]:
         "n",
         "temperature",
         "top_p",
+        "top_k",
         "template",
         "timeout",
         "memory",

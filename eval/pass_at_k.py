@@ -44,6 +44,7 @@ def main(args: Namespace) -> int:
     tasks = load_tasks(args.tasks, args.lang)[: args.limit]
     facts = {key: getattr(args, key) for key in ("model", "adapter", "tasks", "lang", "limit", "timeout", "memory", "template")}
     facts |= {key: getattr(args, key) if args.model else None for key in ("n", "temperature", "top_p", "max_new_tokens")}
+    facts["top_k"] = 0 if args.model and args.temperature else None  # none is cut off; runs before this was written had transformers' 50
     data = {"source": args.tasks, "sha256": None if args.tasks == CORPUS else sha256_of(Path(args.tasks)), "rows": len(tasks)}
     before = read_counts(args.before, tasks, facts) if args.before else None
     cost, samples_from = None, None

@@ -15,7 +15,7 @@ from .runs import read_rows
 from .tasks import Task
 
 TASKS = "tasks.jsonl"
-SAME = ("lang", "temperature", "top_p", "max_new_tokens", "template", "timeout", "memory")  # what two runs that are compared share
+SAME = ("lang", "temperature", "top_p", "top_k", "max_new_tokens", "template", "timeout", "memory")  # what two runs that are compared share
 
 Counts = list[dict[str, Any]]  # task_id, n, passed
 

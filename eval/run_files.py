@@ -38,7 +38,8 @@ SCORED_SHAPE = {
 SAMPLE_SHAPE = {**dict.fromkeys(("id", "lang", "kind", "group", "text", "reference", "prediction"), str), "codebleu": NUMBER}
 PASSED_SHAPE = {
     **{**_ABOUT, "data?": Maybe(dict), "tasks": str, "lang": str, "sandbox": {"isolated": bool}, "timeout": NUMBER, "memory": int},
-    **{"n": Maybe(int), "temperature": Maybe(NUMBER), "top_p": Maybe(NUMBER), "max_new_tokens": Maybe(int), "template": bool},
+    **{"n": Maybe(int), "temperature": Maybe(NUMBER), "top_p": Maybe(NUMBER), "top_k?": Maybe(int), "max_new_tokens": Maybe(int)},
+    "template": bool,
     "cost?": Maybe({**_COST, "dtype?": str, "quantization?": Maybe(str)}),
     "judging?": {"programs": int, "seconds": NUMBER, "jobs": int},
     "figures": {"tasks": int, "samples": int, "outcomes": {"tool missing": int, "sandbox error": int}, "pass_at_k": Each(ESTIMATE_SHAPE)},

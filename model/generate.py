@@ -11,7 +11,7 @@ from .adapters import Adapter, is_adapter
 from .checkpoint import model_folder
 from .cli import add_precision, make_parser, run_command
 from .config_file import read_config
-from .generation import WholeTextStreamer, encode_prompts, pad_left
+from .generation import WholeTextStreamer, encode_prompts, generation_options, pad_left, room_behind
 from .infill import ANCHOR, encode_infill
 from .languages import LANGUAGES
 from .load import load_model
@@ -51,14 +51,11 @@ def generate(args: argparse.Namespace) -> None:
     prompt = format_prompt(args.text, args.lang, tokenizer)
     row = encode_infill(tokenizer, prompt, *gap) if gap else encode_prompts(tokenizer, [prompt])[0]
     inputs = pad_left(tokenizer, [row], model.device)
-    sampling = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p} if args.temperature else {"do_sample": False}
     with torch.inference_mode():
         model.generate(
             **inputs,
-            **sampling,
-            max_new_tokens=args.max_new_tokens,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            **generation_options(tokenizer, args.temperature, args.top_p),
+            max_new_tokens=min(args.max_new_tokens, room_behind(model, tokenizer, row)),
             streamer=WholeTextStreamer(tokenizer, len(row), ANCHOR if gap else ""),
         )
 
@@ -72,7 +69,7 @@ def main() -> int:
         "--lang", required=True, metavar="LANG", help=f"{', '.join(LANGUAGES)}, or the model's own; it only names it in the prompt"
     )
     parser.add_argument("--infill", metavar="FILE", help=f"write what belongs in place of {GAP} in this program, not a whole one")
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="tokens")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="tokens (fewer where the context ends)")
     parser.add_argument("--temperature", type=float, default=0.0, help="of sampling; 0 takes the likeliest token")
     parser.add_argument("--top-p", type=float, default=1.0, help="sample from the likeliest tokens that have this probability together")
     add_precision(parser)

@@ -22,11 +22,23 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> li
 
 def pad_left(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], device: torch.device) -> dict[str, torch.Tensor]:
     """`input_ids` and `attention_mask` [B, S] of rows of different lengths."""
-    longest = max(map(len, rows))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    longest, pad = max(map(len, rows)), _pad_id(tokenizer)
     ids = [[pad] * (longest - len(row)) + row for row in rows]
     mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
     return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+
+def generation_options(tokenizer: PreTrainedTokenizerBase, temperature: float = 0.0, top_p: float = 1.0) -> dict[str, Any]:
+    """The arguments of `model.generate` for sampling so, from all tokens that top_p leaves; at temperature 0 the likeliest token is taken.
+
+    transformers would sample from the 50 likeliest, and a base's own generation_config may have a top_k or a repetition_penalty.
+    """
+    options = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {"do_sample": False}
+    return {**options, "repetition_penalty": 1.0, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": _pad_id(tokenizer)}
 
 
 def decode_behind(tokenizer: PreTrainedTokenizerBase, ids: list[int], behind: str) -> str:
@@ -67,6 +79,14 @@ def context_of(model: Any) -> int:
     return getattr(model.config.get_text_config(), "max_position_embeddings", sys.maxsize)
 
 
+def room_behind(model: Any, tokenizer: PreTrainedTokenizerBase, row: list[int]) -> int:
+    """How many tokens the context has left behind the prompt `row`; ValueError if none."""
+    context = context_of(model)
+    if len(row) >= context:
+        raise ValueError(f"a prompt of {len(row)} tokens leaves no room in a context of {context}: {tokenizer.decode(row[:20])!r}...")
+    return context - len(row)
+
+
 def complete(
     model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[str], *, max_new_tokens: int, batch_size: int, progress: bool = True
 ) -> list[str]:
@@ -98,12 +118,8 @@ def complete_ids(
     model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], *, max_new_tokens: int, batch_size: int, progress: bool = True
 ) -> list[list[int]]:
     """`complete` from token ids to token ids, EOS and the padding after it included. The first n are those of a completion of n tokens."""
-    context = context_of(model)
-    for row in rows:
-        if len(row) >= context:
-            prompt = tokenizer.decode(row[:20])
-            raise ValueError(f"a prompt of {len(row)} tokens leaves no room in a context of {context}: {prompt!r}...")
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]), reverse=True)
+    rooms = [room_behind(model, tokenizer, row) for row in rows]  # of all, before any is completed
     completions: list[list[int]] = [[] for _ in rows]
     with tqdm(total=len(rows), desc="Generating", unit="prompt", disable=not progress) as bar:
         for start in range(0, len(rows), batch_size):
@@ -112,10 +128,8 @@ def complete_ids(
             width = inputs["input_ids"].shape[1]
             output = model.generate(
                 **inputs,
-                max_new_tokens=min(max_new_tokens, context - width),
-                do_sample=False,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+                **generation_options(tokenizer),
+                max_new_tokens=min(max_new_tokens, rooms[batch[0]]),
             )
             for index, ids in zip(batch, output[:, width:].tolist(), strict=True):
                 completions[index] = ids

@@ -218,11 +218,12 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         output_router_logits: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        token_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> MoeCausalLMOutputWithPast:
         """As `MixtralForCausalLM.forward`, except for the auxiliary loss, which is the mean over layers of each layer's own.
 
-        Over the tokens that `attention_mask` [B, S] keeps, `aux_loss` is, for the router types
+        Over the tokens of `token_mask` [B, S], by default those that `attention_mask` keeps, `aux_loss` is, for the router types
 
         - `topk` and `switch`: E · Σ_e f_e P_e, given with `output_router_logits`; then, as in transformers, `loss` has router_aux_loss_coef
           times it. transformers takes f and P over all layers together, where opposite imbalances of two layers cancel.
@@ -243,7 +244,8 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         trains = self.training and labels is not None
         wants_aux = wants_logits or (trains and not is_switch)
         wants_z = trains and self.config.router_z_loss_coef > 0
-        token_mask = new_tokens(attention_mask, inputs_embeds if input_ids is None else input_ids)
+        if token_mask is None:
+            token_mask = new_tokens(attention_mask, inputs_embeds if input_ids is None else input_ids)
         if self.config.router_type == "sequence" and labels is not None:
             token_mask = prompt_tokens(token_mask, labels)
         outputs = self.model(
@@ -282,6 +284,15 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             router_logits=outputs.router_logits,
         )
+
+    def prepare_inputs_for_generation(self, *args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> dict[str, Any]:
+        """As transformers', which with a static cache leaves no padding mask [B, S], by which padding has no vote, but a causal one."""
+        kwargs["attention_mask"] = attention_mask
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        if inputs.get("attention_mask") is not attention_mask:
+            tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
+            inputs["token_mask"] = new_tokens(attention_mask, tokens)
+        return inputs
 
     def _warn_if_detached(self, router_loss: Tensor) -> None:
         if not self.training or router_loss.requires_grad or not torch.is_grad_enabled():

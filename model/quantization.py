@@ -110,7 +110,7 @@ class _Bytes(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[override]
         raise ValueError(
-            "the bytes of NF4 are no matrix: no adapter can be merged into them, nor be a DoRA; load the model with quantize='none' for that"
+            "the bytes of NF4 are no matrix: no adapter can be merged into them, nor be a DoRA; load it with quantize='none' for that"
         )
 
 
@@ -127,7 +127,7 @@ class NF4Linear(MatrixModule, nn.Linear):
     def weight(self) -> Tensor:  # type: ignore[override]
         """The bytes as PEFT may see them: with a device, and without values."""
         packed = self.get_buffer("weight_packed")
-        return Tensor._make_wrapper_subclass(_Bytes, packed.shape, dtype=packed.dtype, device=packed.device)  # type: ignore[attr-defined]
+        return Tensor._make_wrapper_subclass(_Bytes, packed.shape, dtype=packed.dtype, device=packed.device)
 
     def forward(self, x: Tensor) -> Tensor:
         return linear_any(x, self.matrix("weight"), precision=self.precision)

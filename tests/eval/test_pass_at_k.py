@@ -292,7 +292,9 @@ def test_a_model_writes_and_is_judged(
     rows = [json.loads(line) for line in (files["out"] / "samples.jsonl").read_text().splitlines()]
     assert [row["completion"] for row in rows] == [json.loads(line)["completion"] for line in kept[1:]]
     assert len(rows) == 6 and len({row["completion"] for row in rows}) > 1
-    cost = json.loads((files["out"] / "run.json").read_text())["cost"]
+    facts = json.loads((files["out"] / "run.json").read_text())
+    cost = facts["cost"]
+    assert facts["top_k"] == 0  # of a sampled run: none is cut off
     assert 6 <= cost["generated_tokens"] <= 6 * 8 and cost["tokens_per_second"] > 0 and cost["peak_bytes"] > 0
 
 

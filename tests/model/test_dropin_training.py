@@ -235,5 +235,5 @@ def test_dora_on_nf4_is_refused(mixtral):
     from peft import LoraConfig, get_peft_model
 
     model = MoEForCausalLM.from_pretrained(mixtral, quantize="nf4")
-    with pytest.raises(ValueError, match="the bytes of NF4 are no matrix: .* nor be a DoRA; load the model with quantize='none'"):
+    with pytest.raises(ValueError, match=r"the bytes of NF4 are no matrix: .* nor be a DoRA; load it with quantize='none'"):
         get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], use_dora=True))

@@ -3,9 +3,10 @@ import torch
 from transformers import AutoTokenizer
 
 from model.generate import main
-from model.generation import WholeTextStreamer, complete, encode_prompts
+from model.generation import WholeTextStreamer, complete, encode_prompts, generation_options, pad_left
 from model.infill import encode_piece
 from model.load import load_model
+from model.prompt import format_prompt
 
 PROMPTS = ["x = 1", "sum of all the numbers in a list", "", "for i in (1, 2)"]
 
@@ -72,14 +73,25 @@ def test_the_context_is_the_limit(loaded):
         complete(model, tokenizer, ["a" * 300], max_new_tokens=1, batch_size=1, progress=False)
 
 
+@torch.inference_mode()
+def test_a_bases_own_generation_settings_change_no_choice(loaded):
+    """Nor does transformers' default, to sample from the 50 likeliest tokens."""
+    model, tokenizer = loaded
+    expected = [greedy(model, tokenizer, prompt, 20) for prompt in PROMPTS]
+    draws = {"max_new_tokens": 1, "num_return_sequences": 1024, **generation_options(tokenizer, temperature=1e4)}
+    inputs = pad_left(tokenizer, encode_prompts(tokenizer, ["x"]), model.device)
+    assert len(set(model.generate(**inputs, **draws)[:, -1].tolist())) > 50  # of 64
+    model.generation_config.update(repetition_penalty=5.0, top_k=3)
+    assert len(set(model.generate(**inputs, **draws)[:, -1].tolist())) > 50
+    assert complete(model, tokenizer, PROMPTS, max_new_tokens=20, batch_size=2, progress=False) == expected
+
+
 def run_main(monkeypatch, *arguments) -> int:
     monkeypatch.setattr("sys.argv", ["generate", *map(str, arguments)])
     return main()
 
 
 def test_command_streams_the_completion(base, adapters, monkeypatch, capsys):
-    from model.prompt import format_prompt
-
     model, tokenizer = load_model(base, adapters[0])
     expected = complete(model, tokenizer, [format_prompt("sum of numbers", "cpp")], max_new_tokens=9, batch_size=1, progress=False)[0]
     flags = ["--model", base, "--adapter", adapters[0], "--lang", "cpp", "--max-new-tokens", 9]
@@ -103,3 +115,14 @@ def test_command_streams_the_completion(base, adapters, monkeypatch, capsys):
 def test_mistakes_end_with_status_2(base, monkeypatch, capsys, flags, message):
     assert run_main(monkeypatch, "text", "--model", base, *flags) == 2
     assert message in capsys.readouterr().err
+
+
+def test_command_ends_where_the_context_does(base, monkeypatch, capsys):
+    """Of 256 positions."""
+    tokenizer = load_model(base)[1]
+    length = len(encode_prompts(tokenizer, [format_prompt("", "cpp", tokenizer)])[0])
+    flags = ["--model", base, "--lang", "cpp", "--max-new-tokens", 100, "--temperature", 1]
+    assert run_main(monkeypatch, "a" * (251 - length), *flags) == 0
+    assert len(tokenizer.encode(capsys.readouterr().out.removesuffix("\n"), add_special_tokens=False)) <= 5
+    assert run_main(monkeypatch, "a" * (256 - length), *flags) == 2
+    assert "a prompt of 256 tokens leaves no room in a context of 256" in capsys.readouterr().err

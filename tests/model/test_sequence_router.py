@@ -100,6 +100,23 @@ def test_generation_keeps_the_choice(model, ids, options):
     assert set(seen[0]) == expected[1]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_padding_has_no_vote_in_generation(model, ids, cache):
+    """Padding with a token that has an embedding, as EOS does where a tokenizer has no padding (Mistral's)."""
+    prompt = ids[:1, :5]
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 2, "eos_token_id": None, "cache_implementation": cache}
+    for seed in range(8):
+        torch.manual_seed(seed)
+        torch.nn.init.normal_(model.model.embed_tokens.weight, std=0.5)
+        alone = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+        choice = [layer[-1] for layer in chosen(model)]
+        padded = torch.cat([torch.full((1, 12), 2), prompt], dim=1)
+        together = model.generate(padded, attention_mask=(torch.arange(17) >= 12).long()[None], **options)
+        assert [layer[-1] for layer in chosen(model)] == choice
+        assert torch.equal(together[:, 17:], alone[:, 5:])
+
+
 def chosen_in(model, layer: int) -> list[int]:
     return model.model.layers[layer].mlp.gate.last_routing.experts_TK[:, 0].tolist()
 
