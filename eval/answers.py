@@ -24,7 +24,6 @@ from train.data.pairs import Pair
 from train.data.prompts import IGNORED, Example, collate, encode_pair
 from train.routing import own_expert
 
-from .cost import count_tokens
 from .tasks.task import cut
 
 ORACLE = "oracle"
@@ -54,7 +53,8 @@ class Answers:
     def texts(self, tokenizer: Any, length: int, stop: Sequence[str]) -> list[str]:
         """The completions of at most `length` tokens, each cut before its first stop sequence.
 
-        Greedy decoding makes them the same whether they were generated at this length or at a greater one.
+        Greedy decoding makes them the same whether they were generated at this length or at a greater one. A program is a text of its own,
+        as in training: behind the prompt it would begin with the space that tokenizers such as Mistral's put before a text.
         """
         return [cut(decode_behind(tokenizer, ids[:length], ""), tuple(stop)) for ids in self.ids]
 
@@ -69,8 +69,7 @@ def ask(
         ids = complete_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
         seconds = (time.perf_counter() - started) / len(points)
         losses = reference_losses(model, [encode_pair(point, tokenizer) for point in points], batch_size)
-    tokens = count_tokens(ids, tokenizer.eos_token_id)
-    return Answers(ids, losses, seconds, max_new_tokens, tokens)
+    return Answers(ids, losses, seconds, max_new_tokens, sum(map(len, ids)))
 
 
 @torch.inference_mode()

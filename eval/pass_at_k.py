@@ -41,6 +41,10 @@ def main(args: Namespace) -> int:
     ks = sorted({int(k) if k.isdecimal() else 0 for k in args.k.split(",")})
     if ks[0] < 1:
         raise ValueError(f"-k takes numbers from 1 on, joined by commas, not {args.k!r}")
+    if args.model:
+        args.n = max(args.n, *ks)
+        if args.temperature == 0 and args.n > 1:
+            raise ValueError("at --temperature 0 all completions of a task are equal; take -n 1, or a temperature such as 0.8")
     tasks = load_tasks(args.tasks, args.lang)[: args.limit]
     facts = {key: getattr(args, key) for key in ("model", "adapter", "tasks", "lang", "limit", "timeout", "memory", "template")}
     facts |= {key: getattr(args, key) if args.model else None for key in ("n", "temperature", "top_p", "max_new_tokens")}
@@ -55,10 +59,10 @@ def main(args: Namespace) -> int:
     sandbox = Sandbox.open(unsafe=args.unsafe_no_sandbox)
     conditions = {**facts, "data": data, "sandbox": sandbox.facts, "seed": args.seed}
     if args.model:
-        conditions |= {"n": max(args.n, *ks), "precision": args.precision, "batch_size": args.batch_size}
+        conditions |= {"precision": args.precision, "batch_size": args.batch_size}
     with _work_folder(args.out, conditions) as work:
         if args.model:
-            samples, cost = generated(args, tasks, max(args.n, *ks), work)
+            samples, cost = generated(args, tasks, args.n, work)
         prompts = {task.task_id: prompt_of(task, args.template) for task in tasks}
         samples = [{"lang": args.lang, "prompt": prompts[row["task_id"]], **row} for row in samples]
         limits = Limits(wall_s=args.timeout, memory_mib=args.memory)

@@ -275,13 +275,15 @@ def test_a_model_writes_and_is_judged(
     sandbox: Sandbox, base_folder: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--model", str(base_folder), "--tasks", str(files["tasks"]), "--lang", "python", "-k", "1,2", "--out", str(files["out"])]
-    assert run([*arguments, "-n", "3"]) == 2, "equal completions would be counted as three"
-    sampled = [*arguments, "-n", "3", "--temperature", "1", "--max-new-tokens", "8", "--device", "cpu"]
+    assert run(arguments) == 2, "equal completions would be counted as two"
+    assert "at --temperature 0 all completions of a task are equal" in capsys.readouterr().err
+    sampled = [*arguments, "-k", "1,3", "-n", "2", "--temperature", "1", "--max-new-tokens", "8", "--device", "cpu"]
 
     with monkeypatch.context() as patch:
         patch.setattr(command, "judge_samples", stop)
         assert run(sampled) == 130
-    kept = (files["out"].parent / ".run.unfinished" / "completions.jsonl").read_text().splitlines()
+    log = files["out"].parent / ".run.unfinished" / "completions.jsonl"
+    kept = [sample["completion"] for line in log.read_text().splitlines() for sample in json.loads(line)["samples"]]
     for other in (["--seed", "1"], ["--precision", "int8"], ["--batch-size", "2"]):
         capsys.readouterr()
         assert run([*sampled, *other]) == 2
@@ -290,10 +292,11 @@ def test_a_model_writes_and_is_judged(
         patch.setattr(completions, "load_model", stop)  # completions are not written again
         assert run(sampled) == 0
     rows = [json.loads(line) for line in (files["out"] / "samples.jsonl").read_text().splitlines()]
-    assert [row["completion"] for row in rows] == [json.loads(line)["completion"] for line in kept[1:]]
+    assert [row["completion"] for row in rows] == kept
     assert len(rows) == 6 and len({row["completion"] for row in rows}) > 1
     facts = json.loads((files["out"] / "run.json").read_text())
     cost = facts["cost"]
+    assert facts["n"] == 3  # the largest k, if that is more
     assert facts["top_k"] == 0  # of a sampled run: none is cut off
     assert 6 <= cost["generated_tokens"] <= 6 * 8 and cost["tokens_per_second"] > 0 and cost["peak_bytes"] > 0
 

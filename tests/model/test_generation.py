@@ -3,7 +3,7 @@ import torch
 from transformers import AutoTokenizer
 
 from model.generate import main
-from model.generation import WholeTextStreamer, complete, encode_prompts, generation_options, pad_left
+from model.generation import WholeTextStreamer, complete, complete_ids, encode_prompts, generation_options, pad_left
 from model.infill import encode_piece
 from model.load import load_model
 from model.prompt import format_prompt
@@ -47,6 +47,17 @@ def test_completion_ends_at_eos(loaded):
     assert len(text) > 3 and text[2] not in text[:2]
     tokenizer.eos_token = text[2]
     assert complete(model, tokenizer, PROMPTS[:1], max_new_tokens=20, batch_size=1, progress=False)[0].rstrip(text[2]) == text[:2]
+
+
+def test_completion_ends_at_a_stop_text_and_without_padding(loaded):
+    model, tokenizer = loaded
+    rows = encode_prompts(tokenizer, PROMPTS)
+    settings = {"max_new_tokens": 20, "batch_size": 4, "progress": False}
+    texts = tokenizer.batch_decode(complete_ids(model, tokenizer, rows, **settings))
+    mark = texts[0][2:4]
+    for text, ids in zip(texts, complete_ids(model, tokenizer, rows, stop=[mark], **settings), strict=True):
+        before, found, _ = text.partition(mark)
+        assert tokenizer.decode(ids) == before + found
 
 
 def test_prompts_are_encoded_as_in_training(base):
