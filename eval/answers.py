@@ -80,7 +80,7 @@ def reference_losses(model: Any, examples: Sequence[Example], batch_size: int) -
     by_prompt = getattr(model.config, "router_type", None) == "sequence"  # which tells the prompt by its labels
     by_length = sorted(range(len(examples)), key=lambda index: len(examples[index]["input_ids"]), reverse=True)
     losses: list[Loss] = [Loss(0.0, 0)] * len(examples)
-    for start in tqdm(range(0, len(examples), batch_size), desc="Loss", unit="batch"):
+    for start in tqdm(range(0, len(examples), batch_size), desc="Loss", unit="batch", disable=None):
         chosen = by_length[start : start + batch_size]
         batch = {name: rows.to(model.device) for name, rows in collate([examples[index] for index in chosen], pad_token_id=0).items()}
         labels_BS = batch["labels"] if by_prompt else batch.pop("labels")

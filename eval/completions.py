@@ -22,8 +22,9 @@ from .cost import precision_facts, speed
 from .run_files import check_shape
 from .runs import lines_in
 from .tasks import Task
+from .tasks.task import unfenced
 
-Sample = dict[str, Any]  # task_id, sample (its number), completion, lang, prompt; judged: outcome, detail
+Sample = dict[str, Any]  # task_id, sample (its number), completion, fenced, lang, prompt; judged: outcome, detail
 
 
 def prompt_of(task: Task, template: bool, tokenizer: Any = None) -> str:
@@ -33,17 +34,23 @@ def prompt_of(task: Task, template: bool, tokenizer: Any = None) -> str:
 
 def given(path: Path, tasks: list[Task]) -> list[Sample]:
     """The completions of a JSONL file, in order. ValueError for one of no known task."""
-    known = {task.task_id for task in tasks}
+    known = {task.task_id: task for task in tasks}
     numbers: Counter[str] = Counter()
     samples = []
     for row in rows_kept(path, missing_ok=False):
-        if not isinstance(row.get("completion"), str) or row.get("task_id") not in known:
+        if not all(isinstance(row.get(key), str) for key in ("completion", "task_id")) or row["task_id"] not in known:
             raise ValueError(f"{path}: a row needs a completion and the task_id of one of the {len(known)} tasks, not {str(row)[:80]}")
-        samples.append({"task_id": row["task_id"], "sample": numbers[row["task_id"]], "completion": row["completion"]})
+        samples.append(_sample(known[row["task_id"]], numbers[row["task_id"]], row["completion"]))
         numbers[row["task_id"]] += 1
     if not samples:
         raise ValueError(f"{path} holds no completions")
     return samples
+
+
+def _sample(task: Task, number: int, answer: str) -> Sample:
+    """`fenced`: whether the program is a fenced block of the answer, as chat models write it."""
+    program = unfenced(answer) if task.whole else answer
+    return {"task_id": task.task_id, "sample": number, "completion": program, "fenced": program != answer}
 
 
 def references(tasks: list[Task]) -> list[Sample]:
@@ -90,7 +97,8 @@ def _complete_batch(model: Any, tokenizer: Any, batch: list[tuple[Task, int]], a
     samples = []
     for (task, number), prompt, ids in zip(batch, prompts, completions, strict=True):
         text = decode_behind(tokenizer, ids, "" if task.whole else prompt)  # a whole program is a text of its own, as in training
-        samples.append({"task_id": task.task_id, "sample": number, "prompt": prompt, "completion": task.cut(text)})
+        sample = _sample(task, number, text)
+        samples.append({**sample, "prompt": prompt, "completion": task.cut(sample["completion"])})
     cost = {**model_cost(model), **precision_facts(model)}
     return {"samples": samples, "tokens": sum(map(len, completions)), "seconds": seconds, "cost": cost}
 

@@ -144,7 +144,7 @@ def complete_ids(
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]), reverse=True)
     rooms = [room_behind(model, tokenizer, row) for row in rows]  # of all, before any is completed
     completions: list[list[int]] = [[] for _ in rows]
-    with tqdm(total=len(rows), desc="Generating", unit="prompt", disable=not progress) as bar:
+    with tqdm(total=len(rows), desc="Generating", unit="prompt", disable=None if progress else True) as bar:
         for start in range(0, len(rows), batch_size):
             batch = by_length[start : start + batch_size]
             inputs = pad_left(tokenizer, [rows[index] for index in batch], model.device)

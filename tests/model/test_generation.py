@@ -30,9 +30,10 @@ def greedy(model, tokenizer, prompt, count):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_batches_complete_as_single_prompts_do(loaded, batch_size):
+def test_batches_complete_as_single_prompts_do(loaded, batch_size, capsys):
     expected = [greedy(*loaded, prompt, 20) for prompt in PROMPTS]
-    assert complete(*loaded, PROMPTS, max_new_tokens=20, batch_size=batch_size, progress=False) == expected
+    assert complete(*loaded, PROMPTS, max_new_tokens=20, batch_size=batch_size) == expected
+    assert "Generating" not in capsys.readouterr().err, "a bar is for a terminal"
 
 
 def test_mixtures_complete_as_single_prompts_do(adapters, run_compose):
