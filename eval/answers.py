@@ -24,7 +24,6 @@ from train.data.pairs import Pair
 from train.data.prompts import IGNORED, Example, collate, encode_pair
 from train.routing import own_expert
 
-from .cost import count_tokens
 from .tasks.task import cut
 
 ORACLE = "oracle"
@@ -54,7 +53,8 @@ class Answers:
     def texts(self, tokenizer: Any, length: int, stop: Sequence[str]) -> list[str]:
         """The completions of at most `length` tokens, each cut before its first stop sequence.
 
-        Greedy decoding makes them the same whether they were generated at this length or at a greater one.
+        Greedy decoding makes them the same whether they were generated at this length or at a greater one. A program is a text of its own,
+        as in training: behind the prompt it would begin with the space that tokenizers such as Mistral's put before a text.
         """
         return [cut(decode_behind(tokenizer, ids[:length], ""), tuple(stop)) for ids in self.ids]
 
@@ -69,8 +69,7 @@ def ask(
         ids = complete_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
         seconds = (time.perf_counter() - started) / len(points)
         losses = reference_losses(model, [encode_pair(point, tokenizer) for point in points], batch_size)
-    tokens = count_tokens(ids, tokenizer.eos_token_id)
-    return Answers(ids, losses, seconds, max_new_tokens, tokens)
+    return Answers(ids, losses, seconds, max_new_tokens, sum(map(len, ids)))
 
 
 @torch.inference_mode()
@@ -81,7 +80,7 @@ def reference_losses(model: Any, examples: Sequence[Example], batch_size: int) -
     by_prompt = getattr(model.config, "router_type", None) == "sequence"  # which tells the prompt by its labels
     by_length = sorted(range(len(examples)), key=lambda index: len(examples[index]["input_ids"]), reverse=True)
     losses: list[Loss] = [Loss(0.0, 0)] * len(examples)
-    for start in tqdm(range(0, len(examples), batch_size), desc="Loss", unit="batch"):
+    for start in tqdm(range(0, len(examples), batch_size), desc="Loss", unit="batch", disable=None):
         chosen = by_length[start : start + batch_size]
         batch = {name: rows.to(model.device) for name, rows in collate([examples[index] for index in chosen], pad_token_id=0).items()}
         labels_BS = batch["labels"] if by_prompt else batch.pop("labels")

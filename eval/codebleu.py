@@ -31,6 +31,7 @@ from .measure import judge, table
 from .points import Points, add_point_flags, given_completions, load_points
 from .runs import CODEBLEU, SAMPLES
 from .sandbox import Sandbox, SandboxError
+from .tasks.task import unfenced
 
 SETTINGS = ("model", "adapter", "router", "split", "limit", "max_new_tokens", "batch_size", "precision", "stop", "prompt_of")
 
@@ -84,17 +85,27 @@ def write_scores(
 
     `answers`: of the model that made them, for the losses and the time, if it made them at this length.
     """
+    fenced = sum(unfenced(text) != text for texts in completions.values() for text in texts)
     compiler = partial(compile_all, sandbox=sandbox, jobs=args.jobs) if sandbox else None
     figures: dict[str, dict[str, Any]] = {}
     samples: list[dict[str, Any]] = []
     for lang, kinds in points.items():
         own = answers[lang] if answers else None
-        figures[lang], rows = judge(lang, kinds, completions[lang], args.seed, compiler, own.losses if own else None)
+        programs = [unfenced(text) for text in completions[lang]]
+        figures[lang], rows = judge(lang, kinds, programs, args.seed, compiler, own.losses if own else None)
         if own and own.length == args.max_new_tokens:
             figures[lang] = {kind: {**row, "generation_seconds_per_point": own.seconds} for kind, row in figures[lang].items()}
         samples += rows
     settings = {key: getattr(args, key) for key in SETTINGS}
-    facts = {"program": CODEBLEU, "role": "base", "samples": None, **settings, "sandbox": sandbox.facts if sandbox else None, **facts}
+    facts = {
+        "program": CODEBLEU,
+        "role": "base",
+        "samples": None,
+        "fenced": fenced,
+        **settings,
+        "sandbox": sandbox.facts if sandbox else None,
+        **facts,
+    }
     if answers and all(own.length == args.max_new_tokens for own in answers.values()):
         seconds = sum(own.seconds * len(own.ids) for own in answers.values())
         facts["cost"] = {**facts["cost"], **speed(sum(own.tokens for own in answers.values()), seconds, args.batch_size)}
@@ -144,7 +155,7 @@ def role_of(model: Any, args: Namespace) -> str:
 
 def run_facts(args: Namespace, model: Any, sources: dict[str, Any]) -> dict[str, Any]:
     """What `run.json` says of every run over points: model, points, where they came from, and precision."""
-    return {**{key: getattr(args, key) for key in ("model", "split", "limit")}, "data": sources, **precision_facts(model)}
+    return {**{key: getattr(args, key) for key in ("model", "split", "limit", "precision")}, "data": sources, **precision_facts(model)}
 
 
 def parse() -> ArgumentParser:

@@ -6,24 +6,25 @@ import time
 from argparse import Namespace
 from collections import Counter
 from pathlib import Path
+from random import Random
 from typing import Any
 
-import torch
 from tqdm import tqdm
 from transformers import set_seed
 
 from model.cost import model_cost
-from model.generation import encode_prompts, generation_options, pad_left, room_behind
+from model.generation import complete_ids, decode_behind, encode_prompts
 from model.load import load_model
 from model.prompt import format_prompt
 from model.strict_json import parse_json
 
-from .cost import count_tokens, precision_facts, speed
+from .cost import precision_facts, speed
 from .run_files import check_shape
 from .runs import lines_in
 from .tasks import Task
+from .tasks.task import unfenced
 
-Sample = dict[str, Any]  # task_id, sample (its number), completion, lang, prompt; judged: outcome, detail
+Sample = dict[str, Any]  # task_id, sample (its number), completion, fenced, lang, prompt; judged: outcome, detail
 
 
 def prompt_of(task: Task, template: bool, tokenizer: Any = None) -> str:
@@ -31,44 +32,25 @@ def prompt_of(task: Task, template: bool, tokenizer: Any = None) -> str:
     return format_prompt(task.text, task.lang, tokenizer) + task.prompt if template or task.whole else task.prompt
 
 
-@torch.inference_mode()
-def generate(model: Any, tokenizer: Any, prompts: list[str], stops: list[tuple[str, ...]], args: Namespace) -> tuple[list[str], int]:
-    """A completion of each prompt, in batches of one task set's order, and their tokens, EOS included and padding not.
-
-    A batch ends when all of it has met a stop sequence or EOS.
-    """
-    rows = encode_prompts(tokenizer, prompts)
-    sampling = generation_options(tokenizer, args.temperature, args.top_p)
-    texts, tokens = [], 0
-    for start in tqdm(range(0, len(rows), args.batch_size), desc="Generating", unit="batch", disable=None):
-        batch = rows[start : start + args.batch_size]
-        inputs = pad_left(tokenizer, batch, model.device)
-        width, room = inputs["input_ids"].shape[1], room_behind(model, tokenizer, max(batch, key=len))
-        marks = sorted({mark for stop in stops[start : start + len(batch)] for mark in stop})
-        output = model.generate(
-            **inputs,
-            **sampling,
-            **({"stop_strings": marks, "tokenizer": tokenizer} if marks else {}),
-            max_new_tokens=min(args.max_new_tokens, room),
-        )
-        texts += tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
-        tokens += count_tokens(output[:, width:].tolist(), tokenizer.eos_token_id)
-    return texts, tokens
-
-
 def given(path: Path, tasks: list[Task]) -> list[Sample]:
     """The completions of a JSONL file, in order. ValueError for one of no known task."""
-    known = {task.task_id for task in tasks}
+    known = {task.task_id: task for task in tasks}
     numbers: Counter[str] = Counter()
     samples = []
     for row in rows_kept(path, missing_ok=False):
-        if not isinstance(row.get("completion"), str) or row.get("task_id") not in known:
+        if not all(isinstance(row.get(key), str) for key in ("completion", "task_id")) or row["task_id"] not in known:
             raise ValueError(f"{path}: a row needs a completion and the task_id of one of the {len(known)} tasks, not {str(row)[:80]}")
-        samples.append({"task_id": row["task_id"], "sample": numbers[row["task_id"]], "completion": row["completion"]})
+        samples.append(_sample(known[row["task_id"]], numbers[row["task_id"]], row["completion"]))
         numbers[row["task_id"]] += 1
     if not samples:
         raise ValueError(f"{path} holds no completions")
     return samples
+
+
+def _sample(task: Task, number: int, answer: str) -> Sample:
+    """`fenced`: whether the program is a fenced block of the answer, as chat models write it."""
+    program = unfenced(answer) if task.whole else answer
+    return {"task_id": task.task_id, "sample": number, "completion": program, "fenced": program != answer}
 
 
 def references(tasks: list[Task]) -> list[Sample]:
@@ -80,25 +62,45 @@ def references(tasks: list[Task]) -> list[Sample]:
 
 
 def generated(args: Namespace, tasks: list[Task], n: int, unfinished: Path) -> tuple[list[Sample], dict[str, Any]]:
-    """n completions of each task, cut at stop sequences, and what they cost. Both are kept, so that a run can go on with judging."""
+    """n completions of each task, cut at stop sequences, and what they cost.
+
+    A line of `completions.jsonl` is a batch. Each is seeded by its number, so that a run that goes on draws what it would have drawn.
+    """
+    wanted = [(task, number) for task in tasks for number in range(n)]
+    batches = [wanted[start : start + args.batch_size] for start in range(0, len(wanted), args.batch_size)]
     log = unfinished / "completions.jsonl"
-    if kept := rows_kept(log):
-        return kept[1:], kept[0]["cost"]
-    if args.temperature == 0 and n > 1:
-        raise ValueError("at --temperature 0 all completions of a task are equal; take -n 1, or a temperature such as 0.8")
-    model, tokenizer = load_model(args.model, adapter=args.adapter, device=args.device, precision=args.precision)
-    set_seed(args.seed)
-    prompts = [prompt_of(task, args.template, tokenizer) for task in tasks for _ in range(n)]
+    done = rows_kept(log)
+    if len(done) < len(batches):
+        write_rows(log, done)  # without a last line that was cut off
+        model, tokenizer = load_model(args.model, adapter=args.adapter, device=args.device, precision=args.precision)
+        with log.open("a", encoding="utf-8") as file, tqdm(total=len(batches), initial=len(done), unit="batch", disable=None) as bar:
+            bar.set_description("Generating")
+            for batch in batches[len(done) :]:
+                set_seed(Random(f"{args.seed}/{len(done)}").getrandbits(32))
+                done.append(_complete_batch(model, tokenizer, batch, args))
+                file.write(json.dumps(done[-1]) + "\n")
+                file.flush()
+                bar.update()
+    tokens, seconds = (sum(row[key] for row in done) for key in ("tokens", "seconds"))
+    return [sample for row in done for sample in row["samples"]], {**done[-1]["cost"], **speed(tokens, seconds, args.batch_size)}
+
+
+def _complete_batch(model: Any, tokenizer: Any, batch: list[tuple[Task, int]], args: Namespace) -> dict[str, Any]:
+    """`samples`, their `tokens` (EOS included), `seconds`, and the model's `cost` so far."""
+    prompts = [prompt_of(task, args.template, tokenizer) for task, _ in batch]
+    settings = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "top_p": args.top_p}
+    stop = sorted({mark for task, _ in batch for mark in task.stop})
     started = time.monotonic()
-    texts, tokens = generate(model, tokenizer, prompts, [task.stop for task in tasks for _ in range(n)], args)
-    cost = {**model_cost(model), **precision_facts(model), **speed(tokens, time.monotonic() - started, args.batch_size)}
-    owners = [(task, number) for task in tasks for number in range(n)]
-    samples = [
-        {"task_id": task.task_id, "sample": number, "prompt": prompt, "completion": task.cut(text)}
-        for (task, number), prompt, text in zip(owners, prompts, texts, strict=True)
-    ]
-    write_rows(log, [{"cost": cost}, *samples])
-    return samples, cost
+    rows = encode_prompts(tokenizer, prompts)
+    completions = complete_ids(model, tokenizer, rows, batch_size=len(batch), progress=False, stop=stop, **settings)
+    seconds = time.monotonic() - started
+    samples = []
+    for (task, number), prompt, ids in zip(batch, prompts, completions, strict=True):
+        text = decode_behind(tokenizer, ids, "" if task.whole else prompt)  # a whole program is a text of its own, as in training
+        sample = _sample(task, number, text)
+        samples.append({**sample, "prompt": prompt, "completion": task.cut(sample["completion"])})
+    cost = {**model_cost(model), **precision_facts(model)}
+    return {"samples": samples, "tokens": sum(map(len, completions)), "seconds": seconds, "cost": cost}
 
 
 def rows_kept(path: Path, *, missing_ok: bool = True) -> list[dict[str, Any]]:

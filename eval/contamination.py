@@ -23,6 +23,6 @@ def found_shares(codes: Sequence[str], training: Iterable[str], lang: str) -> li
     """For each program the share, in [0, 1], of its shingles that stand in any of the `training` programs."""
     wanted = [shingles_of(code, lang) for code in codes]
     known: Shingles = set()
-    for code in tqdm(sorted(set(training)), desc=f"shingles {lang}", unit="program"):
+    for code in tqdm(sorted(set(training)), desc=f"shingles {lang}", unit="program", disable=None):
         known |= shingles_of(code, lang)
     return [len(own & known) / len(own) for own in wanted]

@@ -1,17 +1,11 @@
 """What a run of the evaluation took beside `model.cost`: precision, and tokens per second."""
 
-from collections.abc import Iterable
 from typing import Any
 
 
 def precision_facts(model: Any) -> dict[str, Any]:
     """The dtype that the model computes in, and "nf4" if its matrices are kept in that."""
     return {"dtype": str(model.dtype).removeprefix("torch."), "quantization": getattr(model.config, "quantization", None)}
-
-
-def count_tokens(rows: Iterable[list[int]], eos: int) -> int:
-    """Of completions: EOS included, the padding behind it not."""
-    return sum(row.index(eos) + 1 if eos in row else len(row) for row in rows)
 
 
 def speed(tokens: int, seconds: float, batch_size: int) -> dict[str, Any]:

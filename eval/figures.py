@@ -118,9 +118,10 @@ def precision(systems: Systems) -> str:
 
 
 def precision_of(facts: dict[str, Any]) -> str:
-    """Of a run's facts, such as "float32 with NF4 matrices"."""
+    """Of a run's facts, such as "float32 with NF4 matrices and int8 activations"."""
     dtype, quantization = facts.get("dtype", "of unknown precision"), facts.get("quantization")
-    return f"{dtype} with {quantization.upper()} matrices" if quantization else dtype
+    activations = " and int8 activations" if facts.get("precision") == "int8" else ""
+    return f"{dtype} with {quantization.upper()} matrices{activations}" if quantization else dtype
 
 
 def conditions(run: Run) -> dict[str, Any]:
@@ -134,6 +135,7 @@ def conditions(run: Run) -> dict[str, Any]:
         "base",
         "lang",
         "router",
+        "prompt_of",
         "tasks",
         "split",
         "limit",
@@ -146,8 +148,11 @@ def conditions(run: Run) -> dict[str, Any]:
         "memory",
         "batch_size",
         "max_new_tokens",
+        "stop",
+        "fenced",
         "dtype",
         "quantization",
+        "precision",
         "seed",
         "machine",
         "settings",

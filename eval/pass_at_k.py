@@ -9,6 +9,7 @@ Programs run in a sandbox (docs/evaluation.md); if it does not hold on this mach
 """
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -17,6 +18,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,10 @@ from tqdm import tqdm
 
 from model.cli import add_precision, make_parser, run_command
 from model.languages import LANGUAGES
-from model.output import output_folder, refuse_existing, sha256_of, write_json, write_run
+from model.output import output_folder, sha256_of, write_json, write_run
 from model.unfinished import FACTS, check_same_facts, locked, remove_work, unfinished
 
+from .codebleu import check_flags
 from .completions import Sample, generated, given, prompt_of, references, rows_kept, write_rows
 from .judge import UNJUDGED, Judge
 from .pass_rates import TASKS, compare, format_change, read_counts, summarise, table
@@ -37,13 +40,18 @@ from .tasks import CORPUS, Task, load_tasks
 
 def main(args: Namespace) -> int:
     """The command; 1 if some programs could not be judged."""
-    refuse_existing(args.out)
+    _check(args)
     ks = sorted({int(k) if k.isdecimal() else 0 for k in args.k.split(",")})
     if ks[0] < 1:
         raise ValueError(f"-k takes numbers from 1 on, joined by commas, not {args.k!r}")
-    tasks = load_tasks(args.tasks, args.lang)[: args.limit]
+    if args.model:
+        args.n = max(args.n, *ks)
+        if args.temperature == 0 and args.n > 1:
+            raise ValueError("at --temperature 0 all completions of a task are equal; take -n 1, or a temperature such as 0.8")
+    tasks = [replace(task, stop=(*task.stop, *args.stop)) for task in load_tasks(args.tasks, args.lang)[: args.limit]]
     facts = {key: getattr(args, key) for key in ("model", "adapter", "tasks", "lang", "limit", "timeout", "memory", "template")}
-    facts |= {key: getattr(args, key) if args.model else None for key in ("n", "temperature", "top_p", "max_new_tokens")}
+    facts |= {key: getattr(args, key) if args.model else None for key in ("n", "temperature", "top_p", "max_new_tokens", "precision")}
+    facts["stop"] = sorted({mark for task in tasks for mark in task.stop})
     facts["top_k"] = 0 if args.model and args.temperature else None  # none is cut off; runs before this was written had transformers' 50
     data = {"source": args.tasks, "sha256": None if args.tasks == CORPUS else sha256_of(Path(args.tasks)), "rows": len(tasks)}
     before = read_counts(args.before, tasks, facts) if args.before else None
@@ -55,10 +63,10 @@ def main(args: Namespace) -> int:
     sandbox = Sandbox.open(unsafe=args.unsafe_no_sandbox)
     conditions = {**facts, "data": data, "sandbox": sandbox.facts, "seed": args.seed}
     if args.model:
-        conditions |= {"n": max(args.n, *ks), "precision": args.precision, "batch_size": args.batch_size}
+        conditions["batch_size"] = args.batch_size
     with _work_folder(args.out, conditions) as work:
         if args.model:
-            samples, cost = generated(args, tasks, max(args.n, *ks), work)
+            samples, cost = generated(args, tasks, args.n, work)
         prompts = {task.task_id: prompt_of(task, args.template) for task in tasks}
         samples = [{"lang": args.lang, "prompt": prompts[row["task_id"]], **row} for row in samples]
         limits = Limits(wall_s=args.timeout, memory_mib=args.memory)
@@ -75,7 +83,7 @@ def main(args: Namespace) -> int:
                 "sandbox": sandbox.facts,
                 "cost": cost,
                 "judging": judging,
-                "stop": sorted({mark for task in tasks for mark in task.stop}),
+                "fenced": sum(row.get("fenced", False) for row in rows),
             }
             write_run(folder, seed=args.seed, figures=figures, program=PASS_AT_K, name=args.name, **facts, **more)
     print(table(figures, args.lang))
@@ -85,6 +93,16 @@ def main(args: Namespace) -> int:
     if unjudged := sum(figures["outcomes"][outcome] for outcome in UNJUDGED):
         print(f"{unjudged} completions could not be judged and count nowhere: see {args.out / SAMPLES}", file=sys.stderr)
     return 1 if unjudged else 0
+
+
+def _check(args: Namespace) -> None:
+    """ValueError for a flag with which every program would fail, or none be there."""
+    counts = ("max_new_tokens", "batch_size", "memory", "jobs", "limit")
+    check_flags(args, *(name for name in counts if getattr(args, name) is not None))
+    if not 0 < args.timeout < math.inf:
+        raise ValueError(f"--timeout must be a number of seconds above 0, not {args.timeout}")
+    if not 0 <= args.temperature < math.inf or not 0 < args.top_p <= 1:
+        raise ValueError(f"--temperature must be at least 0 and --top-p in (0, 1], not {args.temperature} and {args.top_p}")
 
 
 @contextmanager
@@ -155,6 +173,7 @@ def parse() -> ArgumentParser:
     parser.add_argument("--temperature", type=float, default=0.0, help="of sampling; 0 takes the likeliest token")
     parser.add_argument("--top-p", type=float, default=0.95, help="sample from the likeliest tokens that have this probability together")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="tokens of a completion")
+    parser.add_argument("--stop", nargs="+", default=[], help="a completion ends before the first of these, beside the task set's own")
     parser.add_argument("--batch-size", type=int, default=16, help="completions written together")
     parser.add_argument("--template", action="store_true", help="put the project's prompt (language and description) before the task's own")
     parser.add_argument("--limit", type=int, help="only the first tasks")

@@ -15,7 +15,8 @@ from .runs import read_rows
 from .tasks import Task
 
 TASKS = "tasks.jsonl"
-SAME = ("lang", "temperature", "top_p", "top_k", "max_new_tokens", "template", "timeout", "memory")  # what two runs that are compared share
+# What two runs that are compared share.
+SAME = ("lang", "temperature", "top_p", "top_k", "max_new_tokens", "stop", "template", "timeout", "memory")
 
 Counts = list[dict[str, Any]]  # task_id, n, passed
 

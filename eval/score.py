@@ -70,7 +70,7 @@ def score_set(references: Sequence[str], predictions: Sequence[str], lang: str) 
         raise ValueError(f"{len(references)} references but {len(predictions)} predictions")
     if not references:
         raise ValueError(f"there are no {lang} rows to score")
-    pairs = tqdm(list(zip(references, predictions, strict=True)), desc=f"score {lang}", unit="program")
+    pairs = tqdm(list(zip(references, predictions, strict=True)), desc=f"score {lang}", unit="program", disable=None)
     evidence = [_evidence(reference, prediction, lang) for reference, prediction in pairs]
     rows, corpus = [_combine([row], lang) for row in evidence], _combine(evidence, lang)
     figures = {

@@ -39,8 +39,9 @@ def model_folder(name: str | Path, beside: Path = Path(), cache_dir: str | Path 
             return folder
     try:
         return Path(snapshot_download(str(name), cache_dir=cache_dir, local_files_only=True))
-    except (HFValidationError, LocalEntryNotFoundError):
-        raise FileNotFoundError(f"{name} is neither a folder nor a model in the local hub cache") from None
+    except (HFValidationError, LocalEntryNotFoundError) as error:
+        advice = f"; `hf download {name}` puts a model of the hub there" if isinstance(error, LocalEntryNotFoundError) else ""
+        raise FileNotFoundError(f"{name} is neither a folder nor a model in the local hub cache{advice}") from None
 
 
 class Checkpoint:

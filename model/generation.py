@@ -1,6 +1,7 @@
 """Completions of prompts, many at a time."""
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,6 +40,15 @@ def generation_options(tokenizer: PreTrainedTokenizerBase, temperature: float = 
     """
     options = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {"do_sample": False}
     return {**options, "repetition_penalty": 1.0, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": _pad_id(tokenizer)}
+
+
+def _without_padding(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """A completion up to its EOS, or up to the padding behind one that a stop text ended."""
+    if tokenizer.eos_token_id in ids:
+        return ids[: ids.index(tokenizer.eos_token_id) + 1]
+    while ids and ids[-1] == _pad_id(tokenizer):
+        ids = ids[:-1]
+    return ids
 
 
 def decode_behind(tokenizer: PreTrainedTokenizerBase, ids: list[int], behind: str) -> str:
@@ -115,23 +125,32 @@ def complete_rows(
 
 @torch.inference_mode()
 def complete_ids(
-    model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], *, max_new_tokens: int, batch_size: int, progress: bool = True
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[list[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: bool = True,
+    stop: Sequence[str] = (),
+    temperature: float = 0.0,
+    top_p: float = 1.0,
 ) -> list[list[int]]:
-    """`complete` from token ids to token ids, EOS and the padding after it included. The first n are those of a completion of n tokens."""
+    """`complete` from token ids to token ids, up to EOS, which is included, or to the token with which one of the texts `stop` is there.
+
+    Greedy, the first n are those of a completion of n tokens. At a `temperature` above 0 they are drawn, by torch's generator.
+    """
+    options = generation_options(tokenizer, temperature, top_p) | ({"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {})
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]), reverse=True)
     rooms = [room_behind(model, tokenizer, row) for row in rows]  # of all, before any is completed
     completions: list[list[int]] = [[] for _ in rows]
-    with tqdm(total=len(rows), desc="Generating", unit="prompt", disable=not progress) as bar:
+    with tqdm(total=len(rows), desc="Generating", unit="prompt", disable=None if progress else True) as bar:
         for start in range(0, len(rows), batch_size):
             batch = by_length[start : start + batch_size]
             inputs = pad_left(tokenizer, [rows[index] for index in batch], model.device)
             width = inputs["input_ids"].shape[1]
-            output = model.generate(
-                **inputs,
-                **generation_options(tokenizer),
-                max_new_tokens=min(max_new_tokens, rooms[batch[0]]),
-            )
+            output = model.generate(**inputs, **options, max_new_tokens=min(max_new_tokens, rooms[batch[0]]))
             for index, ids in zip(batch, output[:, width:].tolist(), strict=True):
-                completions[index] = ids
+                completions[index] = _without_padding(ids, tokenizer)
             bar.update(len(batch))
     return completions

@@ -1,5 +1,6 @@
 """Fixtures that every room's tests share."""
 
+import json
 import os
 from pathlib import Path
 
@@ -31,3 +32,23 @@ def sandbox():
         return Sandbox.open()
     except SandboxError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def metaspace():
+    """As Mistral's: a text begins with a space that decoding drops, and bytes stand for what is in no piece."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    trained.train_from_iterator(["def f(a): if a: return x", "int f(int a) { return a; }", "    " * 3] * 9, trainer)
+    pieces = json.loads(trained.to_str())["model"]
+    vocabulary = pieces["vocab"] | {f"<0x{byte:02X}>": len(pieces["vocab"]) + byte for byte in range(256)}
+    merges = [tuple(merge) for merge in pieces["merges"]]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
+    tokenizer.pre_tokenizer = trained.pre_tokenizer
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")

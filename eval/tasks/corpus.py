@@ -6,7 +6,7 @@ The text names no function, so a program may call its own as it likes: the last 
 from typing import Any
 
 from .reading import before_entry
-from .task import Task
+from .task import NEXT_PROMPT, Task
 
 KEYS = {"task_id", "entry_point", "text", "code", "cases", "test"}
 _PREAMBLE = {"cpp": "using namespace std;\n", "java": "import java.util.*;\n"}
@@ -31,6 +31,7 @@ def read(row: dict[str, Any], lang: str) -> Task:
         closing=closing,
         tests=tests,
         reference=code,
+        stop=NEXT_PROMPT,
         whole=True,
     )
 

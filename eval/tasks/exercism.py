@@ -10,7 +10,7 @@ from typing import Any
 
 from . import cpp_stand_ins
 from .java_stand_ins import CannotStandIn, stand_ins
-from .task import Task
+from .task import NEXT_PROMPT, Task
 
 KEYS = {"id", "text", "stub", "solution", "tests"}
 
@@ -122,6 +122,7 @@ def _task(
         tests=tests,
         ending=ending,
         reference=reference,
+        stop=NEXT_PROMPT,
         whole=True,
         classes=not entry,
     )

@@ -1,7 +1,14 @@
 """One programming task, whatever set it is from."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from model.languages import LANGUAGES
+
+# A base goes on behind a program with the next prompt of the project's template.
+NEXT_PROMPT = tuple(f"\n### {title}\n" for title in (*(language.title for language in LANGUAGES.values()), "Code"))
+_FENCED = re.compile(r"^```[^\n`]*\n(.*?)(?:^```|\Z)", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,12 @@ class Task:
     def cut(self, completion: str) -> str:
         """`completion` up to its first stop sequence."""
         return cut(completion, self.stop)
+
+
+def unfenced(answer: str) -> str:
+    """A whole program as a chat model gives it: the text of the first fenced block of Markdown, else all of `answer`."""
+    found = _FENCED.search(answer)
+    return found[1] if found else answer
 
 
 def cut(completion: str, stop: Sequence[str]) -> str:

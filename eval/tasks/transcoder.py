@@ -1,13 +1,14 @@
 """TransCoder's functions from GeeksforGeeks (Roziere et al. 2020, arXiv:2006.03511), each with a script that compares two functions.
 
-The script holds a reference, `f_gold`, and expects `f_filled` at a mark. Traps: it prints how many inputs agree and exits with 0 whatever
-the number; every Java script imports javafx's Pair, which no JDK has. Arrays cross as vectors: a C++ script passes the address of a
-vector's first element, which is turned into the vector.
+The script holds a reference, `f_gold`, and expects `f_filled` at a mark. Traps: the name does not say what to write: a comment above it
+does; it prints how many inputs agree and exits with 0 whatever the number; every Java script imports javafx's Pair, which no JDK has.
+Arrays cross as vectors: a C++ script passes the address of a vector's first element, which is turned into the vector.
 """
 
 import re
 from typing import Any
 
+from . import humaneval_x
 from .task import Task
 
 KEYS = {"id", "f_gold", "script"}
@@ -20,6 +21,8 @@ _RESULT = {  # what reports, and what takes its place
     ),
     "cpp": (r"cout << \"#Results:.*?(\w+\.size\(\));", r"if (n_success != (int) \1) return 1;"),
 }
+# Java's function stands in a class, whose brace would be missing if a `main` behind it were cut off.
+_STOP = {**humaneval_x.STOP, "java": ("\nclass ", "\npublic class ", "\nimport ", "\npackage ", "\n//", "\n/*")}
 
 
 def read(row: dict[str, Any], lang: str) -> Task:
@@ -40,16 +43,19 @@ def read(row: dict[str, Any], lang: str) -> Task:
         above, before = (text.replace("import javafx.util.Pair;", "").replace("public class ", "class ") for text in (above, before))
     if lang == "cpp":
         tests = _vectors(tests)
+    text = " ".join(row.get("text", "").split())
+    asked = f"{'#' if lang == 'python' else '//'} {text}\n" if text else ""
     return Task(
         task_id=row["id"],
         lang=lang,
-        text=row.get("text", ""),
-        prompt=above + head,
+        text=text,
+        prompt=above + asked + head,
         entry="f_filled",
         trusted=before if lang == "python" else before + "\n" + head,
         closing="" if lang == "python" else "}\n",
         tests=tests,
         reference=body + ("\n}\n" if lang == "java" else ""),
+        stop=_STOP[lang],
     )
 
 

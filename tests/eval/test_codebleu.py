@@ -12,6 +12,7 @@ from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadMo
 
 import eval.codebleu as command
 from eval.answers import Loss
+from eval.figures import conditions, precision_of
 from eval.runs import read_inputs, read_run
 from model import MoEForCausalLM
 from model.cli import run_command
@@ -69,9 +70,10 @@ def test_figures_follow_from_the_samples(
     samples = read_run(tmp_path / "run").samples["cpp"]
     assert {row["id"] for row in samples["family"]} == {row["id"] for row in rows if row["kind"] == "family"}
     assert all(row["prediction"] == row["reference"] and row["codebleu"] == 1.0 and row["group"] for row in samples["family"])
-    printed = capsys.readouterr().out
-    assert printed.startswith(f"data: {data_folder}\n")
-    assert "C++, family" in printed
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"data: {data_folder}\n")
+    assert "C++, family" in printed.out
+    assert "score" not in printed.err, "a bar is for a terminal"
 
 
 def test_a_base_is_asked_in_the_prompt_of_an_expert(answer: dict[str, str], data_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -89,6 +91,24 @@ def test_a_base_is_asked_in_the_prompt_of_an_expert(answer: dict[str, str], data
         facts = json.loads((tmp_path / name / "run.json").read_text())
         assert facts["figures"]["cpp"]["family"]["codebleu"] == score
         assert (facts["prompt_template"] == tokenizer.chat_template) == bool(more)
+
+
+def test_a_program_is_scored_without_the_fence_around_it(answer: dict[str, str], data_folder: Path, tmp_path: Path) -> None:
+    """As chat models write it; run.json says how many, in which prompt, at which precision and up to which text."""
+    rows = [json.loads(line) for line in (data_folder / "cpp.test.jsonl").read_text().splitlines()]
+    fenced = {format_prompt(row["text"], "cpp"): f"Sure:\n```cpp\n{row['code']}```\nDone." for row in rows if row["kind"] == "family"}
+    answer.update(fenced)
+    assert run(*flags(data_folder, tmp_path / "run"), "--lang", "cpp", "--stop", "END", "--precision", "int8") == 0
+    found = read_run(tmp_path / "run")
+    assert all(row["codebleu"] == 1 for row in found.samples["cpp"]["family"])
+    shown = conditions(found)
+    assert [shown[key] for key in ("fenced", "stop", "precision", "prompt_of")] == [4, ["END"], "int8", None]
+
+
+def test_the_precision_of_activations_is_shown() -> None:
+    facts = {"dtype": "float32", "quantization": "nf4"}
+    assert precision_of({**facts, "precision": "exact"}) == precision_of(facts) == "float32 with NF4 matrices"
+    assert precision_of({**facts, "precision": "int8"}) == "float32 with NF4 matrices and int8 activations"
 
 
 def test_two_models_get_the_same_points(answer: dict[str, str], data_folder: Path, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_no_estimate_without_enough_samples(n: int, c: int, k: int) -> None:
 
 
 def test_given_samples_are_judged_and_counted(sandbox: Sandbox, files: dict[str, Path]) -> None:
-    assert run(flags(files)) == 0
+    assert run([*flags(files), "--stop", "\nend", "\n@"]) == 0
     check_manifest(files["out"])
     facts = json.loads((files["out"] / "run.json").read_text())
     figures = facts["figures"]
@@ -72,6 +72,7 @@ def test_given_samples_are_judged_and_counted(sandbox: Sandbox, files: dict[str,
     assert figures["pass_at_k"]["1"]["low"] <= 0.5 <= figures["pass_at_k"]["1"]["high"]
     assert {name: count for name, count in figures["outcomes"].items() if count} == {"passed": 3, "failed": 2, "compile error": 1}
     assert facts["sandbox"]["isolated"] is True
+    assert {"\nend", "\ndef "} < set(facts["stop"]) and facts["fenced"] == 0 and facts["precision"] is None
     rows = [json.loads(line) for line in (files["out"] / "samples.jsonl").read_text().splitlines()]
     assert [(row["task_id"], row["completion"]) for row in rows] == SAMPLES
     assert [row["sample"] for row in rows] == [0, 1, 2, 0, 1, 2]
@@ -249,6 +250,7 @@ def test_it_refuses_where_the_sandbox_does_not_hold(
     [
         (lambda f: f["samples"].write_text('{"task_id": "T/9", "completion": ""}\n'), "the task_id of one of the 2 tasks"),
         (lambda f: f["samples"].write_text('{"task_id": "T/0"}\n'), "a row needs a completion"),
+        (lambda f: f["samples"].write_text('{"task_id": ["T/0"], "completion": ""}\n'), "the task_id of one of the 2 tasks"),
         (lambda f: f["samples"].write_text("\n"), "holds no completions"),
         (lambda f: f["tasks"].write_text("{}\n"), "line 1: its columns are those of no known task set"),
         (lambda f: f["tasks"].write_text("x\n"), "line 1"),
@@ -271,17 +273,43 @@ def test_k_is_a_list_of_counts(k: str, files: dict[str, Path], capsys: pytest.Ca
     assert "-k takes numbers" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--timeout=0", "--timeout must be a number of seconds above 0, not 0.0"),
+        ("--timeout=-5", "--timeout must be"),
+        ("--timeout=nan", "--timeout must be"),
+        ("--timeout=inf", "--timeout must be"),
+        ("--memory=0", "--memory must be at least 1, not 0"),
+        ("--memory=-1", "--memory must be"),
+        ("--limit=0", "--limit must be"),
+        ("--limit=-1", "--limit must be"),
+        ("--jobs=0", "--jobs must be"),
+        ("--batch-size=0", "--batch-size must be"),
+        ("--max-new-tokens=0", "--max-new-tokens must be"),
+        ("--temperature=-1", "--temperature must be at least 0"),
+        ("--top-p=0", "--top-p in (0, 1]"),
+    ],
+)
+def test_no_flag_makes_every_program_wrong(flag: str, message: str, files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*flags(files), flag]) == 2
+    assert message in capsys.readouterr().err
+    assert not files["out"].exists() and not list(files["out"].parent.glob(".*"))
+
+
 def test_a_model_writes_and_is_judged(
     sandbox: Sandbox, base_folder: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--model", str(base_folder), "--tasks", str(files["tasks"]), "--lang", "python", "-k", "1,2", "--out", str(files["out"])]
-    assert run([*arguments, "-n", "3"]) == 2, "equal completions would be counted as three"
-    sampled = [*arguments, "-n", "3", "--temperature", "1", "--max-new-tokens", "8", "--device", "cpu"]
+    assert run(arguments) == 2, "equal completions would be counted as two"
+    assert "at --temperature 0 all completions of a task are equal" in capsys.readouterr().err
+    sampled = [*arguments, "-k", "1,3", "-n", "2", "--temperature", "1", "--max-new-tokens", "8", "--device", "cpu"]
 
     with monkeypatch.context() as patch:
         patch.setattr(command, "judge_samples", stop)
         assert run(sampled) == 130
-    kept = (files["out"].parent / ".run.unfinished" / "completions.jsonl").read_text().splitlines()
+    log = files["out"].parent / ".run.unfinished" / "completions.jsonl"
+    kept = [sample["completion"] for line in log.read_text().splitlines() for sample in json.loads(line)["samples"]]
     for other in (["--seed", "1"], ["--precision", "int8"], ["--batch-size", "2"]):
         capsys.readouterr()
         assert run([*sampled, *other]) == 2
@@ -290,10 +318,12 @@ def test_a_model_writes_and_is_judged(
         patch.setattr(completions, "load_model", stop)  # completions are not written again
         assert run(sampled) == 0
     rows = [json.loads(line) for line in (files["out"] / "samples.jsonl").read_text().splitlines()]
-    assert [row["completion"] for row in rows] == [json.loads(line)["completion"] for line in kept[1:]]
+    assert [row["completion"] for row in rows] == kept
     assert len(rows) == 6 and len({row["completion"] for row in rows}) > 1
     facts = json.loads((files["out"] / "run.json").read_text())
     cost = facts["cost"]
+    assert facts["precision"] == "exact"
+    assert facts["n"] == 3  # the largest k, if that is more
     assert facts["top_k"] == 0  # of a sampled run: none is cut off
     assert 6 <= cost["generated_tokens"] <= 6 * 8 and cost["tokens_per_second"] > 0 and cost["peak_bytes"] > 0
 

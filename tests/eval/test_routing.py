@@ -67,7 +67,9 @@ def test_the_command_writes_arrays_and_means(
     arguments = ["--model", str(mixture_folder), "--data", str(data_folder), "--limit", "2", "--out", str(tmp_path / "run")]
     assert run_command(main, parse(), arguments) == 0
     arrays = json.loads((tmp_path / "run" / ARRAYS).read_text())
-    figures = read_run(tmp_path / "run").facts["figures"]
+    facts = read_run(tmp_path / "run").facts
+    figures = facts["figures"]
+    assert facts["precision"] == "exact"
     assert arrays["experts"] == ["python", "java", "javascript", "cpp"]
     assert figures["java"]["own_top1"] == pytest.approx(sum(layer[1] for layer in arrays["languages"]["java"]["top1"]) / 3)
     assert figures["java"]["n"] == 4

@@ -1,6 +1,5 @@
 """A tiny Mistral base with its tokenizer, adapters trained on nothing, and mixtures made of them."""
 
-import json
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
 from model import MoEForCausalLM
@@ -42,23 +41,6 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>", model_max_length=256
     )
-
-
-@pytest.fixture(scope="session")
-def metaspace() -> PreTrainedTokenizerFast:
-    """As Mistral's: a text begins with a space that decoding drops, and bytes stand for what is in no piece."""
-    trained = Tokenizer(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
-    trained.train_from_iterator(["def f(a): if a: return x", "int f(int a) { return a; }", "    " * 3] * 9, trainer)
-    pieces = json.loads(trained.to_str())["model"]
-    vocabulary = pieces["vocab"] | {f"<0x{byte:02X}>": len(pieces["vocab"]) + byte for byte in range(256)}
-    merges = [tuple(merge) for merge in pieces["merges"]]
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
-    tokenizer.pre_tokenizer = trained.pre_tokenizer
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    tokenizer.decoder = decoders.Sequence(steps)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 @pytest.fixture(scope="session")

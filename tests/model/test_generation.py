@@ -3,7 +3,7 @@ import torch
 from transformers import AutoTokenizer
 
 from model.generate import main
-from model.generation import WholeTextStreamer, complete, encode_prompts, generation_options, pad_left
+from model.generation import WholeTextStreamer, complete, complete_ids, encode_prompts, generation_options, pad_left
 from model.infill import encode_piece
 from model.load import load_model
 from model.prompt import format_prompt
@@ -30,9 +30,10 @@ def greedy(model, tokenizer, prompt, count):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_batches_complete_as_single_prompts_do(loaded, batch_size):
+def test_batches_complete_as_single_prompts_do(loaded, batch_size, capsys):
     expected = [greedy(*loaded, prompt, 20) for prompt in PROMPTS]
-    assert complete(*loaded, PROMPTS, max_new_tokens=20, batch_size=batch_size, progress=False) == expected
+    assert complete(*loaded, PROMPTS, max_new_tokens=20, batch_size=batch_size) == expected
+    assert "Generating" not in capsys.readouterr().err, "a bar is for a terminal"
 
 
 def test_mixtures_complete_as_single_prompts_do(adapters, run_compose):
@@ -47,6 +48,17 @@ def test_completion_ends_at_eos(loaded):
     assert len(text) > 3 and text[2] not in text[:2]
     tokenizer.eos_token = text[2]
     assert complete(model, tokenizer, PROMPTS[:1], max_new_tokens=20, batch_size=1, progress=False)[0].rstrip(text[2]) == text[:2]
+
+
+def test_completion_ends_at_a_stop_text_and_without_padding(loaded):
+    model, tokenizer = loaded
+    rows = encode_prompts(tokenizer, PROMPTS)
+    settings = {"max_new_tokens": 20, "batch_size": 4, "progress": False}
+    texts = tokenizer.batch_decode(complete_ids(model, tokenizer, rows, **settings))
+    mark = texts[0][2:4]
+    for text, ids in zip(texts, complete_ids(model, tokenizer, rows, stop=[mark], **settings), strict=True):
+        before, found, _ = text.partition(mark)
+        assert tokenizer.decode(ids) == before + found
 
 
 def test_prompts_are_encoded_as_in_training(base):

@@ -56,6 +56,13 @@ def test_what_cannot_be_loaded_is_named(base, adapters, run_compose, tmp_path):
         load_model(base, dtype="int8")
 
 
+def test_a_model_that_is_not_there_may_be_the_hubs(tmp_path):
+    with pytest.raises(FileNotFoundError, match="cache; `hf download nobody/nothing` puts a model of the hub there"):
+        model_folder("nobody/nothing")
+    with pytest.raises(FileNotFoundError, match=r"cache$"):
+        model_folder(tmp_path / "none")  # can be no name there
+
+
 def test_other_architectures_are_refused(base, tmp_path):
     shutil.copytree(base, tmp_path / "t5")
     edit_config(tmp_path / "t5", model_type="t5")
