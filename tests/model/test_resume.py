@@ -81,7 +81,8 @@ def run_merge(base, adapters, tmp_path):
     path.write_text(yaml.safe_dump({"merge_method": "dare_ties", "base_model": str(base), "models": models, "parameters": parameters}))
 
     def run(out: Path, **changes) -> None:
-        merge_models(Namespace(**{"config": str(path), "out": str(out), "seed": 0, "fast_ties": False, "inspect": False, **changes}))
+        flags = {"seed": 0, "fast_ties": False, "inspect": False, "density": None, **changes}
+        merge_models(Namespace(config=str(path), out=str(out), **flags))
 
     return run
 
