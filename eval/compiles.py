@@ -17,17 +17,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from eval.sandbox import Limits, Sandbox, SandboxError
+from eval.compilers import COMPILING, GCC, JAVAC
+from eval.sandbox import Sandbox, SandboxError
 from model.languages import get_language
 from train.cache import user_cache
 from train.data.filters import parser
 
-LIMITS = Limits(wall_s=300, cpu_s=60, memory_mib=2048, tmp_mib=256, file_mib=512)  # a precompiled header has 100 MB
 _PUBLIC = re.compile(
     r"^\s*public\s+(?:(?:abstract|final|sealed|strictfp)\s+)*(?:class|interface|enum|record|@interface)\s+(\w+)", re.MULTILINE
 )
 _MODULE = re.compile(r"^\s*(?:import\s*[\w{*'\"]|export\b)", re.MULTILINE)
-_GCC = ("g++", "-std=c++17", "-w")
 
 
 @dataclass(frozen=True)
@@ -53,13 +52,12 @@ def _java(code: str) -> _Source:
     name = f"{public[1] if public else 'Main'}.java"
     if not re.match(r"\s*package\b", text):
         text = "import java.util.*; import java.util.function.*; import java.util.stream.*;\n" + text
-    flags = ("-J-Xmx512m", "-J-XX:+UseSerialGC", "-J-XX:TieredStopAtLevel=1", "-proc:none", "-nowarn", "-encoding", "UTF-8")
-    return _Source(name, text, ("javac", *flags, "-d", ".", name))
+    return _Source(name, text, (*JAVAC, "-d", ".", name))
 
 
 def _cpp(code: str) -> _Source:
     text = code if "std::" in code else f"using namespace std;\n{code}"
-    return _Source("program.cpp", text, (*_GCC, "-fsyntax-only", "-include", "../support/all.h", "program.cpp"))
+    return _Source("program.cpp", text, (*GCC, "-fsyntax-only", "-include", "../support/all.h", "program.cpp"))
 
 
 _SOURCES = {"python": _python, "javascript": _javascript, "java": _java, "cpp": _cpp}
@@ -89,7 +87,7 @@ def _precompile(work: Path, sandbox: Sandbox) -> None:
     support = work / "support"
     support.mkdir(mode=0o755)
     (support / "all.h").write_text("#include <bits/stdc++.h>\n")
-    sandbox.run([*_GCC, "-x", "c++-header", "all.h"], support, LIMITS, writable=True)
+    sandbox.run([*GCC, "-x", "c++-header", "all.h"], support, COMPILING, writable=True)
 
 
 def _compiles(source: _Source, work: Path, sandbox: Sandbox) -> bool | None:
@@ -97,7 +95,7 @@ def _compiles(source: _Source, work: Path, sandbox: Sandbox) -> bool | None:
     (folder / source.name).write_text(source.text, encoding="utf-8", errors="replace")
     try:
         ended = sandbox.run(
-            list(source.command), folder, replace(LIMITS, address_space=source.name.endswith((".py", ".cpp"))), writable=True
+            list(source.command), folder, replace(COMPILING, address_space=source.name.endswith((".py", ".cpp"))), writable=True
         )
     except SandboxError:
         return None

@@ -15,6 +15,7 @@ import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from eval.compilers import COMPILING
 from eval.sandbox import Ended, Job, Limits, Sandbox, SandboxError
 from eval.tasks.task import Task
 
@@ -27,8 +28,6 @@ UNJUDGED = (TOOL_MISSING, SANDBOX_ERROR)  # say nothing about the program
 # What the harness says beside these: the program's process ended before it answered; the tests cannot be run, whatever the program.
 GONE, BROKEN = "gone", "broken"
 HARNESS = Path(__file__).parent / "harness"
-# On a busy machine a compiler waits: at a load of 16 the header took more than 60 s of wall time. It has 100 MB.
-COMPILING = Limits(wall_s=300, cpu_s=60, memory_mib=2048, file_mib=512)
 
 
 @dataclass(frozen=True)

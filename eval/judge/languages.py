@@ -5,19 +5,18 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from eval.compilers import GCC, JAVAC, JVM
 from eval.tasks.task import Task
 
 from .signature import function_names, read_signature
 
-# A JVM takes its memory limit from -Xmx; one thread of the simple collector and the first compiler start fastest.
-_JVM = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-XX:-UsePerfData")
 _NODE = ("--max-old-space-size=512",)  # MiB
 _JARS = ":".join(
     f"/usr/share/java/{name}.jar" for name in ("javatuples", "junit-jupiter-api", "apiguardian-api", "opentest4j", "junit4", "assertj-core")
 )
-_JAVAC = ("javac", *(f"-J{flag}" for flag in _JVM), "-proc:none", "-nowarn", "-encoding", "UTF-8", "-cp", f"../support:{_JARS}", "-d", ".")
+_JAVAC = (*JAVAC, "-cp", f"../support:{_JARS}", "-d", ".")
 _JAVA_HARNESS = ("Wire.java", "AnswerLoop.java", "Candidate.java", "Server.java", "Tests.java", "Remote.java", "JUnit.java")
-_GCC = ("g++", "-std=c++17", "-O0", "-w", "-pipe")
+_GCC = (*GCC, "-O0", "-pipe")
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def _cpp_tests(task: Task) -> Program:
 
 
 def _java(files: dict[str, str], *arguments: str) -> Program:
-    run = ("java", *_JVM, "-Xss8m", "-ea", "-cp", f".:../support:{_JARS}", *arguments)
+    run = ("java", *JVM, "-Xss8m", "-ea", "-cp", f".:../support:{_JARS}", *arguments)
     return Program(files, run, (*_JAVAC, *files))
 
 
