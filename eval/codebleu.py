@@ -32,6 +32,7 @@ from .points import Points, add_point_flags, given_completions, load_points
 from .runs import CODEBLEU, SAMPLES
 from .sandbox import Sandbox, SandboxError
 from .tasks.task import unfenced
+from .tools import tool_versions
 
 SETTINGS = ("model", "adapter", "router", "split", "limit", "max_new_tokens", "batch_size", "precision", "stop", "prompt_of")
 
@@ -104,6 +105,7 @@ def write_scores(
         "fenced": fenced,
         **settings,
         "sandbox": sandbox.facts if sandbox else None,
+        "tools": tool_versions(points) if sandbox else None,
         **facts,
     }
     if answers and all(own.length == args.max_new_tokens for own in answers.values()):

@@ -157,6 +157,7 @@ def conditions(run: Run) -> dict[str, Any]:
         "machine",
         "settings",
         "sandbox",
+        "tools",
         "prompt_template",
         "data",
         "command",

@@ -36,6 +36,7 @@ from .pass_rates import TASKS, compare, format_change, read_counts, summarise, t
 from .runs import PASS_AT_K, SAMPLES
 from .sandbox import Limits, Sandbox, SandboxError
 from .tasks import CORPUS, Task, load_tasks
+from .tools import tool_versions
 
 
 def main(args: Namespace) -> int:
@@ -81,6 +82,7 @@ def main(args: Namespace) -> int:
                 "data": data,
                 "samples": samples_from,
                 "sandbox": sandbox.facts,
+                "tools": tool_versions([args.lang]),
                 "cost": cost,
                 "judging": judging,
                 "fenced": sum(row.get("fenced", False) for row in rows),

@@ -19,13 +19,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from .languages import LANGUAGES
 from .prompt import PROMPT_TEMPLATE
 from .strict_json import fits_a_path, read_json
 from .unfinished import DONE, locked, remove_leftovers, writing
 
 MANIFEST = "manifest.json"
 RUN = "run.json"
-_PACKAGES = ("torch", "transformers", "bitsandbytes", "peft", "safetensors", "datasets", "codebleu")
+_GRAMMARS = ("tree-sitter", *(f"tree-sitter-{lang}" for lang in LANGUAGES))
+_PACKAGES = ("torch", "transformers", "bitsandbytes", "peft", "safetensors", "datasets", "codebleu", *_GRAMMARS)
 
 
 def refuse_existing(target: Path) -> None:
@@ -138,16 +140,31 @@ def write_run(folder: Path, *, seed: int, figures: dict[str, Any], **facts: Any)
     """Writes `run.json`: command line, versions, machine, seed, prompt template, `figures`, and any further `facts`."""
     versions = {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
     record = {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [*_program(), *sys.argv[1:]],
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": {"python": platform.python_version(), **versions},
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
+        "machine": {"processor": platform.machine(), "model": _cpu_model(), "cores": os.cpu_count()},
         "seed": seed,
         "prompt_template": PROMPT_TEMPLATE,
         **facts,
         "figures": figures,
     }
     write_json(folder / RUN, record)
+
+
+def _program() -> list[str]:
+    """As it is called: with `python -m` the first argument is a file that alone cannot be run."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    return ["python", "-m", module.name.removesuffix(".__main__")] if module else [Path(sys.argv[0]).name]
+
+
+def _cpu_model() -> str | None:
+    """What Linux calls the first processor; None elsewhere, or where it has no name (as on some AArch64)."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
 
 
 def _installed(name: str) -> bool:

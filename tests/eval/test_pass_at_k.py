@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ def test_given_samples_are_judged_and_counted(sandbox: Sandbox, files: dict[str,
     assert figures["pass_at_k"]["1"]["low"] <= 0.5 <= figures["pass_at_k"]["1"]["high"]
     assert {name: count for name, count in figures["outcomes"].items() if count} == {"passed": 3, "failed": 2, "compile error": 1}
     assert facts["sandbox"]["isolated"] is True
+    python = subprocess.run(["/usr/bin/python3", "--version"], capture_output=True, text=True, check=True).stdout
+    assert facts["tools"] == {"python3": python.strip()}
     assert {"\nend", "\ndef "} < set(facts["stop"]) and facts["fenced"] == 0 and facts["precision"] is None
     rows = [json.loads(line) for line in (files["out"] / "samples.jsonl").read_text().splitlines()]
     assert [(row["task_id"], row["completion"]) for row in rows] == SAMPLES

@@ -5,14 +5,18 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from model.output import check_manifest, output_folder, refuse_existing, sha256_of, write_manifest
+from model.output import check_manifest, output_folder, refuse_existing, sha256_of, write_manifest, write_run
 from model.resume import resumable_folder
+from model.strict_json import read_json
 from model.unfinished import unfinished
 
 
@@ -83,3 +87,18 @@ def test_a_second_command_that_meets_the_output_as_it_appears_does_not_disturb_t
         assert folders.scratch.is_dir()
         shutil.rmtree(out)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_record_of_a_run_tells_how_to_repeat_it_and_on_what_it_was_made(tmp_path, monkeypatch):
+    """Tests here run as a module of pytest's or as a script of no module."""
+    monkeypatch.setattr("sys.argv", ["/somewhere/eval/pass_at_k.py", "--lang", "java"])
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=SimpleNamespace(name="eval.pass_at_k")))
+    write_run(tmp_path, seed=0, figures={})
+    facts = read_json(tmp_path / "run.json")
+    assert facts["command"] == ["python", "-m", "eval.pass_at_k", "--lang", "java"]
+    assert {"tree-sitter", "tree-sitter-java", "tree-sitter-cpp"} < facts["versions"].keys()
+    model = subprocess.run(["lscpu"], env={"LC_ALL": "C", "PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True).stdout
+    assert facts["machine"]["model"] is None or facts["machine"]["model"] in model
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=None))
+    write_run(tmp_path, seed=0, figures={})
+    assert read_json(tmp_path / "run.json")["command"][0] == "pass_at_k.py"
