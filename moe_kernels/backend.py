@@ -34,6 +34,11 @@ def active(device: str = "cpu") -> str:
         return _forced
     if recording():
         return "triton"
+    return _chosen_for(device)
+
+
+@torch.compiler.assume_constant_result  # Dynamo cannot trace the search for packages, nor sees that its answer is kept
+def _chosen_for(device: str) -> str:
     if device == "cuda":
         return "reference" if triton_problem() else "triton"
     global _chosen

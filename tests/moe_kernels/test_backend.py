@@ -37,6 +37,17 @@ def test_the_extension_is_preferred(undecided, monkeypatch):
     assert backend.active() == "cpp"
 
 
+@pytest.mark.filterwarnings("error")  # torch 2.13 traces the search for packages with a warning, where 2.11 fails
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_choice_compiles_before_it_was_made(undecided, device):
+    """As in a layer compiled on a card: on a CPU too the choice is made by the search for Triton."""
+    backend.triton_problem.cache_clear()
+    expected = {"cpu": "reference" if backend.extension_problem() else "cpp", "cuda": "reference" if backend.triton_problem() else "triton"}
+    torch._dynamo.reset()
+    run = torch.compile(lambda x: x + (backend.active(device) == expected[device]), fullgraph=True, backend="eager")
+    assert run(torch.zeros(())) == 1
+
+
 def test_an_unknown_name_is_refused():
     with pytest.raises(ValueError, match=r"unknown implementation 'cuda'; known: reference, cpp"), backend.use("cuda"):
         pass

@@ -109,8 +109,9 @@ class Layer(torch.nn.Module):
 
     def forward(self, x, seed):
         routing = route(x, self.gate, self.noise, kind="noisy_topk", top_k=K, noise_seed=seed)
-        parts = [LoRA(a, b, 0.5) for a, b in zip(self.factors[::2], self.factors[1::2], strict=True)]
-        y = linear_nf4(self.run(x, routing, *self.base, ExpertLoRA(*parts)), self.out)
+        a1, b1, a3, b3, a2, b2 = self.factors  # torch 2.11 cannot compile a slice of a ParameterList
+        lora = ExpertLoRA(LoRA(a1, b1, 0.5), LoRA(a3, b3, 0.5), LoRA(a2, b2, 0.5))
+        y = linear_nf4(self.run(x, routing, *self.base, lora), self.out)
         y = y + dequantize_nf4(self.out).sum()
         return y, importance_loss(routing.importance_E) + load_loss(routing.load_E)
 
