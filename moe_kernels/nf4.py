@@ -123,7 +123,7 @@ def dequantize_nf4(q: NF4Weight, dtype: torch.dtype | None = None) -> Tensor:
 
 def _dequantize(q: NF4Weight, dtype: torch.dtype) -> Tensor:
     running = backend.active(q.device.type)
-    if running == "triton":
+    if running == "triton" and dtype in backend.KERNEL_DTYPES:
         from .dequant import dequantize  # needs the package triton
 
         return dequantize(q, dtype)

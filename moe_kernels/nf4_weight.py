@@ -18,7 +18,8 @@ class NF4Weight:
     `packed` uint8 [ceil(n/2), 1], `absmax` uint8 [ceil(n/64)], `nested_absmax` fp32 [ceil(blocks/256)]. `dtype` is what the
     weight was, and what it is read as by default. `first_block` is not 0 only in a view of an expert (`expert`): how many
     blocks of its first group of 256 belong to the experts before it. `ValueError` for tables whose sizes or dtypes are not those of the
-    shape (kernels index memory by it), or that require gradients: an NF4 weight has none, LoRA factors beside it do.
+    shape, that are not contiguous or lie on several devices (kernels index memory by the shape), or that require gradients: an NF4 weight
+    has none, LoRA factors beside it do.
     """
 
     packed: Tensor
@@ -126,6 +127,9 @@ def _check_tables(q: NF4Weight) -> None:
         expected = torch.float32 if field == "nested_absmax" else torch.uint8
         if tensor.dtype != expected:
             raise ValueError(f"{field} is {dtype_name(tensor.dtype)}; NF4 has it in {dtype_name(expected)}")
+        if not tensor.is_contiguous() or tensor.device != q.device:
+            facts = f"of strides {tensor.stride()} on {tensor.device}"
+            raise ValueError(f"{field} {facts} does not fit: the tables of an NF4 weight are contiguous and on one device, here {q.device}")
         if tensor.requires_grad:
             raise ValueError(f"{field} requires a gradient; an NF4 weight has none")
 

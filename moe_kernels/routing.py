@@ -57,8 +57,8 @@ def route(
     `sequence_ids_T` (0..T-1, any order; kind sequence only) says which tokens share one choice.
     `mask_T` is False for a token that must not count: it is routed, but adds nothing to importance, load or the mean logit of
     its sequence (padding; in kind sequence also the completion, which no prompt has seen).
-    `ValueError` for an unknown kind, a K outside 1..E, an argument that the kind needs and lacks, or on a CPU a `noise_scale` that is
-    negative or not finite.
+    `ValueError` for an unknown kind, a K outside 1..E, an argument that the kind needs and lacks or whose shape does not fit, or on a CPU
+    a `noise_scale` that is negative or not finite.
     """
     num_experts = w_gate_ED.shape[0]
     if x_TD.dim() != 2 or w_gate_ED.dim() != 2 or x_TD.shape[1] != w_gate_ED.shape[1]:
@@ -86,6 +86,14 @@ def route(
         raise ValueError(f"a noise_seed that is a tensor must be one int64 on {x_TD.device}, where x is, not {given}")
     top_k = {"softmax": num_experts, "switch": 1, "sequence": 1}.get(kind, top_k)
     sequence_ids_T = sequence_ids_T if kind == "sequence" else None
+    wanted = (
+        ("w_noise_ED", w_noise_ED, w_gate_ED.shape),
+        ("sequence_ids_T", sequence_ids_T, x_TD.shape[:1]),
+        ("mask_T", mask_T, x_TD.shape[:1]),
+    )
+    for name, given, shape in wanted:
+        if given is not None and given.shape != shape:
+            raise ValueError(f"{name} of shape {list(given.shape)} does not fit x and the gate: it must be {list(shape)}")
     arguments = x_TD, w_gate_ED, w_noise_ED, noise_seed, sequence_ids_T, mask_T, kind, top_k
     if noise_scale is None or noise_seed is None:
         weights_TK, experts_TK, logits_TE, importance_E, load_E, _ = run_route(*arguments)

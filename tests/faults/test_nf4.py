@@ -76,6 +76,8 @@ WRONG = {
     "negative": (lambda q: {"shape": (-64, -64)}, "shape"),
     "dtype of absmax": (lambda q: {"absmax": q.absmax.float()}, "absmax is float32; NF4 has it in uint8"),
     "dtype of the weight": (lambda q: {"dtype": torch.float64}, "float64"),
+    "stride": (lambda q: {"absmax": q.absmax.repeat_interleave(2)[::2]}, "absmax of strides .* are contiguous"),
+    "device": (lambda q: {"nested_absmax": q.nested_absmax.to("meta")}, "nested_absmax .* on meta does not fit"),
     "first block": (lambda q: {"first_block": -1}, "first_block"),
 }
 

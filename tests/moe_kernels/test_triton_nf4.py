@@ -87,6 +87,13 @@ def test_offsets_beyond_two_to_the_31():
     assert torch.equal(out, dequantize_nf4(w))
 
 
+@interpreted
+def test_a_dtype_that_the_kernel_does_not_make():
+    q = quantize_nf4(torch.randn(3, 70))
+    with backend.use("triton"):
+        assert torch.equal(dequantize_nf4(q, torch.float64), dequantize_nf4(q).double())
+
+
 @pytest.mark.parametrize("shape", [(64, 128), (3, 64, 64)])
 def test_quant_state_there_and_back(shape):
     from bitsandbytes import functional as bnb

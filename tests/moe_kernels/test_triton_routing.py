@@ -411,3 +411,13 @@ def test_compile_of_a_full_graph(kind, implementation):
             results.append((loss, *torch.autograd.grad(loss, leaves)))
     for eager, compiled in zip(*results, strict=True):
         torch.testing.assert_close(compiled, eager)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("noisy_topk", "w_noise_ED"), ("sequence", "sequence_ids_T"), ("topk", "mask_T")])
+def test_a_tensor_of_another_size_is_refused_before_a_kernel_reads_past_its_end(kind, name):
+    x, gate, noise, seed, ids, mask, _ = draw(kind, 7, 4, seed=3)
+    given = {"w_noise_ED": noise, "noise_seed": seed, "sequence_ids_T": ids, "mask_T": mask}
+    with backend.use("triton"):
+        route(x, gate, kind=kind, top_k=1, **given)
+        with pytest.raises(ValueError, match=rf"{name} of shape \[\d"):
+            route(x, gate, kind=kind, top_k=1, **{**given, name: given[name][:-1]})
