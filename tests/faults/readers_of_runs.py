@@ -98,6 +98,8 @@ PASSED = {
     **{"program": PASS_AT_K, "name": "m", "model": "m", "tasks": "sets/t.jsonl", "lang": "cpp", "n": 2, "temperature": 0.8, "top_p": 0.95},
     **{
         "max_new_tokens": 9,
+        "top_k": 0,
+        "stop": [],
         "template": True,
         "timeout": 10.0,
         "memory": 512,
