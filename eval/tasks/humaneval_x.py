@@ -10,9 +10,9 @@ from .reading import before_entry, last_function
 from .task import Task
 
 KEYS = {"task_id", "prompt", "canonical_solution", "declaration", "test"}
-STOP = {
+STOP = {  # Java's function stands in a class, whose brace would be missing if a `main` behind it were cut off
     "python": ("\ndef ", "\nclass ", "\nif __name__", "\nprint(", "\nassert ", "\n#", "\n@"),
-    "java": ("\n    public static void main", "\npublic class ", "\nclass "),
+    "java": ("\nclass ", "\npublic class ", "\nimport ", "\npackage ", "\n//", "\n/*"),
     "javascript": ("\nconst ", "\nfunction ", "\nconsole.", "\nlet ", "\nvar ", "\n//", "\n/*"),
     "cpp": ("\nint main", "\n#include", "\n/*", "\n//"),
 }

@@ -8,7 +8,7 @@ Arrays cross as vectors: a C++ script passes the address of a vector's first ele
 import re
 from typing import Any
 
-from . import humaneval_x
+from .humaneval_x import STOP
 from .task import Task
 
 KEYS = {"id", "f_gold", "script"}
@@ -21,8 +21,6 @@ _RESULT = {  # what reports, and what takes its place
     ),
     "cpp": (r"cout << \"#Results:.*?(\w+\.size\(\));", r"if (n_success != (int) \1) return 1;"),
 }
-# Java's function stands in a class, whose brace would be missing if a `main` behind it were cut off.
-_STOP = {**humaneval_x.STOP, "java": ("\nclass ", "\npublic class ", "\nimport ", "\npackage ", "\n//", "\n/*")}
 
 
 def read(row: dict[str, Any], lang: str) -> Task:
@@ -55,7 +53,7 @@ def read(row: dict[str, Any], lang: str) -> Task:
         closing="" if lang == "python" else "}\n",
         tests=tests,
         reference=body + ("\n}\n" if lang == "java" else ""),
-        stop=_STOP[lang],
+        stop=STOP[lang],
     )
 
 

@@ -223,7 +223,9 @@ def test_the_compile_rate_leaves_out_what_could_not_be_compiled(
     monkeypatch.setattr(command, "compile_all", lambda programs, lang, **_: [None, True, False, *[True] * (len(programs) - 3)])
     samples = samples_of(data_folder, tmp_path / "given.jsonl", lang="cpp")
     assert run(*given(data_folder, samples, tmp_path / "run", "--compile")) == 0
-    figures = json.loads((tmp_path / "run" / "run.json").read_text())["figures"]["cpp"]["wording"]
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert list(facts["tools"]) == ["g++"]
+    figures = facts["figures"]["cpp"]["wording"]
     assert figures["uncompiled"] == 1
     assert (figures["metrics"]["compiles"]["n"], figures["metrics"]["compiles"]["value"]) == (4, 0.75)
     assert "2 programs could not be given to a compiler" in capsys.readouterr().err  # one of each kind of point

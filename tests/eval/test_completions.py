@@ -118,6 +118,8 @@ def _made(folder: Path) -> Path:
 
 
 GOES_ON = {  # behind a right program, up to the last token: what a base writes
+    "humaneval_x.java.jsonl.gz": "\n\nclass Main {\n    public static",
+    "mbxp_sample.java.jsonl": "\n// Example\nimport",
     "transcoder_gfg.python.jsonl.gz": "\n\ndef f_gold ( arr ,",
     "transcoder_gfg.java.jsonl.gz": "\nclass NEXT {\n  static int f (",
     "transcoder_gfg.cpp.jsonl.gz": "\n\nint main ( ) {\n  cout <<",
@@ -134,7 +136,9 @@ def test_stop_texts_leave_the_references_whole_and_cut_what_follows(name: str, r
     lang = name.split(".")[1]
     source = CORPUS if name.startswith(CORPUS) else str(request.getfixturevalue("shared_data") / "eval" / name)
     for task in load_tasks(source, lang):
-        assert task.reference is not None and task.cut(task.reference) == task.reference, task.task_id
+        if task.reference is None:  # as some of MBXP
+            continue
+        assert task.cut(task.reference) == task.reference, task.task_id
         assert task.cut(task.reference + GOES_ON[name]).rstrip("\n") == task.reference.rstrip("\n"), task.task_id
 
 
