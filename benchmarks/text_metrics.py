@@ -16,8 +16,7 @@ from tqdm import tqdm
 from eval.lexer import code_tokens
 from eval.score import score_row
 from eval.score_parts import keywords
-from eval.text_metrics import METRICS as TEXT_METRICS
-from eval.text_metrics import text_score
+from eval.text_metrics import TEXT_METRICS, text_score
 from model.cli import make_parser, run_command
 from model.languages import LANGUAGES
 from train.data import load_pairs

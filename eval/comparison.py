@@ -15,10 +15,10 @@ from .figures import ALL, SCORE
 from .runs import Sample, read_run
 from .significance import holm, paired_test
 from .study_file import Study
-from .text_metrics import METRICS as TEXT_METRICS
+from .text_metrics import TEXT_METRICS
 
 LOSS = "loss"
-METRICS = (SCORE, "codebleu_library", *TEXT_METRICS, LOSS)
+STUDY_METRICS = (SCORE, "codebleu_library", *TEXT_METRICS, LOSS)
 COMPILED = ("compiles", "reference_compiles")  # of studies that ask for it
 CLAIMED = (SCORE, LOSS)
 
@@ -28,7 +28,7 @@ Means = dict[str, dict[str, Estimate]]  # [system][language or "all"]
 Shares = dict[str, dict[str, list[float]]]  # [language][kind]: `contamination.found_shares` of the points
 
 
-def read_rows(folder: Path, study: Study, shares: Shares | None) -> Rows:
+def study_rows(folder: Path, study: Study, shares: Shares | None) -> Rows:
     """The samples of all systems' runs in `folder`; each gets its share of seen shingles as "seen" (0 if nobody looked)."""
     rows: Rows = defaultdict(lambda: defaultdict(dict))
     for system in study.systems:
@@ -40,18 +40,18 @@ def read_rows(folder: Path, study: Study, shares: Shares | None) -> Rows:
     return rows
 
 
-def compare(study: Study, rows: Rows, seed: int) -> dict[str, Any]:
+def compare_systems(study: Study, rows: Rows, seed: int) -> dict[str, Any]:
     """{kind: {"points", "systems", "unseen", "claims"}} as they stand in `study.json`."""
     figures = {}
     for kind, systems in rows.items():
-        metrics = METRICS + (COMPILED if study.compile else ())
-        means = {metric: estimate(systems, metric, len(study.langs), f"{seed}/{kind}") for metric in metrics}
+        metrics = STUDY_METRICS + (COMPILED if study.compile else ())
+        means = {metric: metric_means(systems, metric, len(study.langs), f"{seed}/{kind}") for metric in metrics}
         unseen = {name: _unseen(langs) for name, langs in systems.items()}
         left = {lang for langs in unseen.values() for lang in langs}
         figures[kind] = {
             "points": _count(systems),
             "systems": _as_dicts(means),
-            "unseen": {"points": _count(unseen), "systems": _as_dicts({SCORE: estimate(unseen, SCORE, len(left), f"{seed}/{kind}")})},
+            "unseen": {"points": _count(unseen), "systems": _as_dicts({SCORE: metric_means(unseen, SCORE, len(left), f"{seed}/{kind}")})},
             "claims": claims(study, systems, means, f"{seed}/{kind}"),
         }
     return figures
@@ -63,7 +63,7 @@ def _unseen(langs: Langs) -> Langs:
     return {lang: rows for lang, rows in left.items() if rows}
 
 
-def estimate(systems: dict[str, Langs], metric: str, languages: int, seed: str) -> Means:
+def metric_means(systems: dict[str, Langs], metric: str, languages: int, seed: str) -> Means:
     """The mean of a metric for each system, by language, and over `languages` of them where it has so many."""
     if metric == LOSS:
         nats, tokens = (_by_language(systems, key, seed) for key in ("reference_nats", "reference_tokens"))

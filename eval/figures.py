@@ -35,7 +35,7 @@ def kinds_of(systems: Systems) -> list[str]:
     return sorted({kind for lang in languages_of(systems) for run in systems.of(lang).values() for kind in run.samples[lang]}, reverse=True)
 
 
-def estimate(systems: Systems, seed: int) -> tuple[Means, dict[str, dict[str, dict[str, int]]]]:
+def role_means(systems: Systems, seed: int) -> tuple[Means, dict[str, dict[str, dict[str, int]]]]:
     """The means of every role, and {kind: {lang: {"n", "groups"}}}. A role's "all" is there if it has every language of the kind."""
     means: Means = {}
     counts: dict[str, dict[str, dict[str, int]]] = {}
@@ -55,7 +55,7 @@ def estimate(systems: Systems, seed: int) -> tuple[Means, dict[str, dict[str, di
     return means, counts
 
 
-def compare(means: Means, counts: dict[str, dict[str, dict[str, int]]], role: str) -> Table:
+def against_base(means: Means, counts: dict[str, dict[str, dict[str, int]]], role: str) -> Table:
     """Base against `role` ("expert", "mixture"): means, paired difference, ratio; also the share of the experts that the mixture keeps."""
     table: Table = {}
     for kind, langs in means.items():

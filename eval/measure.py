@@ -11,7 +11,7 @@ from train.data.pairs import Pair
 from .answers import Loss
 from .bootstrap import LEVEL, bootstrap
 from .score import PARTS, score_set
-from .tables import METRICS
+from .tables import METRIC_TITLES
 from .text_metrics import text_score
 
 Compiler = Callable[[Sequence[str], str], list["bool | None"]]  # programs, language
@@ -58,7 +58,7 @@ def judge(
 def estimates(rows: Sequence[dict[str, Any]], seed: str) -> dict[str, dict[str, Any]]:
     """{metric or part: {"value", "low", "high", "n"}} over the rows that have it; intervals by a bootstrap over problems (`group`)."""
     found = {}
-    for name in (*METRICS, *PARTS):
+    for name in (*METRIC_TITLES, *PARTS):
         present = [row for row in rows if row.get(name) is not None]
         if present:
             values = [float(row[name]) for row in present]
@@ -76,8 +76,8 @@ def table(figures: dict[str, dict[str, Any]], name: str) -> str:
             values = [row["codebleu"], row["codebleu_corpus"], row["codebleu_library"], *(row["parts"][part] for part in PARTS)]
             cells = "".join(f"{'-' if value is None else format(100 * value, '.1f'):>10}" for value in values)
             lines.append(f"{get_language(lang).title + ', ' + kind:<24}{row['n']:>5}{row['empty']:>7}{cells}")
-    shown = [metric for metric in METRICS if any(metric in row["metrics"] for kinds in figures.values() for row in kinds.values())]
-    lines.append(f"\n{f'[{LEVEL} % interval]':<24}" + "".join(f"{METRICS[metric]:>22}" for metric in shown))
+    shown = [metric for metric in METRIC_TITLES if any(metric in row["metrics"] for kinds in figures.values() for row in kinds.values())]
+    lines.append(f"\n{f'[{LEVEL} % interval]':<24}" + "".join(f"{METRIC_TITLES[metric]:>22}" for metric in shown))
     for lang, kinds in figures.items():
         for kind, row in kinds.items():
             cells = "".join(f"{with_interval(row['metrics'].get(metric)):>22}" for metric in shown)

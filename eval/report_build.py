@@ -10,14 +10,14 @@ from train.routing import means, own_expert
 from .bootstrap import LEVEL
 from .figures import (
     ALL,
-    compare,
+    against_base,
     conditions,
     details,
-    estimate,
     generations,
     languages_of,
     precision,
     precision_of,
+    role_means,
     training_summary,
 )
 from .report_study import read_study_result, study_tables
@@ -53,8 +53,8 @@ def gather(inputs: Inputs, logs: Logs) -> Sources:
 def build(inputs: Inputs, logs: Logs, sources: Sources, title: str, seed: int) -> dict[str, Any]:
     """`report.json`."""
     systems = inputs.systems
-    means_of, counts = estimate(systems, seed)
-    tables = {"table1": compare(means_of, counts, "expert"), "table2": compare(means_of, counts, "mixture")}
+    means_of, counts = role_means(systems, seed)
+    tables = {"table1": against_base(means_of, counts, "expert"), "table2": against_base(means_of, counts, "mixture")}
     behind = {lang: {role: sources.names(run.path)[0] for role, run in systems.of(lang).items()} for lang in languages_of(systems)}
     return {
         "title": title,

@@ -11,7 +11,7 @@ from .tables import HEADS, METRICS_TITLE, Cell, cell, grid, kind_title, lang_tit
 from .token_classes import CLASSES
 
 BEHIND = {"difference": ("base", "other"), "ratio": ("base", "other"), "kept": ("expert", "mixture")}  # roles of a figure that has several
-PARTS = ("Empty", "CodeBLEU", "n-gram", "Keywords", "Syntax", "Data flow", "Corpus level", "Library")
+PART_TITLES = ("Empty", "CodeBLEU", "n-gram", "Keywords", "Syntax", "Data flow", "Corpus level", "Library")
 
 PASS_TEXT = (
     f"The share of tasks that a model solves by k completions, unbiased (Chen et al. 2021), with {LEVEL} % intervals: Wilson's where each "
@@ -74,7 +74,7 @@ def parts(report: dict[str, Any]) -> list[Listing]:
                 shown = [lang_title(lang), HEADS[role], kind, str(row["n"]), str(row["empty"]), *map(_percent, values)]
                 cells.append([(text, "") for text in shown])
                 sources.append(sourced(cells[-1], _names(report, [lang], [role]), 3))
-    return [Listing("", ["Language", "System", "Points", "n", *PARTS], cells, sources)] if cells else []
+    return [Listing("", ["Language", "System", "Points", "n", *PART_TITLES], cells, sources)] if cells else []
 
 
 def measures(report: dict[str, Any]) -> list[Listing]:

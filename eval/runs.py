@@ -21,7 +21,7 @@ CODEBLEU, ROUTING, PASS_AT_K, STUDY = "eval.codebleu", "eval.routing", "eval.pas
 ROLES = ("base", "expert", "mixture")
 FACTS = ("role", "figures", "max_new_tokens")  # what a report needs of a run
 COLUMNS = ("id", "lang", "kind", "group", "text", "reference", "prediction", "codebleu")  # and of a sample
-SAME = ("prompt_template", "max_new_tokens")  # what has to agree before two runs are compared
+COMPARED = ("prompt_template", "max_new_tokens")  # what has to agree before two runs are compared
 
 Sample = dict[str, Any]
 
@@ -140,7 +140,7 @@ def check_comparable(systems: Systems) -> None:
     for lang in sorted({lang for run in (systems.base, systems.mixture, *systems.experts.values()) if run for lang in run.samples}):
         first, *others = systems.of(lang).values()
         for other in others:
-            for key in SAME:
+            for key in COMPARED:
                 if first.facts.get(key) != other.facts.get(key):
                     sides = f"{first.facts.get(key)!r} and {other.facts.get(key)!r}"
                     raise ValueError(f"{first.path} and {other.path} cannot be compared: {key} is {sides}")

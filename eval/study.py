@@ -25,7 +25,7 @@ from train.data import load_pairs
 from . import codebleu
 from .answers import check_router
 from .codebleu import SETTINGS, answer, load, model_facts, open_sandbox, write_scores
-from .comparison import compare, read_rows
+from .comparison import compare_systems, study_rows
 from .contamination import CONTAMINATED, found_shares
 from .figures import ALL, SCORE
 from .points import Points, load_points
@@ -50,7 +50,9 @@ def main(args: Namespace) -> None:
             for source in system.sources(study.langs):
                 _score(args, study, system, source, points, sources, prints[source.run], sandbox)
         shares = _shares(study, points)
-        figures = {str(length): compare(study, read_rows(args.out / str(length), study, shares), args.seed) for length in study.lengths}
+        figures = {
+            str(length): compare_systems(study, study_rows(args.out / str(length), study, shares), args.seed) for length in study.lengths
+        }
         result = {
             "study": asdict(study),
             "points": sources,

@@ -9,7 +9,7 @@ from .comparison import LOSS
 from .contamination import CONTAMINATED
 from .figures import ALL, SCORE
 from .study_file import Study
-from .tables import METRICS, Cell, Grid, aligned_text, cell, kind_title, lang_title, markdown_table
+from .tables import METRIC_TITLES, Cell, Grid, aligned_text, cell, kind_title, lang_title, markdown_table
 
 NOTE = (
     "CodeBLEU is corrected, x 100, the mean over points; “all” is the mean of the languages. In brackets the {level} % interval of a "
@@ -99,8 +99,8 @@ def _loss(figures: dict[str, Any] | None) -> str:
 def _metrics_grid(figures: dict[str, Any]) -> Grid:
     """A row a system: every measure over all languages."""
     own = {name: langs[ALL] for name, langs in figures["systems"].items() if ALL in langs}
-    columns = [name for name in METRICS if any(name in row for row in own.values())]
-    return ["System", *(METRICS[name] for name in columns)], [
+    columns = [name for name in METRIC_TITLES if any(name in row for row in own.values())]
+    return ["System", *(METRIC_TITLES[name] for name in columns)], [
         [(name, ""), *(cell(metric, row.get(metric)) for metric in columns)] for name, row in own.items()
     ]
 

@@ -9,7 +9,7 @@ from .figures import ALL, Table
 
 KINDS = {"wording": "Unseen wordings of seen problem families", "family": "Unseen problem families", "test": "Test split"}
 HEADS = {"base": "Base", "expert": "Expert", "mixture": "Mixture", "difference": "Difference", "ratio": "Times base", "kept": "Of expert"}
-METRICS = {
+METRIC_TITLES = {
     "codebleu": "CodeBLEU",
     "codebleu_library": "Library",
     "exact_match": "Exact match",
@@ -62,14 +62,14 @@ def cell(name: str, figure: dict[str, Any] | None) -> Cell:
 def metrics_grid(details: dict[str, dict[str, dict[str, dict[str, Any]]]]) -> Grid:
     """Every metric with its interval, a row a language, system and kind of `figures.details`; ([], []) if no run has them."""
     rows = [(lang, role, kind, row) for lang, roles in details.items() for role, kinds in roles.items() for kind, row in kinds.items()]
-    columns = [name for name in METRICS if any(name in row.get("metrics", {}) for *_, row in rows)]
+    columns = [name for name in METRIC_TITLES if any(name in row.get("metrics", {}) for *_, row in rows)]
     if not columns:
         return [], []
     cells = [
         [(lang_title(lang), ""), (HEADS[role], ""), (kind, ""), *(cell(name, row.get("metrics", {}).get(name)) for name in columns)]
         for lang, role, kind, row in rows
     ]
-    return ["Language", "System", "Points", *(METRICS[name] for name in columns)], cells
+    return ["Language", "System", "Points", *(METRIC_TITLES[name] for name in columns)], cells
 
 
 def text_table(title: str, table: Table) -> str:

@@ -14,7 +14,7 @@ from train.data.filters import parses
 from .lexer import code_tokens
 from .score_parts import bare_program, measurable, subtrees
 
-METRICS = ("exact_match", "edit_similarity", "chrf", "parses")
+TEXT_METRICS = ("exact_match", "edit_similarity", "chrf", "parses")
 _CHRF = CHRF()  # Popovic 2015: character 6-grams without spaces, recall weighted twice
 
 

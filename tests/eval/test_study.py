@@ -15,7 +15,7 @@ from transformers import BloomConfig, BloomForCausalLM
 
 import eval.study as command
 from eval import codebleu
-from eval.comparison import compare, problem_differences
+from eval.comparison import compare_systems, problem_differences
 from eval.report import main as report
 from eval.report import parse as parse_report
 from eval.runs import read_run
@@ -214,7 +214,7 @@ def test_losses_of_other_tokens_are_not_compared(make_study: Any, tmp_path: Path
         return {**measures, **own}
 
     systems = {name: {"cpp": [row(i, 0.1 * i, tokens) for i in range(4)]} for name, tokens in (("base", 7), ("experts", 7), ("mixture", 9))}
-    figures = compare(study, {"test": systems}, 0)["test"]
+    figures = compare_systems(study, {"test": systems}, 0)["test"]
     assert {(claim["system"], claim["metric"]) for claim in figures["claims"]} == {
         ("experts", "codebleu"),
         ("experts", "loss"),

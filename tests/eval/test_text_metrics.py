@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.text_metrics import predictions
 from eval.score import PARTS, score_row
-from eval.text_metrics import METRICS, text_score
+from eval.text_metrics import TEXT_METRICS, text_score
 from model.languages import LANGUAGES
 from train.data.pairs import Pair
 
@@ -113,7 +113,7 @@ def test_figures_of_others() -> None:
     assert score.codebleu_library == pytest.approx(0.5537, abs=1e-4)
     assert (score.ngram, score.syntax, score.dataflow) == (pytest.approx(0.1041, abs=1e-4), 1.0, 1.0)
     assert text_score("a = b + c", "a = d + c * e", "python").edit_similarity == pytest.approx(1 - 3 / 7)
-    assert tuple(vars(text_score("a", "b", "python"))) == METRICS
+    assert tuple(vars(text_score("a", "b", "python"))) == TEXT_METRICS
 
 
 @pytest.mark.parametrize("odd", ["\ud800 lone", "\x00", "(" * 500, "é 漢字 ▁", '"' * 7])
