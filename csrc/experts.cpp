@@ -127,9 +127,9 @@ at::Tensor linear(const at::Tensor& x, at::TensorList tensors, c10::ArrayRef<dou
                   int64_t precision) {
   choose_isa();
   const std::vector<Weight> weights = restore(tensors, offsets, ints);
-  TORCH_CHECK_VALUE(
-      weights.size() == 1 && weights[0].experts == 1 && x.dim() == 2 && x.size(1) == (transposed ? weights[0].rows : weights[0].columns),
-      "x of shape ", x.sizes(), " does not fit a weight [", weights[0].rows, ", ", weights[0].columns, "]");
+  TORCH_CHECK_VALUE(weights.size() == 1, "a linear layer has one weight, not ", weights.size());
+  TORCH_CHECK_VALUE(weights[0].experts == 1 && x.dim() == 2 && x.size(1) == (transposed ? weights[0].rows : weights[0].columns),
+                    "x of shape ", x.sizes(), " does not fit a weight [", weights[0].rows, ", ", weights[0].columns, "]");
   const auto run = [&](auto scalar) {
     using S = decltype(scalar);
     const Term term{{x.contiguous()}, &weights[0], precision_of(precision), x.scalar_type() == at::kBFloat16};

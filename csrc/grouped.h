@@ -69,8 +69,8 @@ class PackedRows {
 // Memory of this thread for the results of a task in float or double, aligned to a vector.
 void* scratch();
 
-// finish(segment, first column, results [rows, kMaxColumns]) for every segment and every `step` columns of `width`, where fill(segment,
-// first column, results) has computed the results.
+// finish(segment, first column, results) for every segment and every `step` columns of `width`, where fill(segment, first column, results)
+// has computed the results: rows of as many columns as the two agree on, at most kMaxColumns.
 template <typename S, typename Fill, typename Finish>
 void for_each_tile(const Rows& rows, int64_t width, int64_t step, int64_t depth, const Fill& fill, const Finish& finish) {
   const int64_t segments = static_cast<int64_t>(rows.segments.size()), columns = (width + step - 1) / step;

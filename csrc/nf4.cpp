@@ -49,6 +49,7 @@ at::Tensor dequantize_nf4(const at::Tensor& packed, const at::Tensor& absmax, co
   const int64_t blocks = (values + kBlock - 1) / kBlock;
   TORCH_CHECK_VALUE(packed.is_contiguous() && absmax.is_contiguous() && nested_absmax.is_contiguous(),
                     "the tensors of an NF4 weight must be contiguous");
+  TORCH_CHECK_VALUE(first_block >= 0, "the first block of an NF4 weight must be at least 0, not ", first_block);
   TORCH_CHECK_VALUE(packed.numel() == (values + 1) / 2 && absmax.numel() == blocks &&
                         nested_absmax.numel() == (first_block + blocks + kNestedBlock - 1) / kNestedBlock && dynamic_map.numel() == 256,
                     "the tensors of an NF4 weight do not have the sizes of its shape ", shape);

@@ -141,12 +141,13 @@ Blocks quantize_nf4_blocks(const at::Tensor& weight) {
 }
 
 // torch's mean, as bitsandbytes takes it. Above some hundred thousand values it adds in another order for every number of threads; on one
-// thread the bytes are the same on every machine.
+// thread the bytes are the same on every machine. Inside a task of parallel_for torch starts no threads; set_num_threads(1) would hold for
+// every thread of the process.
 at::Tensor mean_on_one_thread(const at::Tensor& absmax) {
-  const int threads = at::get_num_threads();
-  at::set_num_threads(1);
-  const at::Tensor mean = absmax.mean();
-  at::set_num_threads(threads);
+  at::Tensor mean;
+  at::parallel_for(0, 2, 1, [&](int64_t begin, int64_t) {  // of two tasks, for one alone would run outside of a parallel region
+    if (begin == 0) mean = absmax.mean();
+  });
   return mean;
 }
 

@@ -96,7 +96,7 @@ bool before(const Wide* values, int64_t a, int64_t b) {
 
 // The kinds of routing.py, as far as the arithmetic tells them apart.
 struct Kind {
-  bool over_all;  // the softmax is over all experts (switch, sequence; and softmax, whose K is E), not over the chosen
+  bool over_all;  // the softmax is over all experts (switch, sequence), not over the chosen (of softmax these are all)
   bool sequence;
 
   bool noisy;

@@ -20,6 +20,7 @@ Weight nf4_weight(at::TensorList tables, double offset, at::ScalarType dtype, in
   if (weight.columns % kBlock != 0) {
     return dense_weight(dequantize_nf4(tables[0], tables[1], tables[2], dynamic_map(), offset, shape, dtype, first_block));
   }
+  TORCH_CHECK_VALUE(first_block >= 0, "the first block of an NF4 weight must be at least 0, not ", first_block);
   const int64_t groups = (first_block + blocks + kNestedBlock - 1) / kNestedBlock;
   for (const at::Tensor& table : tables) TORCH_CHECK_VALUE(table.is_contiguous(), "the tensors of an NF4 weight must be contiguous");
   TORCH_CHECK_VALUE(tables[0].numel() == blocks * kBlock / 2 && tables[1].numel() == blocks && tables[2].numel() == groups,

@@ -32,7 +32,8 @@ def fits_decode(q: NF4Weight, tokens: int) -> bool:
 def decode_moe(x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, w_gate_up: NF4Weight, w_down: NF4Weight) -> Tensor:
     """y [T, D] in x's dtype of experts with matrices `w_gate_up` [E, 2F, D] (W1 above W3) and `w_down` [E, D, F].
 
-    `weights_TK` fp32, `experts_TK` int64 in 0..E-1; one that a token has twice counts twice. `ValueError` for weights or a number of tokens
+    `weights_TK` fp32, `experts_TK` int64 in 0..E-1 (one outside is taken for the nearest inside); one that a token has twice counts twice.
+    `ValueError` for weights or a number of tokens
     that do not fit (`fits_decode`), or for shapes that do not belong together.
     """
     _check(x_TD, w_gate_up, 3)
@@ -49,14 +50,14 @@ def decode_moe(x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, w_gate_up: 
         kernels.decode_gate_up_kernel,
         (hidden // at.block_n, slots),
         *(_readable(x_TD), weights_TK, experts_TK, *_tables(w_gate_up), h_NF),
-        *(w_gate_up.nested_offset, w_gate_up.first_block, tokens),
+        *(w_gate_up.nested_offset, w_gate_up.first_block, tokens, num_experts),
         **{"D": width, "F": hidden, **_token_constants(tokens, top_k), "BLOCK_N": at.block_n, "WARPS": at.num_warps},
         options=at.options,
     )
     at = choose_launch("decode_down", width, hidden, tokens, arch_of(x_TD.device))
     part = h_NF.new_empty(at.split_k, tokens * top_k, width)
     _launch_down(h_NF, experts_TK, w_down, part, tokens, top_k, slots, at)
-    return _combined(part, experts_TK, x_TD.new_empty(tokens, width), top_k)
+    return _combined(part, experts_TK, x_TD.new_empty(tokens, width), top_k, num_experts)
 
 
 def decode_linear(x_TD: Tensor, q: NF4Weight) -> Tensor:
@@ -71,29 +72,29 @@ def decode_linear(x_TD: Tensor, q: NF4Weight) -> Tensor:
     at = choose_launch("decode_linear", rows, columns, tokens, arch_of(x_TD.device))
     part = y_TD[None] if at.split_k == 1 else y_TD.new_empty(at.split_k, tokens, rows, dtype=torch.float32)
     _launch_down(_readable(x_TD), None, q, part, tokens, 1, 1, at)
-    return y_TD if at.split_k == 1 else _combined(part, None, y_TD, 1)
+    return y_TD if at.split_k == 1 else _combined(part, None, y_TD, 1, 1)
 
 
 def _launch_down(x: Tensor, experts: Tensor | None, q: NF4Weight, part: Tensor, tokens: int, top_k: int, slots: int, at: Launch) -> None:
     """Fills `part` [split_k, N, out] with products of the rows of `x` and their expert's matrix, or the only one."""
-    rows, columns = q.shape[-2:]
+    num_experts, rows, columns = (1, *q.shape)[-3:]
     launch(
         kernels.decode_down_kernel,
         (rows // at.block_n, slots, at.split_k),
-        *(x, experts, *_tables(q), part, q.nested_offset, q.first_block, tokens),
+        *(x, experts, *_tables(q), part, q.nested_offset, q.first_block, tokens, num_experts),
         **{"IN": columns, "OUT": rows, **_token_constants(tokens, top_k), "ROUTED": experts is not None},
         **{"BLOCK_N": at.block_n, "SPLIT_K": at.split_k, "WARPS": at.num_warps},
         options=at.options,
     )
 
 
-def _combined(part: Tensor, experts_TK: Tensor | None, y_TD: Tensor, top_k: int) -> Tensor:
+def _combined(part: Tensor, experts_TK: Tensor | None, y_TD: Tensor, top_k: int, num_experts: int) -> Tensor:
     """Fills `y_TD` with the sums of `part` [split_k, T*K, D] over a token's pairs and the splits."""
     tokens, width = y_TD.shape
     launch(
         kernels.decode_combine_kernel,
         (triton.cdiv(width, _COMBINE_BLOCK), tokens),
-        *(part, experts_TK, y_TD, tokens),
+        *(part, experts_TK, y_TD, tokens, num_experts),
         **{"OUT": width, "TOP_K": top_k, "SPLIT_K": len(part), "BLOCK_N": _COMBINE_BLOCK},
         options={"num_warps": 1, "num_stages": 1},
     )

@@ -29,7 +29,10 @@ def group_tokens(experts_TK: Tensor, num_experts: int) -> Grouping:
 
 
 def check_expert_ids(experts_TK: Tensor, num_experts: int) -> None:
-    """`ValueError` for an expert outside 0..E-1; on a GPU, which would have to wait for the answer, only with MOE_KERNELS_CHECK=1."""
+    """`ValueError` for an expert outside 0..E-1; on a GPU, which would have to wait for the answer, only with MOE_KERNELS_CHECK=1.
+
+    Without that an id outside counts there as the nearest inside.
+    """
     if experts_TK.numel() and (experts_TK.device.type == "cpu" or os.environ.get("MOE_KERNELS_CHECK") == "1"):
         lowest, highest = torch.aminmax(experts_TK)
         if lowest < 0 or highest >= num_experts:
@@ -58,7 +61,7 @@ def _(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def group_tokens_reference(experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
-    pairs_N = experts_TK.reshape(-1)
+    pairs_N = experts_TK.reshape(-1).clamp(0, num_experts - 1)  # as the kernels do; on a CPU the ids have been checked
     order_N = pairs_N.argsort(stable=True)
     inverse_N = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=order_N.device))
     counts_E = (pairs_N[:, None] == torch.arange(num_experts, device=pairs_N.device)).sum(0)

@@ -81,7 +81,7 @@ struct Kernels {
 
   // x times rows first_row..+W-1 of `first`, into columns 0..W-1 of the results, and of `second`, into W..2W-1. Either may be null.
   void (*product)(const Packed& x, const Matrix* first, int64_t first_row, const Matrix* second, int64_t second_row, const Results<S>& to);
-  // x times columns begin..begin+63 of w, or fewer at its edge: the reduction runs over the rows of w. x is in tiles.
+  // x times columns begin..begin+63 of w, or fewer at its edge: the reduction runs over the rows of w. x is in tiles or row_pairs.
   void (*product_transposed)(const Packed& x, const Matrix& w, int64_t begin, const Results<S>& to);
 
   // h = silu(g) u weight of [g | u] in columns 0.. and W.. of the results.

@@ -129,10 +129,16 @@ def _row_dots(
 
 
 @triton.jit
-def _find_expert(experts_ptr, num_pairs, slot, TOP_K: tl.constexpr, TOKENS: tl.constexpr, PAIRS: tl.constexpr):
+def _load_experts(ptr, num_experts, mask=None):
+    """Ids at `ptr`, int32. One outside 0..E-1 is taken for the nearest inside, or memory outside the weights would be read."""
+    return tl.minimum(tl.maximum(tl.load(ptr, mask=mask), 0), num_experts - 1).to(tl.int32)
+
+
+@triton.jit
+def _find_expert(experts_ptr, num_experts, num_pairs, slot, TOP_K: tl.constexpr, TOKENS: tl.constexpr, PAIRS: tl.constexpr):
     """The slot-th smallest of the distinct experts among the pairs, or NO_EXPERT; and for each token its (last) pair with it, or -1."""
     pair = tl.arange(0, PAIRS)
-    expert_P = tl.load(experts_ptr + pair, mask=pair < num_pairs, other=NO_EXPERT).to(tl.int32)
+    expert_P = tl.where(pair < num_pairs, _load_experts(experts_ptr + pair, num_experts, pair < num_pairs), NO_EXPERT)
     expert = tl.full((), -1, tl.int32)
     for _ in range(slot + 1):
         expert = tl.min(tl.where(expert_P > expert, expert_P, NO_EXPERT), axis=0)
@@ -143,11 +149,11 @@ def _find_expert(experts_ptr, num_pairs, slot, TOP_K: tl.constexpr, TOKENS: tl.c
 
 
 @triton.jit
-def _weight_of(weights_ptr, experts_ptr, token, expert, TOP_K: tl.constexpr):
+def _weight_of(weights_ptr, experts_ptr, num_experts, token, expert, TOP_K: tl.constexpr):
     """The weight of `expert` for `token`: that of its pair, or the sum where a routing names it twice."""
     total = 0.0
     for k in tl.static_range(TOP_K):
-        same = tl.load(experts_ptr + token * TOP_K + k) == expert
+        same = _load_experts(experts_ptr + token * TOP_K + k, num_experts) == expert
         total += tl.where(same, tl.load(weights_ptr + token * TOP_K + k), 0.0)
     return total
 
@@ -161,17 +167,17 @@ def arrange_kernel(x_ptr, out_ptr, COLUMNS: tl.constexpr):
     tl.store(out_ptr + row * (tl.cdiv(COLUMNS, STEP) * STEP) + _place(n), x.to(tl.float32), mask=n < COLUMNS)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "first_block"])
+@triton.jit(do_not_specialize=["num_tokens", "num_experts", "first_block"])
 def decode_gate_up_kernel(
-    x_ptr, weights_ptr, experts_ptr, packed_ptr, absmax_ptr, nested_ptr, map_ptr, h_ptr, nested_offset, first_block, num_tokens,
-    D: tl.constexpr, F: tl.constexpr, TOP_K: tl.constexpr, TOKENS: tl.constexpr, PAIRS: tl.constexpr,
+    x_ptr, weights_ptr, experts_ptr, packed_ptr, absmax_ptr, nested_ptr, map_ptr, h_ptr, nested_offset, first_block,
+    num_tokens, num_experts, D: tl.constexpr, F: tl.constexpr, TOP_K: tl.constexpr, TOKENS: tl.constexpr, PAIRS: tl.constexpr,
     BLOCK_N: tl.constexpr, WARPS: tl.constexpr,
 ):  # fmt: skip
     """h [N, F] = silu(W1 x) * (W3 x) * weight, arranged, for the pairs of one expert and BLOCK_N rows of its W1 and W3 (stack [E, 2F, D]).
 
     Program (block of rows, slot): see `_find_expert`. x [T, D], weights fp32 and experts int64 [T, K]; TOKENS >= T, PAIRS >= T*K.
     """
-    expert, pairs = _find_expert(experts_ptr, num_tokens * TOP_K, tl.program_id(1), TOP_K, TOKENS, PAIRS)
+    expert, pairs = _find_expert(experts_ptr, num_experts, num_tokens * TOP_K, tl.program_id(1), TOP_K, TOKENS, PAIRS)
     if expert == NO_EXPERT:
         return
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, WARPS)
@@ -186,16 +192,16 @@ def decode_gate_up_kernel(
     )  # fmt: skip
     for i in tl.static_range(TOKENS):
         if pairs[i] >= 0:
-            weight = _weight_of(weights_ptr, experts_ptr, i, expert, TOP_K)
+            weight = _weight_of(weights_ptr, experts_ptr, num_experts, i, expert, TOP_K)
             for r in tl.static_range(BLOCK_N // WARPS):
                 gate, up = dots[2 * r * TOKENS + i], dots[(2 * r + 1) * TOKENS + i]
                 h = gate / (1 + tl.exp(-gate)) * up * weight
                 tl.store(h_ptr + pairs[i].to(tl.int64) * (tl.cdiv(F, STEP) * STEP) + _place(n + r * WARPS), h)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "first_block"])
+@triton.jit(do_not_specialize=["num_tokens", "num_experts", "first_block"])
 def decode_down_kernel(
-    x_ptr, experts_ptr, packed_ptr, absmax_ptr, nested_ptr, map_ptr, part_ptr, nested_offset, first_block, num_tokens,
+    x_ptr, experts_ptr, packed_ptr, absmax_ptr, nested_ptr, map_ptr, part_ptr, nested_offset, first_block, num_tokens, num_experts,
     IN: tl.constexpr, OUT: tl.constexpr, TOP_K: tl.constexpr, TOKENS: tl.constexpr, PAIRS: tl.constexpr, ROUTED: tl.constexpr,
     BLOCK_N: tl.constexpr, SPLIT_K: tl.constexpr, WARPS: tl.constexpr,
 ):  # fmt: skip
@@ -205,7 +211,7 @@ def decode_down_kernel(
     """
     num_pairs = num_tokens * TOP_K
     if ROUTED:
-        expert, pairs = _find_expert(experts_ptr, num_pairs, tl.program_id(1), TOP_K, TOKENS, PAIRS)
+        expert, pairs = _find_expert(experts_ptr, num_experts, num_pairs, tl.program_id(1), TOP_K, TOKENS, PAIRS)
         if expert == NO_EXPERT:
             return
     else:
@@ -232,10 +238,11 @@ def decode_down_kernel(
                 tl.store(part_ptr + at + r * WARPS, dots[r * TOKENS + i].to(part_ptr.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit(do_not_specialize=["num_tokens", "num_experts"])
 def decode_combine_kernel(
-    part_ptr, experts_ptr, y_ptr, num_tokens, OUT: tl.constexpr, TOP_K: tl.constexpr, SPLIT_K: tl.constexpr, BLOCK_N: tl.constexpr
-):
+    part_ptr, experts_ptr, y_ptr, num_tokens, num_experts,
+    OUT: tl.constexpr, TOP_K: tl.constexpr, SPLIT_K: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     """y [T, OUT] of part [SPLIT_K, T*K, OUT]: sum over k, for each over the splits, in order. Program (block of OUT, token).
 
     An expert that a token names twice stands, with both weights, in the part of the last of these pairs; the others hold nothing.
@@ -246,7 +253,8 @@ def decode_combine_kernel(
     for k in tl.static_range(TOP_K):
         last = tl.full((), True, tl.int1)
         for later in tl.static_range(k + 1, TOP_K):
-            last &= tl.load(experts_ptr + token * TOP_K + k) != tl.load(experts_ptr + token * TOP_K + later)
+            expert = _load_experts(experts_ptr + token * TOP_K + k, num_experts)
+            last &= expert != _load_experts(experts_ptr + token * TOP_K + later, num_experts)
         for split in tl.static_range(SPLIT_K):
             row = (split * num_tokens + token) * TOP_K + k
             total += tl.load(part_ptr + row.to(tl.int64) * OUT + n, mask=(n < OUT) & last, other=0.0)

@@ -1,7 +1,8 @@
 """Token-expert pairs in expert order on the device: a stable counting sort. Launched by `moe_kernels/grouping.py`.
 
 E experts, N pairs, P programs of BLOCK pairs each. A pair's place is the number of pairs of lower experts, of earlier programs' pairs
-of its expert, and of its own program's earlier pairs of its expert.
+of its expert, and of its own program's earlier pairs of its expert. An id outside 0..E-1 is taken for the nearest inside: every pair has a
+place of its own then, and nothing reads outside the weights.
 """
 
 import triton
@@ -19,7 +20,7 @@ def count_kernel(
 ):
     """The pairs of each expert in each block."""
     e = tl.arange(0, E_PAD)
-    counts = tl.sum(_one_hot(experts_ptr, N, BLOCK, E_PAD), 0)
+    counts = tl.sum(_one_hot(experts_ptr, N, E, BLOCK, E_PAD), 0)
     tl.store(counts_ptr + tl.program_id(0) * E + e, counts, mask=e < E)
 
 
@@ -40,7 +41,7 @@ def place_kernel(
     """The place of each pair, its inverse, and where each expert begins."""
     program = tl.program_id(0)
     e = tl.arange(0, E_PAD)
-    one_hot = _one_hot(experts_ptr, N, BLOCK, E_PAD)
+    one_hot = _one_hot(experts_ptr, N, E, BLOCK, E_PAD)
     total = tl.zeros([E_PAD], tl.int32)
     earlier = tl.zeros([E_PAD], tl.int32)
     if ALONE:
@@ -63,8 +64,8 @@ def place_kernel(
 
 
 @triton.jit
-def _one_hot(experts_ptr, N, BLOCK: tl.constexpr, E_PAD: tl.constexpr):
+def _one_hot(experts_ptr, N, E: tl.constexpr, BLOCK: tl.constexpr, E_PAD: tl.constexpr):
     """Whether each pair of this program goes to each expert, int32 [BLOCK, E_PAD]; zeros past N."""
     n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    expert = tl.load(experts_ptr + n, mask=n < N, other=-1)
-    return (expert[:, None] == tl.arange(0, E_PAD)[None, :]).to(tl.int32)
+    expert = tl.minimum(tl.maximum(tl.load(experts_ptr + n, mask=n < N), 0), E - 1)
+    return ((n < N)[:, None] & (expert[:, None] == tl.arange(0, E_PAD)[None, :])).to(tl.int32)

@@ -77,6 +77,9 @@ def test_wrong_sizes_are_refused_before_memory_is_read():
         arguments[position] = value
         with pytest.raises((ValueError, RuntimeError), match="do not have the sizes"):
             torch.ops.moe_kernels.dequantize_nf4(*arguments)
+    before_its_memory = [good[0], good[1], good[2][:0], *good[3:7], -256]
+    with pytest.raises((ValueError, RuntimeError), match=r"first block .* at least 0, not -256"):
+        torch.ops.moe_kernels.dequantize_nf4(*before_its_memory)
     with pytest.raises((ValueError, RuntimeError), match="contiguous"):
         torch.ops.moe_kernels.dequantize_nf4(q.packed.expand(-1, 2)[:, :1].as_strided((2048, 1), (0, 1)), *good[1:])
 

@@ -290,6 +290,12 @@ def test_sizes_are_checked_before_memory_is_read():
     with backend.use("cpp"):
         with pytest.raises(ValueError, match="do not have the sizes"):
             torch.ops.moe_kernels.linear_cpp(randn(2, 64, seed=17), [tables[0], tables[1][:-1], tables[2]], offsets, ints, False, 0)
+        with pytest.raises(ValueError, match="has one weight, not 0"):
+            torch.ops.moe_kernels.linear_cpp(randn(2, 64, seed=17), [], [], [], False, 0)
+        with pytest.raises(ValueError, match=r"first block .* at least 0, not -256"):
+            torch.ops.moe_kernels.linear_cpp(
+                randn(2, 64, seed=17), [*tables[:2], tables[2][:0]], offsets, [ints[0], -256, *ints[2:]], False, 0
+            )
         routing = Routing(torch.ones(3, 1), torch.zeros(3, 1, dtype=torch.int64), None, None, None)
         with pytest.raises(ValueError, match="not a whole number of NF4 blocks"):
             moe_dense(randn(3, 3, seed=19), routing, quantize_nf4(randn(2, 6, 3, seed=20)), quantize_nf4(randn(2, 3, 3, seed=21)))

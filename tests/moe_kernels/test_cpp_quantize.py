@@ -1,6 +1,8 @@
 """The C++ operator that writes NF4, against bitsandbytes on the CPU: every bit, also on and beside its decision thresholds."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
 
 import pytest
 import torch
@@ -120,6 +122,20 @@ def test_absmax_on_and_beside_the_thresholds_of_the_dynamic_map():
 def test_offset_is_the_mean_that_torch_takes_on_one_thread():
     """So many absmax that torch's threads share the sum, and bitsandbytes' last bit depends on their number."""
     check_against_bitsandbytes(draw(40_000, 64))
+
+
+def test_other_threads_keep_their_number_of_threads():
+    """A thread takes the process's number when it first asks: it must not meet one that holds for the mean alone."""
+    absmax, threads, seen = torch.rand(1 << 20), torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    with ThreadPoolExecutor(1) as pool:
+        quantising = pool.submit(lambda: [torch.ops.moe_kernels.quantize_absmax(absmax, dynamic_map()) for _ in range(40)])
+        while not quantising.done():
+            asking = Thread(target=lambda: seen.append(torch.get_num_threads()))
+            asking.start()
+            asking.join()
+    torch.set_num_threads(threads)
+    assert set(seen) == {2}
 
 
 @pytest.mark.parametrize("change", [lambda w: w.t(), lambda w: w[:, ::3], lambda w: w[:1, :1].expand(9, 31)])

@@ -84,3 +84,14 @@ def test_compile_of_a_full_graph(implementation):
         compiled = torch.compile(place, fullgraph=True, backend="aot_eager")(draw(9, 2, 4))
     for actual, expected in zip(compiled, group_tokens_reference(draw(9, 2, 4), 4), strict=True):
         assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("block", [16, 64])
+def test_an_id_that_is_no_expert_counts_as_the_nearest(block, monkeypatch):
+    """On a card nobody waits to look at the ids: every pair must have a place of its own all the same."""
+    monkeypatch.setattr(grouping, "choose_launch", lambda op, *sizes: Launch(block_m=block))
+    experts = draw(20, 2, 5)
+    experts[[0, 3, 7, 19], [1, 0, 1, 1]] = torch.tensor([5, -1, 1 << 40, 9], device=DEVICE)
+    for group in (grouping._group_by_kernels, group_tokens_reference):
+        for actual, expected in zip(group(experts, 5), group(experts.clamp(0, 4), 5), strict=True):
+            assert torch.equal(actual, expected)
