@@ -91,9 +91,9 @@ def route(
         ("sequence_ids_T", sequence_ids_T, x_TD.shape[:1]),
         ("mask_T", mask_T, x_TD.shape[:1]),
     )
-    for name, given, shape in wanted:
-        if given is not None and given.shape != shape:
-            raise ValueError(f"{name} of shape {list(given.shape)} does not fit x and the gate: it must be {list(shape)}")
+    for name, tensor, shape in wanted:
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name} of shape {list(tensor.shape)} does not fit x and the gate: it must be {list(shape)}")
     arguments = x_TD, w_gate_ED, w_noise_ED, noise_seed, sequence_ids_T, mask_T, kind, top_k
     if noise_scale is None or noise_seed is None:
         weights_TK, experts_TK, logits_TE, importance_E, load_E, _ = run_route(*arguments)
