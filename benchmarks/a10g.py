@@ -20,7 +20,6 @@ from benchmarks.card_model import CARDS, Card, Time, predict, resident_programs
 from benchmarks.costs import NF4_BITS, TorchOps, work_of
 from moe_kernels import shipped
 from moe_kernels.aot import Build, build_of, examine_all
-from moe_kernels.cards import A10G
 from moe_kernels.cubin import CubinFacts
 from moe_kernels.grouping import active_experts
 from moe_kernels.launch import Call, record_launches
@@ -119,7 +118,7 @@ def bitsandbytes_loop(tokens: int, card: Card, kind: str = "step") -> float:
     activations = rows * 2 * (9 * D + 9 * F)  # gather, silu, product, weighting and index_add, each read and written
     moved = active * MATRICES * (NF4_BITS / 8 + 2) + activations
     device = passes * (moved / (card.dram * card.dram_share) + 2 * rows * MATRICES / card.gemm)
-    return max(device, active * LOOP_OPS[kind] * A10G.host_launch)
+    return max(device, active * LOOP_OPS[kind] * card.host_launch)
 
 
 def tables(predictions: Sequence[Prediction], card: Card) -> list[dict[str, Any]]:

@@ -37,6 +37,7 @@ class Card:
     gemm: float  # FLOP/s of cuBLAS in bf16 at this model's sizes
     latency: float  # s from a load to its value out of DRAM
     launch: float  # s from the end of a kernel to the work of the next
+    host_launch: float  # s that eager PyTorch needs for one operation
     warps: int  # an SM holds at most
     programs: int  # an SM holds at most
     shared: int  # bytes of shared memory of an SM
@@ -49,7 +50,8 @@ class Card:
 
 def _with_kernels(card: cards.Card, sms: int, clock: float, tensor: int, tensor_share: float, latency: float, *limits: int) -> Card:
     return Card(
-        card.name, card.arch, sms, clock, card.dram, card.dram_share, tensor, tensor_share, card.gemm, latency, card.launch, *limits
+        card.name, card.arch, sms, clock, card.dram, card.dram_share, tensor, tensor_share, card.gemm, latency, card.launch,
+        card.host_launch, *limits,
     )  # fmt: skip
 
 

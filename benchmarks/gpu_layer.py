@@ -27,13 +27,14 @@ from benchmarks.gpu_peers import OURS, PEERS, Peer, Problem, eager_router, run_o
 from benchmarks.gpu_timing import CUDA, DEVICE, captured, ceilings, hardware, measure
 from benchmarks.routings import ROUTINGS, from_file
 from moe_kernels.nf4 import NF4Weight, dequantize_nf4
+from moe_kernels.nf4_format import NF4
 from moe_kernels.routing import route
 from moe_kernels.shipped import D, E, F, K
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 OPERATIONS = ("forward", "step", "router", "router step", "backward")
 RANK = 16
-NF4_BITS = 4.127  # a weight, its absmax included
+OURS_SHARED = "ours, lora layout"
 GRAPH = ", graph"
 
 
@@ -100,7 +101,7 @@ def layer_runs(bench: Bench, operation: str, problem: Problem) -> dict[str, Call
     """All implementations of one point that run here; peers whose values are far from ours are left out."""
     runs: dict[str, Callable[[], Any]] = {OURS: as_operation(operation, problem, lambda: run_ours(problem))}
     if operation != "forward":
-        runs["ours, lora layout"] = as_operation(operation, problem, lambda: run_ours_shared(problem))
+        runs[OURS_SHARED] = as_operation(operation, problem, lambda: run_ours_shared(problem))
     expected = run_ours(problem).detach().float()
     sizes = problem.experts.flatten().bincount(minlength=E).tolist()
     forwards: dict[str, Callable[[], Tensor]] = {}
@@ -182,21 +183,27 @@ def run_point(bench: Bench, operation: str, tokens: int, routing: str) -> list[d
         row |= {"median_ms": medians[name] * 1e3, "iqr_ms": (high - low) * 1e3}
         ours = medians.get(OURS + GRAPH if name.endswith(GRAPH) else OURS)
         row |= {"times_ours": medians[name] / ours if ours else None}
-        rows.append(row | (rates(bench, problem, operation, medians[name]) if problem else {}))
+        rows.append(row | (rates(bench, problem, operation, name, medians[name]) if problem else {}))
     bench.rows += rows
     if CUDA:
         torch.cuda.empty_cache()
     return rows
 
 
-def rates(bench: Bench, problem: Problem, operation: str, seconds: float) -> dict[str, float]:
-    """GB/s of the chosen experts' 4-bit weights and TFLOP/s of the base products, and their shares of what the card was measured to do."""
-    matrices = 3 * bench.width * bench.hidden
-    passes = 2 if operation == "step" else 1
-    read = passes * len(problem.experts.unique()) * matrices * NF4_BITS / 8 / seconds
-    flops = passes * 2 * problem.experts.numel() * matrices / seconds
-    shares = {"copy_share": read / bench.copy_rate, "gemm_share": flops / bench.gemm_rate}
-    return {"gbps": read * 1e-9, "tflops": flops * 1e-12, **shares}
+def rates(bench: Bench, problem: Problem, operation: str, name: str, seconds: float) -> dict[str, float]:
+    """TFLOP/s of the base products, of ours also GB/s of the 4-bit weights that they read; and shares of what the card was measured to do.
+
+    In the lora layout all experts are one, which a token meets once. Peers read their weights in 4 or 16 bits, or both.
+    """
+    name = name.removesuffix(GRAPH)
+    chosen, rows = (1, len(problem.experts)) if name == OURS_SHARED else (len(problem.experts.unique()), problem.experts.numel())
+    weights = (2 if operation == "step" else 1) * 3 * bench.width * bench.hidden  # of an expert, in all passes
+    flops = 2 * rows * weights / seconds
+    found = {"tflops": flops * 1e-12, "gemm_share": flops / bench.gemm_rate}
+    if name in (OURS, OURS_SHARED):
+        read = chosen * weights * NF4.bits / 8 / seconds
+        found |= {"gbps": read * 1e-9, "copy_share": read / bench.copy_rate}
+    return found
 
 
 def points(operations: Sequence[str], tokens: Sequence[int], routings: Sequence[str]) -> list[tuple[str, int, str]]:
@@ -210,7 +217,8 @@ def show(rows: Sequence[dict[str, Any]]) -> str:
     first = rows[0]
     lines = [f"\n{first['operation']}, T = {first['tokens']}, {first['routing']}"]
     for row in rows:
-        rate = f"  {row['gbps']:7.0f} GB/s {row['tflops']:7.1f} TFLOP/s" if "gbps" in row else ""
+        speed = f"  {row['gbps']:7.0f} GB/s" if "gbps" in row else " " * 14
+        rate = f"{speed} {row['tflops']:7.1f} TFLOP/s" if "tflops" in row else ""
         ratio = f"{row['times_ours']:6.2f} x ours" if row["times_ours"] else " " * 13
         lines.append(f"  {row['name']:34} {row['median_ms']:9.4f} ms ± {row['iqr_ms']:7.4f}  {ratio}{rate}")
     return "\n".join(lines)

@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # Everything that a GPU can show, in one call of at most nine minutes: tests on its own code path and on the A10G's, benchmarks beside peers,
-# the model of the card against the measurement, compute-sanitizer. Each part has its own time; what is cut leaves the parts before it whole.
+# the model of the card against the measurement, compute-sanitizer. Each part has its own time, and no more than is left of the nine minutes;
+# what is cut leaves the parts before it whole. FOLDER then has session.log, the figures as JSON, and all else in logs.tar.gz.
 #
 #     bash benchmarks/gpu_session.sh [FOLDER]         default benchmarks/results/<gpu name>-<date>
-#     PYTHON=python3  the interpreter, with torch, triton and pytest;  WORKERS=N  test processes;  SCALE=100  per cent of each part's time
+#     PYTHON=python3  the interpreter, with torch, triton and pytest;  WORKERS=N  test processes;  SCALE=100  per cent of all these times
 set -u
 cd "$(dirname "$0")/.." || exit 2
 PYTHON=${PYTHON:-python3}
 SCALE=${SCALE:-100}
+budget=$((540 * SCALE / 100))
+grace=5 # s to end in when interrupted
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 
 name=$("$PYTHON" -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")' 2>/dev/null)
@@ -24,10 +27,16 @@ arch=$("$PYTHON" -c 'import torch; print("sm%d%d" % torch.cuda.get_device_capabi
 status=0
 # part NAME SECONDS COMMAND...: its output goes to NAME.log, one line about it to session.log.
 part() {
-    local part=$1 limit=$(($2 * SCALE / 100)) begin=$SECONDS code
+    local part=$1 limit=$(($2 * SCALE / 100)) left=$((budget - grace - SECONDS)) begin=$SECONDS code
     shift 2
+    [ "$limit" -le "$left" ] || limit=$left
+    if [ "$limit" -lt 1 ]; then
+        echo "$part: no time left" | tee -a "$out/session.log"
+        status=1
+        return
+    fi
     echo "== $part (at most $limit s)"
-    timeout -s INT -k 10 "$limit" "$@" >"$out/$part.log" 2>&1
+    timeout -s INT -k "$grace" "$limit" "$@" >"$out/$part.log" 2>&1
     code=$?
     [ $code -eq 0 ] || status=1
     echo "$part: status $code after $((SECONDS - begin)) s$([ $code -eq 124 ] || [ $code -eq 137 ] && echo ', cut')" | tee -a "$out/session.log"
@@ -65,5 +74,6 @@ if command -v compute-sanitizer >/dev/null; then
             tests/moe_kernels/test_gpu_experts.py -k "test_small_layers and E4-K2-256x512 and bfloat16 and (-1-uniform or -17-uniform)"
     done
 fi
+(cd "$out" && tar -czf logs.tar.gz --remove-files $(ls | grep -E '\.(log|xml)$' | grep -vx session.log))
 echo "results in $out"
 exit $status

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -59,17 +60,34 @@ def _timed(run: Callable[[], Any], flush: Callable[[], None], queued: bool) -> f
 
 
 def captured(run: Callable[[], Any]) -> Callable[[], Any]:
-    """The replay of a CUDA graph of `run`."""
+    """The replay of a CUDA graph of `run`; where that fails, what comes after is as if it had not been tried."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(2):
             run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
+    before = torch.cuda.current_stream()
+    before.wait_stream(side)
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    try:
+        with torch.cuda.graph(graph, pool=pool):
+            run()
+    except Exception:
+        torch.cuda.set_stream(before)
+        _clear_failed_capture(pool)
+        raise
     return graph.replay
+
+
+def _clear_failed_capture(pool: Any) -> None:
+    """What torch leaves undone where the end of a capture raises, so that neither memory can be given back nor noise drawn any more.
+
+    The allocator still counts the capture as under way, then `empty_cache` fails. So does the random generator, until a capture succeeds.
+    """
+    with suppress(RuntimeError):  # the allocator's, where the capture did end
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        torch.ones((), device=DEVICE)
 
 
 def hardware() -> dict[str, Any]:

@@ -14,13 +14,13 @@ from torch.nn.functional import linear, silu
 
 from benchmarks.routings import uniform
 from moe_kernels.nf4 import NF4Weight, dequantize_nf4, quantize_nf4
+from moe_kernels.nf4_format import NF4
 from moe_kernels.routing import Routing
 
 E, K = 4, 2
 D = int(os.environ.get("MOE_BENCH_WIDTH", "4096"))  # smaller ones try the harness; Q4_K needs multiples of 256
 F = int(os.environ.get("MOE_BENCH_HIDDEN", "14336"))
 THREADS = int(os.environ.get("MOE_BENCH_THREADS", "2"))
-NF4_BITS = 4.127  # a weight, its absmax included
 
 
 @dataclass(eq=False)
@@ -80,7 +80,7 @@ class Problem:
     @property
     def nf4_bytes(self) -> float:
         """What reading the weights of the experts with tokens once takes, in NF4."""
-        return len(self.pairs_of_expert) * 3 * D * F * NF4_BITS / 8
+        return len(self.pairs_of_expert) * 3 * D * F * NF4.bits / 8
 
     def error(self, y: Tensor, of: str) -> float:
         """Relative L2 distance of `y` from the right answer on the `of` weights, "nf4" or "dense"."""

@@ -9,7 +9,7 @@ import torch
 
 from moe_kernels import backend
 from moe_kernels.experts import ExpertLoRA, LoRA, moe_dense, moe_lora
-from moe_kernels.launch import arch_of
+from moe_kernels.launch import arch_of, record_launches
 from moe_kernels.linear import linear_nf4
 from moe_kernels.nf4 import dequantize_nf4, dequantize_nf4_reference, quantize_nf4, to_bitsandbytes
 from moe_kernels.routing import KINDS, Routing, route
@@ -82,9 +82,24 @@ def test_linear_nf4(shape, tokens, dtype):
     with backend.use("triton"):
         y = linear_nf4(leaf, q)
         (dx,) = torch.autograd.grad(y, leaf, dy)
+        few = linear_nf4(x, q)  # nothing wants a gradient: the decode kernels take up to four tokens
     w = dequantize_nf4_reference(q, dtype).to(torch.float64)
     assert_near("y", y.detach(), x.double() @ w.T, (rms, largest))
     assert_near("dx", dx, dy.double() @ w, (rms, largest))
+    assert_near("y without gradients", few, x.double() @ w.T, (rms, largest))
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_a_few_tokens_without_gradients_are_decoded(tokens, dtype):
+    """So that the comparisons above are of the decode kernels, and not twice of the grouped product."""
+    q, x = replace(random_nf4((1024, 4096), 5), dtype=dtype), randn(tokens, 4096, seed=6).to(dtype)
+    kernels = []
+    for leaf in (x, x.clone().requires_grad_()):
+        with record_launches(arch_of(x.device)) as calls:
+            linear_nf4(leaf, q)
+        kernels.append([call.kernel.__name__ for call in calls])
+    assert "decode_down_kernel" in kernels[0] and "decode_down_kernel" not in kernels[1]
 
 
 def need_memory(gigabytes):
