@@ -60,6 +60,9 @@ tests=(tests/moe_kernels/test_gpu.py tests/moe_kernels/test_gpu_routing.py tests
 part tests 190 "$PYTHON" -m pytest -m gpu -q -p no:cacheprovider --tb=short --maxfail=60 ${workers[@]+"${workers[@]}"} \
     --junitxml "$out/tests.xml" "${tests[@]}"
 part bench 130 "$PYTHON" -m benchmarks.gpu_layer --out "$out/layer.json" --seconds 0.4 --budget $((115 * SCALE / 100))
+if "$PYTHON" -c 'import bitsandbytes, codebleu, datasets, peft' 2>/dev/null; then # what the training commands want besides
+    part tests-train 60 "$PYTHON" -m pytest -m gpu -q -p no:cacheprovider --tb=short tests/train/test_gpu.py
+fi
 if [ "$arch" != sm86 ]; then
     TRITON_OVERRIDE_ARCH=sm86 part tests-sm86 100 "$PYTHON" -m pytest -m gpu -q -p no:cacheprovider --tb=short --maxfail=60 \
         ${workers[@]+"${workers[@]}"} --junitxml "$out/tests-sm86.xml" "${tests[@]}" -k "not torch_compile"
