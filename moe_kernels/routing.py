@@ -31,9 +31,10 @@ KINDS = ("noisy_topk", "topk", "softmax", "switch", "sequence")
 class Routing:
     weights_TK: Tensor  # fp32, in descending order of the (noisy) logits
     experts_TK: Tensor  # int64, distinct within a token
-    logits_TE: Tensor  # fp32, clean
-    importance_E: Tensor  # fp32: sum over the tokens of each expert's weight
-    load_E: Tensor  # fp32: expected number of tokens of each expert under the noise; without noise their number
+    # For the losses; the experts do not read them. Only a routing that `route` has not made lacks them.
+    logits_TE: Tensor = None  # type: ignore[assignment]  # fp32, clean
+    importance_E: Tensor = None  # type: ignore[assignment]  # fp32: sum over the tokens of each expert's weight
+    load_E: Tensor = None  # type: ignore[assignment]  # fp32: expected number of tokens of each expert under the noise; without noise their number
 
 
 def route(
@@ -91,9 +92,9 @@ def route(
         ("sequence_ids_T", sequence_ids_T, x_TD.shape[:1]),
         ("mask_T", mask_T, x_TD.shape[:1]),
     )
-    for name, given, shape in wanted:
-        if given is not None and given.shape != shape:
-            raise ValueError(f"{name} of shape {list(given.shape)} does not fit x and the gate: it must be {list(shape)}")
+    for name, tensor, shape in wanted:
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"{name} of shape {list(tensor.shape)} does not fit x and the gate: it must be {list(shape)}")
     arguments = x_TD, w_gate_ED, w_noise_ED, noise_seed, sequence_ids_T, mask_T, kind, top_k
     if noise_scale is None or noise_seed is None:
         weights_TK, experts_TK, logits_TE, importance_E, load_E, _ = run_route(*arguments)
