@@ -1,6 +1,7 @@
 """Operators of a mixture of experts on 4-bit weights: NF4, routing, grouping, experts. Nothing of transformers is needed.
 
-Every operator has a reference in plain torch that reads like its formula; faster implementations stand behind the same function.
+Every operator but quantising has a reference in plain torch that reads like its formula; faster implementations stand behind the same
+function. Quantising is done by the C++ extension on a CPU, and by bitsandbytes on a GPU or without the extension.
 """
 
 import logging

@@ -7,7 +7,7 @@ Which way a product with NF4 goes depends on T alone, for the number of tokens o
     T <= decode_tokens(arch) weights streamed once, levels in fp16 (moe_kernels.decode); inference in bf16 and fp16 only
     T <= fused_tokens(arch)  weights decoded inside the product, equal to bitsandbytes' bit for bit
     more                     weights dequantised into a workspace first: decoding them again for every tile of rows costs more by then.
-                             From compute capability 9.0 on PyTorch's own grouped product then takes bf16
+                             On compute capability 9.x and 10.x PyTorch's own grouped product then takes bf16
 """
 
 from collections.abc import Sequence

@@ -13,6 +13,7 @@ the same bytes.
 
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,8 +96,7 @@ def _quantize_blocks(flat: Tensor) -> tuple[Tensor, Tensor]:
     """The bytes [ceil(n/2), 1] and the fp32 absmax [ceil(n/64)] of n values."""
     if backend.runs_cpp(flat):
         return torch.ops.moe_kernels.quantize_nf4_blocks(flat.contiguous())
-    import bitsandbytes  # noqa: F401 - its operators
-
+    _import_bitsandbytes()
     pieces = [torch.ops.bitsandbytes.quantize_4bit(piece, NF4.block, NF4.quant_type, torch.uint8) for piece in flat.split(_CHUNK)]
     return torch.cat([packed for packed, _ in pieces]), torch.cat([absmax for _, absmax in pieces])
 
@@ -105,11 +105,19 @@ def _quantize_absmax(absmax: Tensor, nested_offset: float | None) -> tuple[Tenso
     """(8-bit absmax, nested absmax, offset)."""
     if backend.runs_cpp(absmax):
         return torch.ops.moe_kernels.quantize_absmax(absmax, dynamic_map(), nested_offset)
-    from bitsandbytes.functional import quantize_blockwise
-
+    quantize_blockwise = _import_bitsandbytes().functional.quantize_blockwise
     offset = absmax.mean() if nested_offset is None else absmax.new_tensor(nested_offset)
     absmax8, nested = quantize_blockwise(absmax - offset, blocksize=NF4.nested_block)
     return absmax8, nested.absmax, offset
+
+
+def _import_bitsandbytes() -> Any:
+    try:
+        import bitsandbytes
+    except ModuleNotFoundError as error:
+        remedies = "the C++ extension and a weight on the CPU (pip install . with a C++ compiler), or pip install bitsandbytes"
+        raise ModuleNotFoundError(f"quantising to NF4 needs {remedies}", name=error.name) from error
+    return bitsandbytes
 
 
 def dequantize_nf4(q: NF4Weight, dtype: torch.dtype | None = None) -> Tensor:

@@ -31,9 +31,10 @@ KINDS = ("noisy_topk", "topk", "softmax", "switch", "sequence")
 class Routing:
     weights_TK: Tensor  # fp32, in descending order of the (noisy) logits
     experts_TK: Tensor  # int64, distinct within a token
-    logits_TE: Tensor  # fp32, clean
-    importance_E: Tensor  # fp32: sum over the tokens of each expert's weight
-    load_E: Tensor  # fp32: expected number of tokens of each expert under the noise; without noise their number
+    # For the losses; the experts do not read them. Only a routing that `route` has not made lacks them.
+    logits_TE: Tensor = None  # type: ignore[assignment]  # fp32, clean
+    importance_E: Tensor = None  # type: ignore[assignment]  # fp32: sum over the tokens of each expert's weight
+    load_E: Tensor = None  # type: ignore[assignment]  # fp32: expected number of tokens of each expert under the noise; without noise their number
 
 
 def route(

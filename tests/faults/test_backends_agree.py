@@ -53,7 +53,7 @@ def test_values_and_gradients_in_poisoned_memory(case, name):
 def test_a_value_that_is_not_finite_goes_where_it_must_and_no_further(value, name):
     """In an activation: to its token. In an expert's weight: to that expert's tokens. In a routing weight: to its token."""
     batch, (gate_up, down) = Batch.of(FULL, 9), FULL.base()
-    routing = Routing(batch.weights, batch.experts, None, None, None)
+    routing = Routing(batch.weights, batch.experts)
     with running(name):
         x = batch.x.clone()
         x[4, 7] = value
@@ -79,7 +79,7 @@ def test_denormal_and_huge_activations(scale, name):
         expected = x.double() @ dequantize_nf4(q).double().T
     assert (y.double() - expected).abs().max() <= 1e-5 * expected.abs().max() + 64 * 2**-149
     gate_up, down = torch.ones(1, 2, 1) * 1e4, torch.ones(1, 1, 1)
-    routing = Routing(torch.ones(2, 1), torch.zeros(2, 1, dtype=torch.int64), None, None, None)
+    routing = Routing(torch.ones(2, 1), torch.zeros(2, 1, dtype=torch.int64))
     with running(name):
         y = moe_dense(torch.tensor([[1.0], [-1.0]]), routing, gate_up, down)
     torch.testing.assert_close(y, torch.tensor([[1e8], [0.0]]))

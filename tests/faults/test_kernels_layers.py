@@ -65,7 +65,7 @@ def test_13_offsets_past_32_bits(nf4, name, monkeypatch):
     with running(name):
         for weights, expert in ((stacks, experts - 1), (alone, 0)):
             leaf = x.clone().requires_grad_()
-            y = moe_dense(leaf, Routing(torch.ones(2, 1), torch.full((2, 1), expert), None, None, None), *weights)
+            y = moe_dense(leaf, Routing(torch.ones(2, 1), torch.full((2, 1), expert)), *weights)
             found.append((y.detach(), *torch.autograd.grad(y, leaf, dy)))
     assert all(map(torch.equal, *found)) and all(part.any() for part in found[0])
 
@@ -103,7 +103,7 @@ def test_15_any_strides_of_inputs_and_gradients(layer, name):
 @every_implementation
 def test_16_what_does_not_fit_is_refused_with_both_values(name):
     batch, (gate_up, down) = Batch.of(FULL, 5), FULL.base()
-    routing = Routing(batch.weights, batch.experts, None, None, None)
+    routing = Routing(batch.weights, batch.experts)
     wrong = {
         r"a weight of torch.int64 on cpu does not fit x of torch.float32 on cpu": lambda: moe_dense(batch.x, routing, gate_up, down.long()),
         r"a weight of torch.float32 on meta does not fit x of torch.float32 on cpu": lambda: moe_dense(

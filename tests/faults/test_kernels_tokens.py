@@ -45,7 +45,7 @@ def test_01_no_tokens(layer, name):
 @every_implementation
 def test_02_no_values_in_a_row(name):
     """An expert without hidden units, or a model without width, is a mistake of a configuration: refused, by all alike."""
-    routing = Routing(torch.ones(3, 1), torch.zeros(3, 1, dtype=torch.int64), None, None, None)
+    routing = Routing(torch.ones(3, 1), torch.zeros(3, 1, dtype=torch.int64))
     for width, hidden in ((8, 0), (0, 8)):
         with running(name), pytest.raises(ValueError, match=r"do not fit: .* above 0"):
             moe_dense(torch.ones(3, width), routing, torch.ones(2, 2 * hidden, width), torch.ones(2, width, hidden))

@@ -98,7 +98,7 @@ def test_28_another_block_size_is_refused():
 
 @every_implementation
 def test_29_bytes_without_a_description_are_no_weight(name):
-    routing = Routing(torch.ones(2, 1), torch.zeros(2, 1, dtype=torch.int64), None, None, None)
+    routing = Routing(torch.ones(2, 1), torch.zeros(2, 1, dtype=torch.int64))
     bytes_ = torch.zeros(2, 128, 64, dtype=torch.uint8)
     with running(name):
         with pytest.raises(ValueError, match=r"a weight of torch\.uint8 on cpu does not fit"):

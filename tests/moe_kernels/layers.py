@@ -124,7 +124,7 @@ def call_layer(
     layer: Layer, x: Tensor, weights: Tensor, experts: Tensor, base: list[Weight], factors: list[Tensor], **options: str
 ) -> Tensor:
     parts = [LoRA(a, b, s) for a, b, s in zip(factors[::2], factors[1::2], SCALINGS, strict=False)]
-    routing = Routing(weights, experts, None, None, None)  # type: ignore[arg-type]
+    routing = Routing(weights, experts)
     lora = [ExpertLoRA(*parts)] if parts else []
     run = moe_dense if layer.layout == "dense" else moe_lora
     return run(x, routing, *base, *lora, **options)  # type: ignore[operator]

@@ -271,7 +271,7 @@ def test_a_precision_that_cannot_be_had_is_refused():
             linear_nf4(x.detach(), q, torch.zeros(64, requires_grad=True), precision="int8")
         with pytest.raises(ValueError, match=r"rows are multiples of 64, not a NF4 weight of shape \[64, 96\]"):
             linear_nf4(randn(2, 96, seed=13), quantize_nf4(randn(64, 96, seed=12)), precision="int8")
-        routing = Routing(torch.ones(2, 1), torch.zeros(2, 1, dtype=torch.int64), None, None, None)
+        routing = Routing(torch.ones(2, 1), torch.zeros(2, 1, dtype=torch.int64))
         with pytest.raises(ValueError, match=r"not a dense weight of shape \[1, 128, 64\]"):
             moe_dense(x.detach(), routing, randn(1, 128, 64, seed=14), randn(1, 64, 64, seed=15), precision="int8")
     with backend.use("reference"), pytest.raises(ValueError, match="precision 'int8' needs the C\\+\\+ extension"):
@@ -296,7 +296,7 @@ def test_sizes_are_checked_before_memory_is_read():
             torch.ops.moe_kernels.linear_cpp(
                 randn(2, 64, seed=17), [*tables[:2], tables[2][:0]], offsets, [ints[0], -256, *ints[2:]], False, 0
             )
-        routing = Routing(torch.ones(3, 1), torch.zeros(3, 1, dtype=torch.int64), None, None, None)
+        routing = Routing(torch.ones(3, 1), torch.zeros(3, 1, dtype=torch.int64))
         with pytest.raises(ValueError, match="not a whole number of NF4 blocks"):
             moe_dense(randn(3, 3, seed=19), routing, quantize_nf4(randn(2, 6, 3, seed=20)), quantize_nf4(randn(2, 3, 3, seed=21)))
 

@@ -239,6 +239,14 @@ def test_a_mistake_on_the_command_line_is_one_sentence_and_status_2(capsys: pyte
     assert compile_main(["--jobs", "-1"]) == 2
 
 
+def test_a_card_without_kernels_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cubins of another card would never be looked up on it."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (12, 0))
+    assert compile_main([]) == 2
+    assert "no kernels for compute capability 120; known: 80, 86, 89, 90" in capsys.readouterr().err
+
+
 def test_the_interpreter_cannot_compile() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "moe_kernels.compile", "--arch", "86"]

@@ -149,9 +149,9 @@ def test_without_tokens_every_gradient_is_zero(run, implementation):
     leaves = [x, *bases, *(factor.requires_grad_() for factor in factors_of(lora))]
     weights = torch.zeros(0, 2, requires_grad=True)
     with backend.use(implementation):
-        run(x, Routing(weights, torch.zeros(0, 2, dtype=torch.int64), None, None, None), *bases, lora).sum().backward()
+        run(x, Routing(weights, torch.zeros(0, 2, dtype=torch.int64)), *bases, lora).sum().backward()
         with torch.autocast("cpu", torch.bfloat16):
-            assert run(x, Routing(weights, torch.zeros(0, 2, dtype=torch.int64), None, None, None), *bases, lora).dtype == torch.bfloat16
+            assert run(x, Routing(weights, torch.zeros(0, 2, dtype=torch.int64)), *bases, lora).dtype == torch.bfloat16
     assert weights.grad is not None
     assert all(leaf.grad is not None and not leaf.grad.any() for leaf in leaves)
 

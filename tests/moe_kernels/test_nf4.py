@@ -239,3 +239,9 @@ assert torch.equal(dequantize_nf4(q), torch.full((64,), -1.5))
 assert not any(name.startswith(("bitsandbytes.", "transformers")) for name in sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_quantising_without_what_it_needs_names_both_remedies(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with backend.use("reference"), pytest.raises(ModuleNotFoundError, match=r"C\+\+ extension .*, or pip install bitsandbytes"):
+        quantize_nf4(torch.randn(64, 64))

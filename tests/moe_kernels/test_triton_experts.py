@@ -64,7 +64,7 @@ class Case:
             base = [leaf(w) for w in self.base]
         factors = [leaf(factor) for factor in self.factors]
         parts = [LoRA(a, b, s) for a, b, s in zip(factors[::2], factors[1::2], SCALINGS, strict=False)]
-        y = self.layout(x, Routing(weights, self.choice, None, None, None), *base, *([ExpertLoRA(*parts)] if parts else []))
+        y = self.layout(x, Routing(weights, self.choice), *base, *([ExpertLoRA(*parts)] if parts else []))
         if not grads:
             return [y]
         y.backward(self.dy.to(dtype))
