@@ -72,7 +72,7 @@ def captured(run: Callable[[], Any]) -> Callable[[], Any]:
     try:
         with torch.cuda.graph(graph, pool=pool):
             run()
-    except Exception:
+    except Exception:  # raised again: only what torch left is put back
         torch.cuda.set_stream(before)
         _clear_failed_capture(pool)
         raise

@@ -97,30 +97,18 @@ def room_behind(model: Any, tokenizer: PreTrainedTokenizerBase, row: list[int]) 
     return context - len(row)
 
 
-def complete(
-    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[str], *, max_new_tokens: int, batch_size: int, progress: bool = True
-) -> list[str]:
-    """The greedy completion of each prompt, without the prompt, up to EOS or `max_new_tokens` tokens (fewer where the context ends).
+def complete(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[str], **options: Any) -> list[str]:
+    """The completion of each prompt, without the prompt, up to EOS or `max_new_tokens` tokens (fewer where the context ends).
 
-    Prompts of similar length share a batch, so that little of it is padding. ValueError for a prompt that fills the context.
+    `options` are those of `complete_ids` (greedy by default). Prompts of similar length share a batch, so that little of it is padding.
+    ValueError for a prompt that fills the context.
     """
-    rows = encode_prompts(tokenizer, prompts)
-    return complete_rows(model, tokenizer, rows, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
+    return complete_rows(model, tokenizer, encode_prompts(tokenizer, prompts), **options)
 
 
-def complete_rows(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[list[int]],
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    progress: bool = True,
-    behind: str = "",
-) -> list[str]:
+def complete_rows(model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[list[int]], *, behind: str = "", **options: Any) -> list[str]:
     """`complete` of prompts that are token ids already; the completions are read as text that stands behind the text `behind`."""
-    completions = complete_ids(model, tokenizer, rows, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
-    return [decode_behind(tokenizer, ids, behind) for ids in completions]
+    return [decode_behind(tokenizer, ids, behind) for ids in complete_ids(model, tokenizer, rows, **options)]
 
 
 @torch.inference_mode()

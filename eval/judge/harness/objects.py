@@ -49,7 +49,7 @@ class Program:
         """What the tests import."""
         try:
             return self.resolve(reference)
-        except Exception as error:
+        except Exception as error:  # the program chose what it sent: whatever is wrong with that is a failure of its own
             self.unreadable(error)
 
     def unreadable(self, error):
@@ -73,7 +73,7 @@ class Program:
                 return result
             kind, about = reply["error"]
             raised = self.error(action, self.resolve(kind), self.decode(about))
-        except Exception as error:
+        except Exception as error:  # as above
             self.unreadable(error)
         raise raised
 
@@ -88,7 +88,7 @@ class Program:
         """The program may call the functions that it was given, and do nothing else with them."""
         try:
             return {"ok": self.encode(self.functions[int(reply["call"])](*self.decode(reply["arguments"])))}
-        except Exception as error:
+        except Exception as error:  # the program's to see: its call was wrong, or the function raised
             return {"error": str(error)}
 
     def encode(self, value):
