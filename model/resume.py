@@ -40,7 +40,7 @@ def resumable_folder(target: Path, facts: dict[str, str]) -> Iterator[Unfinished
             print(f"going on with the unfinished work in {place}", file=sys.stderr)
         try:
             if is_begun:
-                for torn in folders.output.glob(".*.tmp"):  # of files that appear by a rename
+                for torn in folders.output.glob(".*"):  # of files that appear by a rename; .tmpXXXXXX is safetensors 0.8's
                     torn.unlink()
             else:
                 shutil.rmtree(folders.output, ignore_errors=True)

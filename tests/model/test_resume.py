@@ -4,6 +4,7 @@ in memory."""
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import sys
@@ -17,6 +18,7 @@ import yaml
 from tqdm import auto, tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from model import checkpoint_writer
 from model.compose import compose
 from model.merge import merge_models
 from model.output import check_manifest
@@ -113,6 +115,37 @@ def test_killed_at_any_step_it_goes_on_to_the_same_bytes(command, shards, steps,
         shutil.rmtree(out)
         number += 1
     assert number >= steps
+
+
+def kill_within_shard(number: int) -> None:
+    """Kills this process at the first bytes of its `number`th safetensors file, which lie under a name of safetensors' own."""
+    save_file, left = checkpoint_writer.save_file, number
+
+    def save(*args, **kwargs):
+        nonlocal left
+        left -= 1
+        if not left:
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        save_file(*args, **kwargs)
+
+    checkpoint_writer.save_file = save
+
+
+@pytest.mark.parametrize("command", ["run_compose_nf4", "run_merge"])
+def test_killed_within_a_shard_it_goes_on_to_the_same_bytes(command, request, tmp_path):
+    run, out = request.getfixturevalue(command), tmp_path / "out"
+
+    def killed_run():
+        kill_within_shard(2)
+        run(out)
+
+    assert in_child(killed_run) == -signal.SIGXFSZ
+    assert any(path.name.startswith(".") for path in (unfinished(out) / "output").iterdir())
+    run(out)
+    run(tmp_path / "unbroken")
+    assert contents(out) == contents(tmp_path / "unbroken")
 
 
 @pytest.mark.parametrize(("command", "changes", "start"), [("run_compose_nf4", {"layout": "lora"}, 8), ("run_merge", {}, 5)])
