@@ -31,6 +31,7 @@ def in_child(act: Callable[[], int | None], said: Path) -> int:
     if not pid:
         status = 1
         try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
             for bars in (tqdm, auto.tqdm):  # transformers' are of the second class
                 bars.set_lock(threading.RLock())  # their own is shared with the parent, which would wait for a child that was killed
             with said.open("wb", buffering=0) as file:
