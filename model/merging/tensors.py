@@ -51,13 +51,13 @@ class Merger:
         weights, normalize = [term.values["weight"] for term in step.terms], bool(step.values["normalize"])
         return self._fill(step, dtype, lambda rows: linear([read(rows) for read in inputs], weights, normalize))
 
-    def _fill(self, step: Step, dtype: torch.dtype, make: Rows) -> Tensor:
+    def _fill(self, step: Step, dtype: torch.dtype, make: Callable[[slice], Tensor]) -> Tensor:
         """The tensor whose rows `make` makes."""
         merged = torch.empty(self._shape(step.base or step.terms[0]), dtype=self._out_dtype(step, dtype))
         self._write(merged, make)
         return merged
 
-    def _write(self, out: Tensor, make: Rows) -> None:
+    def _write(self, out: Tensor, make: Callable[[slice], Tensor]) -> None:
         def write(rows: slice) -> None:
             out[rows] = make(rows)
 
@@ -124,7 +124,7 @@ class Merger:
 
     def _rows(self, term: Term, dtype: torch.dtype) -> Rows:
         if self.alignment is not None and self._is_aligned(term):
-            return self.alignment.tensor(term.source, term.name, dtype).__getitem__
+            return self.alignment.aligned(term.source, term.name, dtype)
         return term.source.rows(term.name, dtype)
 
     def _shape(self, term: Term) -> torch.Size:
