@@ -51,7 +51,7 @@ test-oldest: $(READY)
 MERGEKIT := build/mergekit
 test-mergekit: $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(MERGEKIT) mergekit==0.1.5 immutables
-	PYTHONPATH=$(MERGEKIT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/model/test_merge.py tests/model/test_compose.py tests/model/test_compose_gates.py
+	PYTHONPATH=$(MERGEKIT) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/model/merging tests/model/test_compose.py tests/model/test_compose_gates.py
 
 bench: $(READY)
 	$(BIN)/python -m pytest benchmarks/ --benchmark-columns=min,median,stddev,rounds

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 from tqdm import tqdm
+from transformers import AutoTokenizer
 
 from benchmarks.cpu.layer import hardware
 from benchmarks.full_scale.ingredients import EXPERTS, base_config, write_adapters, write_base
@@ -32,11 +33,13 @@ from model.checkpoint import Checkpoint
 from model.checkpoint_writer import CheckpointWriter
 from model.cli import make_parser, run_command
 from model.merging.methods import METHODS
-from model.output import sync
+from model.output import sync, write_json
+from model.strict_json import read_json
 
 START = "start"
 COPY, COPY_SYNCED = "cp", "cp, on the disk"  # a merge's files are on the disk, too, when it ends
 _STEP = 0.002  # standard deviation of what a model near the base has more than it
+_OWN_TOKENS = 100  # of each model, in the last rows of its embeddings
 
 
 class Took(NamedTuple):
@@ -57,8 +60,20 @@ def write_models(folder: Path, base: Path, seed: int) -> None:
                 writer.add(name, weight + torch.empty_like(weight).normal_(0, _STEP, generator=draw))
 
 
+def write_tokenizers(folder: Path, base: Path, rows: int) -> None:
+    """For each row of the embeddings a token: the last are each model's own, and the base has none there."""
+    settings = read_json(base / "tokenizer.json")
+    vocabulary = settings["model"]["vocab"]
+    vocabulary |= {f"<{row}>": row for row in range(len(vocabulary), rows - _OWN_TOKENS)}
+    write_json(base / "tokenizer.json", settings)
+    for index in range(EXPERTS):
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer.add_tokens([f"<{index}:{number}>" for number in range(_OWN_TOKENS)])
+        tokenizer.save_pretrained(folder / f"model-{index}")
+
+
 def merges(folder: Path) -> dict[str, dict[str, Any]]:
-    """A configuration for each method, with four models and with four adapters (SLERP: two)."""
+    """A configuration for each method, with four models and with four adapters (SLERP: two); of models also with one vocabulary for all."""
     configs: dict[str, dict[str, Any]] = {}
     for kind in ("model", "adapter"):
         sources = [str(folder / f"{kind}-{index}") for index in range(EXPERTS)]
@@ -78,6 +93,8 @@ def merges(folder: Path) -> dict[str, dict[str, Any]]:
             configs[f"{method} of {len(config['models'])} {kind}s"] = config
             if kind == "model" and takes.uses_task_vectors:
                 configs[f"{method} of {EXPERTS} models, fp32"] = {**config, "dtype": "float32", "out_dtype": "bfloat16"}
+            if kind == "model":
+                configs[f"{method} of {len(config['models'])} models, union"] = {**config, "tokenizer_source": "union"}
     return configs
 
 
@@ -144,6 +161,7 @@ def benchmark(args: argparse.Namespace) -> None:
         write_base(folder / "base", base_config(args.layers, args.scale), args.seed)
         write_adapters(folder, base_config(args.layers, args.scale), folder / "base", args.seed)
         write_models(folder, folder / "base", args.seed + 1)
+        write_tokenizers(folder, folder / "base", base_config(args.layers, args.scale).vocab_size)
         size = sum(file.stat().st_size for file in (folder / "base").glob("*.safetensors"))
         runs: dict[str, Callable[[], Took]] = {
             START: lambda: merge(folder / "none.yml", out, "--help"),

@@ -79,6 +79,10 @@ class Checkpoint:
         """
         return check_finite(_open(self._owner[name]).get_tensor(name), f"{name} in {self._owner[name]}")
 
+    def rows(self, name: str, rows_N: Tensor) -> Tensor:
+        """Some rows of a tensor, by their numbers; no others are read. ValueError as of `tensor`."""
+        return check_finite(_open(self._owner[name]).get_tensor(name)[rows_N], f"{name} in {self._owner[name]}")
+
     def check_values(self) -> None:
         """Reads every tensor; ValueError as of `tensor`."""
         for name in self:

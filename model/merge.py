@@ -2,7 +2,7 @@
 
 Tensors are merged one by one and written in shards, so that memory holds a few of them. Adapters need no merged copy.
 A command that was killed goes on after its last whole shard when it is run again.
-`--inspect` looks at the task vectors instead (`merging/task_vectors.py`).
+`--inspect` looks at the task vectors instead (`merging/inspection.py`).
 """
 
 import argparse
@@ -10,7 +10,6 @@ import hashlib
 import shutil
 import sys
 from collections import Counter
-from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,15 @@ from moe_kernels.nf4_format import dtype_name
 from .checkpoint import CONFIG, GENERATION, Checkpoint, check_finite
 from .checkpoint_writer import SHARD_BYTES, CheckpointWriter
 from .cli import make_parser, run_command
-from .merging.config import MergeConfig, given_parameters, read_merge_config, unmatched_filters, unused_parameters
+from .merging.config import unmatched_filters, unused_parameters
+from .merging.inspection import inspect
 from .merging.methods import METHODS
-from .merging.plan import Step, count_layers, make_plan
-from .merging.sources import HEAD, SourceModel, open_sources
-from .merging.task_vectors import DENSITY, TOTAL, Density, draw_heat_map, find_base, measure, text_table
+from .merging.opening import Merge, make_merger, open_merge
+from .merging.plan import Step, count_layers
+from .merging.sources import HEAD, SourceModel
+from .merging.task_vectors import DENSITY
 from .merging.tensors import Merger
-from .merging.vocabulary import Alignment, align
-from .output import output_folder, refuse_existing, write_json, write_run
+from .output import refuse_existing, write_json, write_run
 from .resume import Overflow, resumable_folder
 from .same_tokenizer import brings_tokenizer, take_chat_template
 from .strict_json import read_json
@@ -38,38 +38,6 @@ from .tokenizer import read_tokenizer
 
 CONFIG_COPY = "mergekit_config.yml"  # as mergekit calls it
 _TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja")
-
-
-@dataclass(frozen=True)
-class Merge:
-    """A configuration whose models are open. `reference` gives the output's configuration and, if nothing else is said, its tokenizer."""
-
-    config: MergeConfig
-    sources: dict[str, SourceModel]
-    reference: SourceModel
-    alignment: Alignment | None
-    steps: list[Step]
-
-
-def open_merge(path: Path) -> Merge:
-    """Reads a configuration, opens its models and plans the merge; FileNotFoundError or ValueError if that cannot be done."""
-    config = read_merge_config(path)
-    sources = open_sources(config.models, config.base_model, path.parent)
-    reference = next(iter(sources.values()))
-    alignment = align(config.tokenizer, sources, config.base_model, path.parent) if config.tokenizer else None
-    return Merge(config, sources, reference, alignment, make_plan(config, sources, reference, alignment is not None))
-
-
-def make_merger(merge: Merge, seed: int, fast_ties: bool) -> Merger:
-    """How tensors are merged: with mergekit's bits, except that adapters which stand alone, which it cannot read, need not follow it.
-
-    With them the arithmetic is in fp32 and each tensor in the base's dtype, unless the file says otherwise, and `fast_ties` holds.
-    """
-    config = merge.config
-    has_adapters = any(not source.in_file_dtype for source in merge.sources.values())
-    in_base_dtype = has_adapters and config.dtype is None
-    dtype = torch.float32 if in_base_dtype else config.dtype
-    return Merger(config.method, dtype, config.out_dtype, in_base_dtype, merge.alignment, seed, fast_ties or has_adapters)
 
 
 def write_weights(folder: Path, merger: Merger, steps: list[Step]) -> torch.dtype:
@@ -135,32 +103,6 @@ def _chat_template(source: SourceModel) -> Any:
     return tokenizer.chat_template
 
 
-def inspect(merge: Merge, args: argparse.Namespace) -> None:
-    """Measures the task vectors, prints them and writes them as JSON and as a heat map; no model is written."""
-    if args.density is not None and not 0 < args.density <= 1:
-        raise ValueError(f"--density is {args.density:g}; it must be above 0 and at most 1")
-    base = find_base(merge.sources, merge.config.base_model)
-    sources = {name: source for name, source in merge.sources.items() if name != merge.config.base_model}
-    names = [source.name for source in sources.values()]
-    experts = {source.name if names.count(source.name) == 1 else name: source for name, source in sources.items()}
-    is_of_file = args.density is None and "density" in given_parameters(merge.config)
-    density = None if is_of_file else args.density or DENSITY
-    rows = measure(base, experts, _densities_of_file(merge) if density is None else lambda *_: density)
-    with output_folder(Path(args.out)) as folder:
-        base_name = merge.config.base_model or str(base.folder)
-        write_json(folder / "task_vectors.json", {"base": base_name, "density": density, "layers": rows})
-        draw_heat_map(rows, folder / "task_vectors.png")
-        write_run(folder, seed=args.seed, figures=rows[TOTAL], density=density)
-    print(text_table(rows))
-
-
-def _densities_of_file(merge: Merge) -> Density:
-    """What the merge itself keeps of each tensor of a model, where its method thins task vectors."""
-    terms = [term for step in merge.steps for term in step.terms]
-    found = {(term.source, term.name): term.values["density"] for term in terms if "density" in term.values}
-    return lambda source, name: found.get((source, name), DENSITY)
-
-
 def merge_models(args: argparse.Namespace) -> None:
     """The command: reads the configuration, opens its models, and writes the merged model, or what `--inspect` finds, to `args.out`."""
     path, out = Path(args.config), Path(args.out)
@@ -173,7 +115,7 @@ def merge_models(args: argparse.Namespace) -> None:
     for name, part in unmatched_filters(merge.config, [step.name for step in merge.steps]):
         print(f"{path}: the filter {part!r} of {name} occurs in no tensor's name", file=sys.stderr)
     if args.inspect:
-        inspect(merge, args)
+        inspect(merge, out, args.density, args.seed)
         return
     with resumable_folder(out, _facts(path, merge, args)) as (folder, _):
         write_tokenizer(folder, merge)  # first, as it may fail, and the rest takes long

@@ -1,4 +1,4 @@
-"""Where the experts of a mixture come from: full checkpoints, adapters of the base, or adapters of checkpoints.
+"""Where models and experts come from: full checkpoints, or adapters of them; and the sources of a mixture's experts.
 
 Of a full checkpoint a mixture takes the FFNs alone, as mergekit-moe does; of an adapter of the base also its share of attention.
 """
@@ -28,12 +28,32 @@ _SHARED = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"
 
 
 @dataclass(frozen=True)
-class ExpertSource:
-    """Where an expert's FFN comes from: a full checkpoint, with or without an adapter on it."""
+class Source:
+    """A full checkpoint, with or without an adapter on it."""
 
-    name: str
     weights: Checkpoint
     adapter: Adapter | None
+
+    @property
+    def folder(self) -> Path:
+        """The checkpoint's."""
+        return self.weights.path
+
+    @property
+    def name(self) -> str:
+        """The adapter's, or that of the checkpoint's folder."""
+        return self.adapter.name if self.adapter else self.folder.name
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of what it is made of: the checkpoint and the adapter."""
+        return base_fingerprint(self.folder, self.weights) + (self.adapter.fingerprint if self.adapter else "")
+
+
+@dataclass(frozen=True)
+class ExpertSource(Source):
+    """Where an expert's FFN comes from."""
+
     is_base: bool  # `weights` are the base's: with an adapter, this expert can be kept as its factors
     noise_scale: float = 0.0
     residual_scale: float = 1.0
@@ -42,12 +62,7 @@ class ExpertSource:
     @property
     def folders(self) -> list[Path]:
         """The folders of its checkpoint and its adapter."""
-        return [self.weights.path, *([self.adapter.folder] if self.adapter else [])]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Of what the expert is made of: its checkpoint and its adapter."""
-        return base_fingerprint(self.weights.path, self.weights) + (self.adapter.fingerprint if self.adapter else "")
+        return [self.folder, *([self.adapter.folder] if self.adapter else [])]
 
     def matrix(self, module: str) -> Tensor:
         """The weight [out, in] of a module, the adapter merged in; of the FFN, with the recipe's noise and scale, as in mergekit-moe.
@@ -86,7 +101,7 @@ def open_source(text: str, base: Path, base_weights: Checkpoint, beside: Path) -
             raise ValueError(
                 f"{adapter_folder} changes {', '.join(sorted(adapter.attention))} of {folder}, but the mixture has the attention of {base}"
             )
-    return ExpertSource(adapter.name if adapter else folder.name, weights, adapter, is_base)
+    return ExpertSource(weights, adapter, is_base)
 
 
 def all_the_same(experts: list[ExpertSource]) -> bool:

@@ -108,14 +108,15 @@ def slerp(t: float, start: Tensor, end: Tensor, out: Tensor | None = None, run: 
     return merged
 
 
-def precisions(method: str, dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
+def precisions(method: str, dtype: torch.dtype, fast_ties: bool) -> tuple[torch.dtype, torch.dtype]:
     """In which magnitudes are compared, and in which the mask is applied to a task vector in `dtype`: as in mergekit on a CPU.
 
-    fp64 is sorted in fp32, and what a random mask leaves is computed in fp32 (of bf16: in bf16).
+    The largest are found in fp32, where the order is the same (`fast_ties`: 16-bit ones as they are, since nothing is sorted). What a
+    random mask leaves is computed in fp32 (of bf16: in bf16).
     """
     if method in ("random", "rank"):
         return dtype, mask_dtype(dtype)
-    return (torch.float32 if dtype == torch.float64 else dtype), dtype
+    return (dtype if fast_ties and dtype.itemsize == 2 else torch.float32), dtype
 
 
 def choose(magnitudes: Tensor, method: str, values: Mapping[str, float], *, seed: str, fast_ties: bool = False, run: Run = map) -> Tensor:

@@ -13,7 +13,8 @@ T = TypeVar("T")
 BLOCK = 1 << 17  # entries that are combined at a time; four models' in fp32 fit a second-level cache
 PIECE = 1 << 20  # entries that are summed or counted at a time
 Run = Callable[[Callable[[Any], Any], list[slice]], Iterator[Any]]  # `map`, or that of an executor
-Rows = Callable[[slice], Tensor]  # a tensor that is made when it is looked at: the rows of it that a slice names
+Some = slice | Tensor  # rows of a tensor, by a slice or by their numbers
+Rows = Callable[[Some], Tensor]  # a tensor that is made when it is looked at: some rows of it
 _thread = threading.local()
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapters import Adapter, base_fingerprint, is_adapter
+from ..adapters import Adapter, is_adapter
 from ..checkpoint import Checkpoint, model_folder
 from ..config_file import model_config, read_config
-from ..sources import UNSEEN, split_source
+from ..sources import UNSEEN, Source, split_source
 from .parallel import Rows, at_least_fp32
 
 _FAMILIES = ("mistral", "llama", "qwen2")
@@ -22,17 +22,11 @@ _WEIGHT = ".weight"
 
 
 @dataclass(frozen=True)
-class SourceModel:
-    """One model. `is_tied`: where its file has no head, the head is the embeddings. `in_file_dtype`: its adapter is merged in the weights'
-    own dtype, as mergekit does, and not in the merge's.
-    """
+class SourceModel(Source):
+    """One model."""
 
-    name: str
-    folder: Path
-    weights: Checkpoint
-    is_tied: bool
-    adapter: Adapter | None = None
-    in_file_dtype: bool = True
+    is_tied: bool  # where its file has no head, the head is the embeddings
+    in_file_dtype: bool = True  # its adapter is merged in the weights' own dtype, as mergekit does, and not in the merge's
 
     def __contains__(self, name: str) -> bool:
         return self._stored(name) in self.weights
@@ -48,30 +42,24 @@ class SourceModel:
         """Of the tensor in its file, which is not read for it."""
         return self.weights.head(self._stored(name), 1).dtype
 
-    def stored(self, name: str) -> Tensor:
-        """The tensor as its file has it, without the adapter."""
-        return self.weights.tensor(self._stored(name))
-
     def _stored(self, name: str) -> str:
+        """The name in the file."""
         return EMBEDDINGS if name == HEAD and self.is_tied and HEAD not in self.weights else name
 
-    @property
-    def fingerprint(self) -> str:
-        """Of what the model is made of: its checkpoint and its adapter."""
-        return base_fingerprint(self.folder, self.weights) + (self.adapter.fingerprint if self.adapter else "")
-
-    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
-        """The tensor in `dtype`."""
-        return self.rows(name, dtype)(slice(None))
-
     def rows(self, name: str, dtype: torch.dtype) -> Rows:
-        """The tensor in `dtype`, any rows of it at a time."""
-        weight, module = self.stored(name), name.removesuffix(_WEIGHT)
+        """The tensor in `dtype`, any rows of it at a time; its file is mapped as long as the result is there."""
+        weight, module = self.weights.tensor(self._stored(name)), name.removesuffix(_WEIGHT)
         if self.adapter is not None and (self.in_file_dtype or self.adapter.is_dora):
             weight = self.adapter.apply(module, weight if self.in_file_dtype else weight.to(dtype))
         elif product := self._product(module, dtype):
             return lambda rows: product(rows).add_(weight[rows].to(dtype)).to(dtype)
         return lambda rows: weight[rows].to(dtype)
+
+    def some_rows(self, name: str, rows_N: Tensor, dtype: torch.dtype) -> Tensor:
+        """Some rows of the tensor in `dtype`, by their numbers; no others are read, unless the adapter changes them."""
+        if self.adapter is not None and name.removesuffix(_WEIGHT) in self.adapter.modules:
+            return self.rows(name, dtype)(rows_N)
+        return self.weights.rows(self._stored(name), rows_N).to(dtype)
 
     def task_vector(self, name: str, base: "SourceModel", base_name: str, base_rows: Rows, dtype: torch.dtype) -> Rows | None:
         """What the model's tensor `name` adds to the base's `base_name`, which is `base_rows`, in `dtype`; None if that is nothing.
@@ -127,16 +115,15 @@ def open_sources(models: list[str], base: str | None, beside: Path) -> dict[str,
 
 def _open(text: str, base: SourceModel | None, beside: Path) -> SourceModel:
     folder, adapter_folder = split_source(text, beside)
-    in_file_dtype = adapter_folder is not None
-    if adapter_folder is None and is_adapter(folder):
+    stands_alone = adapter_folder is None and is_adapter(folder)
+    if stands_alone:
         folder, adapter_folder = _base_folder(folder, base, beside), folder
     weights = base.weights if base is not None and base.folder == folder else Checkpoint(folder)
     is_tied = bool(_configuration(folder).tie_word_embeddings)
-    if adapter_folder is None:
-        return SourceModel(folder.name, folder, weights, is_tied)
-    adapter = Adapter(adapter_folder)
-    adapter.check_base(folder, weights)
-    return SourceModel(adapter.name, folder, weights, is_tied, adapter, in_file_dtype)
+    adapter = Adapter(adapter_folder) if adapter_folder else None
+    if adapter is not None:
+        adapter.check_base(folder, weights)
+    return SourceModel(weights, adapter, is_tied, in_file_dtype=not stands_alone)
 
 
 def _base_folder(adapter: Path, base: SourceModel | None, beside: Path) -> Path:

@@ -67,7 +67,7 @@ def find_base(sources: dict[str, SourceModel], base: str | None) -> SourceModel:
             "task vectors are differences from a base: give base_model, in a copy of the file if its method is linear, "
             "which would average it in"
         )
-    return SourceModel(first.folder.name, first.folder, first.weights, first.is_tied)
+    return SourceModel(first.weights, None, first.is_tied)
 
 
 def measure(base: SourceModel, experts: Mapping[str, SourceModel], density: Density) -> dict[str, dict[str, Any]]:

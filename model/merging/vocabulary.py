@@ -1,7 +1,7 @@
 """Models with different vocabularies: one tokenizer for the output, and every embedding matrix brought into its order.
 
 As in mergekit's `tokenizer_source`: a token that a model lacks gets the base's row, or else the mean over the models that have it, or
-zeros if none has. V tokens of the output, M models, N tokens that a model lacks.
+zeros if none has. V tokens of the output, D model width, M models, N tokens that a model lacks.
 """
 
 import sys
@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from ..checkpoint import some
 from ..sources import split_source
 from ..tokenizer import read_tokenizer
+from .parallel import Rows, Some
 from .sources import EMBEDDINGS, SourceModel
 
 
@@ -33,17 +34,22 @@ class Alignment:
     def size(self) -> int:
         return len(self.rows[0])
 
-    def tensor(self, source: SourceModel, name: str, dtype: torch.dtype) -> Tensor:
-        """An embedding matrix of `source` with a row for each token of the output."""
-        rows_V = self.rows[self.sources.index(source)]
-        aligned = source.tensor(name, dtype)[rows_V.clamp(min=0)]
-        lacking_N = (rows_V < 0).nonzero().flatten()
-        if len(lacking_N):
-            aligned[lacking_N] = self._fallback(lacking_N, name, dtype, aligned.shape[1:])
-        return aligned
+    def aligned(self, source: SourceModel, name: str, dtype: torch.dtype) -> Rows:
+        """An embedding matrix of `source` with a row for each token of the output, any of these at a time."""
+        own, rows_V = source.rows(name, dtype), self.rows[self.sources.index(source)]
+        is_lacking_V = rows_V < 0
+        place_V = is_lacking_V.cumsum(dim=0) - 1
+        others_ND = self._fallback(is_lacking_V.nonzero().flatten(), name, dtype, source.shape(name)[1:])
+
+        def read(part: Some) -> Tensor:
+            found, is_lacking = own(rows_V[part].clamp(min=0)), is_lacking_V[part]
+            found[is_lacking] = others_ND[place_V[part][is_lacking]]
+            return found
+
+        return read
 
     def _fallback(self, tokens_N: Tensor, name: str, dtype: torch.dtype, shape: torch.Size) -> Tensor:
-        """The rows for tokens that a model lacks; each other model's matrix is read once for all of them."""
+        """The rows for tokens that a model lacks, which are gathered from the other models."""
         rows_MN = torch.stack(list(self.rows))[:, tokens_N]
         is_used_MN = rows_MN >= 0
         if self.has_base:
@@ -51,7 +57,7 @@ class Alignment:
         total = torch.zeros(len(tokens_N), *shape, dtype=dtype)
         for source, rows_N, is_used_N in zip(self.sources, rows_MN, is_used_MN, strict=True):
             if is_used_N.any():
-                total[is_used_N] += source.stored(name)[rows_N[is_used_N]].to(dtype)
+                total[is_used_N] += source.some_rows(name, rows_N[is_used_N], dtype)
         return total / is_used_MN.sum(dim=0).clamp(min=1)[:, None].to(dtype)
 
 

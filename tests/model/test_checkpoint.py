@@ -41,6 +41,18 @@ def test_the_head_of_a_tensor_is_its_first_values(tmp_path):
     assert heads == {"scalar": [3.0], "row": [0.0, 1.0], "matrix": [0.0, 1.0]}
 
 
+def test_of_some_rows_only_these_are_checked(tmp_path):
+    tensor = torch.arange(12.0).reshape(4, 3)
+    tensor[2, 1] = torch.nan
+    with CheckpointWriter(tmp_path) as writer:
+        writer.add("matrix", tensor)
+    checkpoint = Checkpoint(tmp_path)
+    assert torch.equal(checkpoint.rows("matrix", torch.tensor([3, 0, 3])), tensor[[3, 0, 3]])
+    for read in (lambda: checkpoint.rows("matrix", torch.tensor([1, 2])), lambda: checkpoint.tensor("matrix")):
+        with pytest.raises(ValueError, match=r"matrix in .* has values that are infinite or not numbers"):
+            read()
+
+
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/secret.safetensors", "weights.bin"])
 def test_an_index_may_only_name_shards_beside_it(sharded, name):
     folder, _ = sharded

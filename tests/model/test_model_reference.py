@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from model.ingredients import open_recipe
-from model.merge import open_merge
+from model.merging.opening import open_merge
 from model.model_reference import model_field
 
 TAKEN = [

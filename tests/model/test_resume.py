@@ -3,19 +3,16 @@ in memory."""
 
 import os
 import random
-import re
 import resource
 import shutil
 import signal
 import sys
-import threading
 import time
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import yaml
-from tqdm import auto, tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from model import checkpoint_writer
@@ -26,22 +23,9 @@ from model.resume import resumable_folder
 from model.unfinished import unfinished
 from moe_kernels.nf4 import quantize_nf4_parts
 
+from .forked import KILLED, added_memory, in_child
+
 STEPS = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree", "shutil.copyfile"}  # Python's audit events
-DONE, KILLED = 0, -signal.SIGKILL
-
-
-def in_child(act) -> int:
-    """The exit status of a forked process that does `act`, negative for a signal."""
-    pid = os.fork()
-    if not pid:
-        for bars in (tqdm, auto.tqdm):  # transformers' are of the second class
-            bars.set_lock(threading.RLock())  # their own is shared with the parent, which would wait for a child that was killed
-        try:
-            act()
-        except BaseException:
-            os._exit(1)
-        os._exit(DONE)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def kill_before_step(number: int, folder: Path) -> None:
@@ -268,18 +252,9 @@ def test_memory_stays_far_below_the_mixture(make_recipe, base, tmp_path, monkeyp
     small = make_recipe([base] * 4).rename(tmp_path / "small.yml")
     recipe = make_recipe([large] * 4, base=large)
 
-    def measured_run():
-        compose(arguments(small, tmp_path / "small", quantize=quantize))  # what composing imports is not counted
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-        before = resident("VmRSS")
-        compose(arguments(recipe, tmp_path / "out", quantize=quantize))
-        (tmp_path / "added").write_text(str(resident("VmHWM") - before))
-
-    assert in_child(measured_run) == DONE
-    assert int((tmp_path / "added").read_text()) < 4 * 16 * 3 * 512 * 2048 * 2 / 3
-
-
-def resident(name: str) -> int:
-    match = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert match
-    return int(match[1]) << 10
+    added = added_memory(
+        lambda: compose(arguments(recipe, tmp_path / "out", quantize=quantize)),
+        lambda: compose(arguments(small, tmp_path / "small", quantize=quantize)),
+        tmp_path,
+    )
+    assert added < 4 * 16 * 3 * 512 * 2048 * 2 / 3
