@@ -17,7 +17,7 @@ from typing import Any
 
 from model.adapters import is_adapter
 from model.cli import add_precision, make_parser, run_command
-from model.cost import model_cost
+from model.cost import model_cost, precision_facts
 from model.languages import get_language
 from model.load import load_model, model_fingerprint, model_folder
 from model.output import output_folder, refuse_existing, sha256_of, write_run
@@ -26,7 +26,7 @@ from model.same_tokenizer import take_chat_template
 
 from .answers import ORACLE, ROUTERS, Answers, ask, check_router
 from .compiles import compile_all
-from .cost import precision_facts, speed
+from .cost import speed
 from .measure import judge, table
 from .points import Points, add_point_flags, given_completions, load_points
 from .runs import CODEBLEU, SAMPLES
