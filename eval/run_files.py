@@ -69,6 +69,11 @@ STUDY_SHAPE = {
     "study": {"systems": [dict], "langs": [str], "baseline": str},
     "lengths": Each(Each({"points": Each({"n": int}), "systems": Each(Each(Each(ESTIMATE_SHAPE))), "claims": [_CLAIM]})),
 }
+SEEN_SHAPE = {  # of study.json: what was seen in training, and in which prompt each system was asked
+    "prompt_templates": Each(str),
+    "contamination": Maybe(Each(Each({"n": int, "median": NUMBER, "greatest": NUMBER, "seen": int}))),
+    "lengths": Each(Each({"unseen": {"points": Each({"n": int}), "systems": Each(Each({"codebleu": ESTIMATE_SHAPE}))}})),
+}
 
 
 def check_shape(value: Any, shape: Any, where: str) -> Any:
