@@ -17,7 +17,7 @@ from typing import Any
 
 from model.adapters import is_adapter
 from model.cli import add_precision, make_parser, run_command
-from model.cost import model_cost
+from model.cost import model_cost, precision_facts
 from model.languages import get_language
 from model.load import load_model, model_fingerprint, model_folder
 from model.output import output_folder, refuse_existing, sha256_of, write_run
@@ -26,8 +26,8 @@ from model.same_tokenizer import take_chat_template
 
 from .answers import ORACLE, ROUTERS, Answers, ask, check_router
 from .compiles import compile_all
-from .cost import precision_facts, speed
-from .measure import judge, table
+from .cost import speed
+from .measure import measure_completions, score_table
 from .points import Points, add_point_flags, given_completions, load_points
 from .runs import CODEBLEU, SAMPLES
 from .sandbox import Sandbox, SandboxError
@@ -93,7 +93,7 @@ def write_scores(
     for lang, kinds in points.items():
         own = answers[lang] if answers else None
         programs = [unfenced(text) for text in completions[lang]]
-        figures[lang], rows = judge(lang, kinds, programs, args.seed, compiler, own.losses if own else None)
+        figures[lang], rows = measure_completions(lang, kinds, programs, args.seed, compiler, own.losses if own else None)
         if own and own.length == args.max_new_tokens:
             figures[lang] = {kind: {**row, "generation_seconds_per_point": own.seconds} for kind, row in figures[lang].items()}
         samples += rows
@@ -118,7 +118,7 @@ def write_scores(
         write_run(folder, seed=args.seed, figures=figures, name=name, **facts)
     if uncompiled := sum(row.get("uncompiled", 0) for kinds in figures.values() for row in kinds.values()):
         print(f"{uncompiled} programs could not be given to a compiler and leave the rate: see docs/evaluation.md", file=sys.stderr)
-    return table(figures, name)
+    return score_table(figures, name)
 
 
 def model_facts(args: Namespace, model: Any, tokenizer: Any) -> dict[str, Any]:

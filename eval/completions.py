@@ -12,13 +12,13 @@ from typing import Any
 from tqdm import tqdm
 from transformers import set_seed
 
-from model.cost import model_cost
+from model.cost import model_cost, precision_facts
 from model.generation import complete_ids, decode_behind, encode_prompts
 from model.load import load_model
 from model.prompt import format_prompt
 from model.strict_json import parse_json
 
-from .cost import precision_facts, speed
+from .cost import speed
 from .run_files import check_shape
 from .runs import lines_in
 from .tasks import Task

@@ -9,6 +9,7 @@ from typing import Any
 from model.languages import LANGUAGES
 
 from .bootstrap import Estimate, Stratum, average, bootstrap, difference, ratio
+from .run_files import PREFERENCE_MARGIN
 from .runs import ROLES, Run, Sample, Systems
 
 ALL = "all"
@@ -88,15 +89,15 @@ def generations(systems: Systems) -> dict[str, dict[str, Any]]:
     for lang in languages_of(systems):
         kind = next(kind for kind in kinds_of(systems) if any(aligned(systems, lang, kind).values()))
         rows = aligned(systems, lang, kind)
-        judge = rows.get("expert") or list(rows.values())[-1]
-        index = sorted(range(len(judge)), key=lambda i: judge[i][SCORE])[(len(judge) - 1) // 2]
-        point = {key: judge[index][key] for key in ("id", "kind", "text", "reference")}
+        median_of = rows.get("expert") or list(rows.values())[-1]
+        index = sorted(range(len(median_of)), key=lambda i: median_of[i][SCORE])[(len(median_of) - 1) // 2]
+        point = {key: median_of[index][key] for key in ("id", "kind", "text", "reference")}
         chosen[lang] = {**point, "systems": {role: {key: rows[role][index][key] for key in ("prediction", SCORE)} for role in rows}}
     return chosen
 
 
 def training_summary(logs: list[tuple[str, list[dict[str, Any]]]]) -> dict[str, dict[str, Any]]:
-    """{label: steps, first and last training loss, best evaluation loss, seconds}."""
+    """{label: steps, first and last training loss, best evaluation loss, what they are measured in, seconds}."""
     summary = {}
     for label, entries in logs:
         losses, checks = ([entry[key] for entry in entries if key in entry] for key in ("loss", "eval_loss"))
@@ -105,9 +106,16 @@ def training_summary(logs: list[tuple[str, list[dict[str, Any]]]]) -> dict[str, 
             "first_loss": losses[0] if losses else None,
             "last_loss": losses[-1] if losses else None,
             "best_eval_loss": min(checks, default=None),
+            "loss_unit": loss_unit(entries),
             "seconds": max((entry["seconds"] for entry in entries if "seconds" in entry), default=None),
         }
     return summary
+
+
+def loss_unit(entries: list[dict[str, Any]]) -> str:
+    """What the losses of a training log are measured in."""
+    aligned_pairs = any(key.endswith(PREFERENCE_MARGIN) for entry in entries for key in entry)
+    return "preference loss per pair" if aligned_pairs else "nats per token"
 
 
 def precision(systems: Systems) -> str:

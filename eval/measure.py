@@ -17,7 +17,7 @@ from .text_metrics import text_score
 Compiler = Callable[[Sequence[str], str], list["bool | None"]]  # programs, language
 
 
-def judge(
+def measure_completions(
     lang: str,
     kinds: dict[str, list[Pair]],
     completions: Sequence[str],
@@ -67,7 +67,7 @@ def estimates(rows: Sequence[dict[str, Any]], seed: str) -> dict[str, dict[str, 
     return found
 
 
-def table(figures: dict[str, dict[str, Any]], name: str) -> str:
+def score_table(figures: dict[str, dict[str, Any]], name: str) -> str:
     """The figures as aligned text, x 100: CodeBLEU with its parts, then every metric with its interval."""
     columns = ("CodeBLEU", "corpus", "library", "n-gram", "keywords", "syntax", "data flow")
     lines = [f"{name + ' (x 100)':<24}{'n':>5}{'empty':>7}" + "".join(f"{column:>10}" for column in columns)]
@@ -80,12 +80,12 @@ def table(figures: dict[str, dict[str, Any]], name: str) -> str:
     lines.append(f"\n{f'[{LEVEL} % interval]':<24}" + "".join(f"{METRIC_TITLES[metric]:>22}" for metric in shown))
     for lang, kinds in figures.items():
         for kind, row in kinds.items():
-            cells = "".join(f"{with_interval(row['metrics'].get(metric)):>22}" for metric in shown)
+            cells = "".join(f"{_with_interval(row['metrics'].get(metric)):>22}" for metric in shown)
             lines.append(f"{get_language(lang).title + ', ' + kind:<24}{cells}")
     return "\n".join(lines)
 
 
-def with_interval(estimate: dict[str, Any] | None) -> str:
+def _with_interval(estimate: dict[str, Any] | None) -> str:
     """Times 100, as "43.6 [40.1, 47.0]"; "-" for none."""
     if estimate is None:
         return "-"

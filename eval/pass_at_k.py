@@ -32,7 +32,7 @@ from model.unfinished import FACTS, check_same_facts, locked, remove_work, unfin
 from .codebleu import check_flags
 from .completions import Sample, generated, given, prompt_of, references, rows_kept, write_rows
 from .judge import UNJUDGED, Judge
-from .pass_rates import TASKS, compare, format_change, read_counts, summarise, table
+from .pass_rates import TASKS, format_change, pass_rate_change, pass_rate_table, read_counts, summarise
 from .runs import PASS_AT_K, SAMPLES
 from .sandbox import Limits, Sandbox, SandboxError
 from .tasks import CORPUS, Task, load_tasks
@@ -74,7 +74,7 @@ def main(args: Namespace) -> int:
         rows, judging = judge_samples(tasks, samples, sandbox, limits, work / SAMPLES, args.jobs)
         figures, counts = summarise(tasks, rows, ks, f"{args.seed}")
         if before is not None:
-            figures["before"] = compare(before, counts, ks, f"{args.seed}")
+            figures["before"] = pass_rate_change(before, counts, ks, f"{args.seed}")
         with output_folder(args.out, made_from=work) as folder:
             write_rows(folder / SAMPLES, rows)
             write_rows(folder / TASKS, counts)
@@ -88,7 +88,7 @@ def main(args: Namespace) -> int:
                 "fenced": sum(row.get("fenced", False) for row in rows),
             }
             write_run(folder, seed=args.seed, figures=figures, program=PASS_AT_K, name=args.name, **facts, **more)
-    print(table(figures, args.lang))
+    print(pass_rate_table(figures, args.lang))
     if before is not None:
         print(format_change(figures["before"]))
     print(f"written to {args.out}")

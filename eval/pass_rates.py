@@ -47,13 +47,13 @@ def summarise(tasks: list[Task], rows: list[dict[str, Any]], ks: list[int], seed
         scored = {name: pass_at_k(len(passed), sum(passed), k) for name, passed in passes.items() if len(passed) >= k}
         if scored:
             once = all(len(passes[name]) == k for name in scored)
-            figures["pass_at_k"][str(k)] = {**_with_interval(list(scored.values()), once, f"{seed}/{k}"), "tasks": len(scored)}
+            figures["pass_at_k"][str(k)] = {**_mean_with_interval(list(scored.values()), once, f"{seed}/{k}"), "tasks": len(scored)}
         else:
             figures["pass_at_k"][str(k)] = {"value": None, "low": None, "high": None, "interval": None, "tasks": 0}
     return figures, counts
 
 
-def _with_interval(scores: list[float], once: bool, seed: str) -> dict[str, Any]:
+def _mean_with_interval(scores: list[float], once: bool, seed: str) -> dict[str, Any]:
     """The mean of the tasks' estimates with its interval, and that interval's method.
 
     Wilson's where each task says yes or no `once` (as many completions as k), else a bootstrap over tasks. That has no spread where all
@@ -68,7 +68,7 @@ def _with_interval(scores: list[float], once: bool, seed: str) -> dict[str, Any]
     return {**estimate, "interval": None if estimate["low"] is None else "bootstrap"}
 
 
-def table(figures: dict[str, Any], lang: str) -> str:
+def pass_rate_table(figures: dict[str, Any], lang: str) -> str:
     """The figures as text."""
     lines = [f"{lang}: {figures['tasks']} tasks, {figures['samples']} completions"]
     for k, row in figures["pass_at_k"].items():
@@ -95,7 +95,7 @@ def read_counts(folder: Path, tasks: list[Task], facts: dict[str, Any]) -> Count
     return counts
 
 
-def compare(before: Counts, after: Counts, ks: list[int], seed: str) -> dict[str, Any]:
+def pass_rate_change(before: Counts, after: Counts, ks: list[int], seed: str) -> dict[str, Any]:
     """{k: {"before", "after", "difference", "tasks"}} over the tasks that have k judged completions in both; the difference is paired."""
     counts = {row["task_id"]: row for row in before}
     figures = {}

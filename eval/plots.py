@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from .figures import ALL, SCORE, Table
+from .figures import ALL, SCORE, Table, loss_unit
 from .run_files import GATE_LOSSES
 from .tables import HEADS, kind_title, lang_title
 
@@ -143,7 +143,7 @@ def training_figure(logs: Sequence[tuple[str, list[dict[str, Any]]]], colours: T
         _curve(axis, entries, "loss", ROLE_COLOURS["base"], "training")
         _curve(axis, entries, "eval_loss", ROLE_COLOURS["mixture"], "validation", marker="o", markersize=4)
         axis.set_title(label)
-        axis.set_ylabel("nats per token")
+        axis.set_ylabel(loss_unit(entries))
     for axis, (label, entries, name) in zip(axes.flat[len(logs) :], parts, strict=False):
         _curve(axis, entries, name, ROLE_COLOURS["expert"], "part of a gate's loss")
         title, unit = GATE_LOSSES[name]

@@ -34,7 +34,7 @@ GENERAL = {
     "is the expert with the most weight. NMI is the normalised mutual information of a token's class and its first choice (Vinh, Epps and "
     "Bailey 2010): 0 says that the class tells nothing of the expert, 1 that it tells everything. Docstrings count as comments, brackets "
     "as operators.",
-    "training": "Losses are nats per token of programs and their EOS.",
+    "training": "Losses in nats per token are of programs and their EOS. That of train.align is the mean over pairs of a preference loss.",
 }
 
 
@@ -120,7 +120,8 @@ def cost(inputs: Inputs, logs: Logs, sources: Sources) -> list[dict[str, Any]]:
             rows.append({"name": about, "seconds": took["seconds"], "sources": sources.names(run.path)})
     for path, label, _ in logs:
         if names := sources.names(path):
-            rows.append({"name": f"{label}, training", **read_json(path / RUN)["figures"], "sources": names})
+            took = read_json(path / RUN)["figures"]
+            rows.append({"name": f"{label}, training", **took, "precision": precision_of(took), "sources": names})
     return [row for row in rows if row.get("peak_bytes") or row.get("seconds")]
 
 

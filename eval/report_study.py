@@ -6,8 +6,7 @@ from typing import Any
 
 from model.strict_json import read_json
 
-from .figures import SCORE
-from .run_files import ESTIMATE_SHAPE, NUMBER, STUDY_SHAPE, Each, Maybe, check_shape
+from .run_files import SEEN_SHAPE, STUDY_SHAPE, check_shape
 from .runs import STUDY_FILE, Run
 from .sources import Sources
 from .study_file import Study, System
@@ -23,12 +22,6 @@ from .study_tables import (
     with_unseen,
 )
 from .tables import Grid
-
-SEEN_SHAPE = {  # of study.json: what was seen in training, and in which prompt each system was asked
-    "prompt_templates": Each(str),
-    "contamination": Maybe(Each(Each({"n": int, "median": NUMBER, "greatest": NUMBER, "seen": int}))),
-    "lengths": Each(Each({"unseen": {"points": Each({"n": int}), "systems": Each(Each({SCORE: ESTIMATE_SHAPE}))}})),
-}
 
 
 def read_study_result(run: Run) -> tuple[Study, dict[str, Any]]:

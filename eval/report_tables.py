@@ -147,8 +147,8 @@ def training(report: dict[str, Any]) -> list[Listing]:
     cells = []
     for label, row in report["training"].items():
         losses = [_text(row[key], ".3f") for key in ("first_loss", "last_loss", "best_eval_loss")]
-        cells.append([(text, "") for text in (label, str(row["steps"]), *losses, _text(row["seconds"], ".0f"))])
-    head = ["Run", "Steps", "First loss", "Last loss", "Best validation loss", "Seconds to the last logged step"]
+        cells.append([(text, "") for text in (label, str(row["steps"]), row["loss_unit"], *losses, _text(row["seconds"], ".0f"))])
+    head = ["Run", "Steps", "Loss in", "First loss", "Last loss", "Best validation loss", "Seconds to the last logged step"]
     sources = [sourced(line, row["sources"]) for line, row in zip(cells, report["training"].values(), strict=True)]
     return [Listing("", head, cells, sources)] if cells else []
 

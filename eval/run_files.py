@@ -27,6 +27,7 @@ ESTIMATE_SHAPE = {"value": Maybe(NUMBER), "low": Maybe(NUMBER), "high": Maybe(NU
 _ABOUT = {"name?": Maybe(str), "model?": Maybe(str), "versions?": dict, "command?": [str]}
 _COST = {"seconds?": NUMBER, "generation_seconds?": NUMBER, "tokens_per_second?": Maybe(NUMBER), "batch_size?": int, "device?": str}
 _COST |= {"peak_bytes?": int, "parameters?": int, "active_parameters?": int, "trainable_parameters?": int}
+_COST |= {"dtype?": str, "quantization?": Maybe(str)}
 _SCORES = {
     **{"n": int, "empty": int, "codebleu": Maybe(NUMBER), "codebleu_corpus": Maybe(NUMBER), "codebleu_library": Maybe(NUMBER)},
     **{"parts": Each(Maybe(NUMBER)), "metrics?": Each(ESTIMATE_SHAPE)},
@@ -40,7 +41,7 @@ PASSED_SHAPE = {
     **{**_ABOUT, "data?": Maybe(dict), "tasks": str, "lang": str, "sandbox": {"isolated": bool}, "timeout": NUMBER, "memory": int},
     **{"n": Maybe(int), "temperature": Maybe(NUMBER), "top_p": Maybe(NUMBER), "top_k?": Maybe(int), "max_new_tokens": Maybe(int)},
     "template": bool,
-    "cost?": Maybe({**_COST, "dtype?": str, "quantization?": Maybe(str)}),
+    "cost?": Maybe(_COST),
     "judging?": {"programs": int, "seconds": NUMBER, "jobs": int},
     "figures": {"tasks": int, "samples": int, "outcomes": {"tool missing": int, "sandbox error": int}, "pass_at_k": Each(ESTIMATE_SHAPE)},
 }
@@ -59,6 +60,7 @@ GATE_LOSSES = {
     "balance_loss": ("balance loss", "K if all are alike"),
     "z_loss": ("z-loss", "nats²"),
 }
+PREFERENCE_MARGIN = "rewards/margins"  # only train.align logs it
 ENTRY_SHAPE = {"step": int, "loss?": NUMBER, "eval_loss?": NUMBER, "seconds?": NUMBER, "learning_rate?": NUMBER}
 ENTRY_SHAPE |= {f"{name}?": NUMBER for name in GATE_LOSSES}
 TRAINED_SHAPE = {**_ABOUT, "figures": _COST}
@@ -66,6 +68,11 @@ _CLAIM = {"system": str, "against": str, "metric": str, "lang": str, "ratio": ES
 STUDY_SHAPE = {
     "study": {"systems": [dict], "langs": [str], "baseline": str},
     "lengths": Each(Each({"points": Each({"n": int}), "systems": Each(Each(Each(ESTIMATE_SHAPE))), "claims": [_CLAIM]})),
+}
+SEEN_SHAPE = {  # of study.json: what was seen in training, and in which prompt each system was asked
+    "prompt_templates": Each(str),
+    "contamination": Maybe(Each(Each({"n": int, "median": NUMBER, "greatest": NUMBER, "seen": int}))),
+    "lengths": Each(Each({"unseen": {"points": Each({"n": int}), "systems": Each(Each({"codebleu": ESTIMATE_SHAPE}))}})),
 }
 
 

@@ -1,4 +1,4 @@
-"""What a run took: memory, and parameters in all and for one token. K experts per token, E experts."""
+"""What a run took: memory, precision, and parameters in all and for one token. K experts per token, E experts."""
 
 import resource
 from collections.abc import Iterable, Sequence
@@ -21,6 +21,12 @@ def model_cost(model: Any) -> dict[str, Any]:
         "active_parameters": active_parameters(model),
         "peak_bytes": peak,
     }
+
+
+def precision_facts(model: Any) -> dict[str, Any]:
+    """The dtype that the model computes in, and "nf4" if its matrices are kept in that, by us or by bitsandbytes."""
+    kept = model.config.quantization_config.bnb_4bit_quant_type if getattr(model, "is_loaded_in_4bit", False) else None
+    return {"dtype": str(model.dtype).removeprefix("torch."), "quantization": getattr(model.config, "quantization", None) or kept}
 
 
 def active_parameters(model: Any) -> int:

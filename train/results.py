@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from model.cost import model_cost
+from model.cost import model_cost, precision_facts
 from model.output import output_folder, write_run
 
 from .trainer import PairTrainer
@@ -28,7 +28,7 @@ def figures_of(trainer: PairTrainer) -> dict[str, Any]:
 
     `tokens` are those of prompts and completions, without padding, of all processes and of what an interrupted run had done;
     `tokens_per_second` are over the time of the steps, `seconds` of all else too. `batch_size`: rows of a step.
-    Memory and device are the first process's.
+    Memory and device are the first process's. `dtype` is that of the products: bf16 under autocast, whatever the parameters are kept in.
     """
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     model: Any = trainer.model
@@ -44,6 +44,8 @@ def figures_of(trainer: PairTrainer) -> dict[str, Any]:
         "batch_size": trainer.step_rows(),
         "processes": trainer.args.world_size,
         **model_cost(model),
+        **precision_facts(model),
+        **({"dtype": "bfloat16"} if trainer.args.bf16 else {}),
     }
 
 

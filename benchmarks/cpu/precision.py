@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import cosine_similarity, cross_entropy
 from tqdm import tqdm
 
-from eval.measure import judge
+from eval.measure import measure_completions
 from eval.points import pick_points
 from model.cli import make_parser, run_command
 from model.generation import complete
@@ -98,7 +98,7 @@ def score_programs(model: Any, tokenizer: Any, points: Points, cost: Cost, max_n
     for lang, kinds in points.items():
         prompts = [format_prompt(pair.text, lang, tokenizer) for pairs in kinds.values() for pair in pairs]
         programs = complete(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=50)
-        _, samples = judge(lang, kinds, programs, seed=0)
+        _, samples = measure_completions(lang, kinds, programs, seed=0)
         for sample in samples:
             cost.scores.setdefault(f"{get_language(lang).title}, {sample['kind']}", []).append(sample["codebleu"])
         cost.programs += programs

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from tree_sitter import Node
 
+from eval.tree import text_of
 from train.data.filters import parser
 
 _DOES_NOT_CROSS = r"\b(class|struct|enum|template|boost|function|initializer_list)\b|<std::string_view>"
@@ -23,42 +24,94 @@ def stand_ins(header: str) -> StandIns | None:
     if re.search(_DOES_NOT_CROSS, re.sub(r"//.*", "", header)):
         return None
     data = header.encode()
-    served: list[str] = []
-    declarations, definitions, end = b"", b"", 0
-    for node, namespace in _functions(parser("cpp").parse(data).root_node, data, ""):
-        function = _descendant(node, "function_declarator")
-        assert function is not None
-        name, rows = function.child_by_field_name("declarator"), function.child_by_field_name("parameters")
-        assert name is not None and rows is not None
-        result = re.sub(r"\[\[nodiscard\]\]|\binline\b", "", data[node.start_byte : name.start_byte].decode()).strip()
-        parameters = [row for row in rows.children if row.type in ("parameter_declaration", "optional_parameter_declaration")]
-        types = [_type(row, data) for row in parameters]
-        arguments = [f"p{place}" for place in range(len(types))]
-        pairs = list(zip(types, arguments, strict=True))
-        written = ", ".join(f"{kind} {argument}" for kind, argument in pairs)
-        forwarded = ", ".join(f"std::forward<{kind}>({argument})" for kind, argument in pairs)
-        defaults = [_text(row.child_by_field_name("default_value"), data) for row in parameters]
-        written_here = ", ".join(
-            f"{kind} {argument}" + (f" = {value}" if value else "") for (kind, argument), value in zip(pairs, defaults, strict=True)
+    functions = [_function(node, namespace, data) for node, namespace in _definitions(parser("cpp").parse(data).root_node, data, "")]
+    if not functions:
+        return None
+    served = ", ".join(function.served for function in functions)
+    return StandIns(
+        declarations=_replaced(data, functions, [function.declaration for function in functions]),
+        definitions=_replaced(data, functions, [function.call(number) for number, function in enumerate(functions)]),
+        main=f"\nsigned main() {{ return moe_wire::serve_all({{{served}}}); }}\n",
+    )
+
+
+@dataclass(frozen=True)
+class _Function:
+    """A function of the header, as source text; `start` and `end` are its place there in bytes."""
+
+    start: int
+    end: int
+    namespace: str  # halves::
+    name: str
+    result: str
+    rows: str  # its parameters as they are written, with the brackets
+    types: list[str]
+    defaults: list[str]  # "" for none
+
+    @property
+    def names(self) -> list[str]:
+        return [f"p{place}" for place in range(len(self.types))]
+
+    @property
+    def wire(self) -> str:
+        return f"moe_wire::Function<{self.result}({', '.join(self.types)})>"
+
+    @property
+    def declaration(self) -> str:
+        return f"{self.result} {self.name}{self.rows};"
+
+    def call(self, number: int) -> str:
+        """The tests' definition: a call of the program's function with this number."""
+        parameters = ", ".join(
+            f"{kind} {name}" + (f" = {default}" if default else "")
+            for kind, name, default in zip(self.types, self.names, self.defaults, strict=True)
         )
-        text = _text(name, data)
-        function_type = f"moe_wire::Function<{result}({', '.join(types)})>"
-        call = f"{{ return {function_type}::call_number({', '.join([str(len(served)), *arguments])}); }}"
-        served.append(f"{function_type}::server([]({written}) -> {result} {{ return {namespace}{text}({forwarded}); }})")
-        declarations += data[end : node.start_byte] + f"{result} {text}{_text(rows, data)};".encode()
-        definitions += data[end : node.start_byte] + f"inline {result} {text}({written_here}) {call}".encode()
-        end = node.end_byte
-    main = f"\nsigned main() {{ return moe_wire::serve_all({{{', '.join(served)}}}); }}\n"
-    return StandIns((declarations + data[end:]).decode(), (definitions + data[end:]).decode(), main) if served else None
+        arguments = ", ".join([str(number), *self.names])
+        return f"inline {self.result} {self.name}({parameters}) {{ return {self.wire}::call_number({arguments}); }}"
+
+    @property
+    def served(self) -> str:
+        """What the program's side answers with."""
+        pairs = list(zip(self.types, self.names, strict=True))
+        parameters = ", ".join(f"{kind} {name}" for kind, name in pairs)
+        arguments = ", ".join(f"std::forward<{kind}>({name})" for kind, name in pairs)
+        return f"{self.wire}::server([]({parameters}) -> {self.result} {{ return {self.namespace}{self.name}({arguments}); }})"
 
 
-def _functions(node: Node, data: bytes, namespace: str) -> list[tuple[Node, str]]:
+def _replaced(data: bytes, functions: list[_Function], texts: list[str]) -> str:
+    """The header `data` with a text in each function's place."""
+    ends = [0, *(function.end for function in functions)]
+    starts = [*(function.start for function in functions), len(data)]
+    between = [data[end:start].decode() for end, start in zip(ends, starts, strict=True)]
+    return "".join(part for pair in zip(between, [*texts, ""], strict=True) for part in pair)
+
+
+def _function(node: Node, namespace: str, data: bytes) -> _Function:
+    declarator = _descendant(node, "function_declarator")
+    assert declarator is not None
+    name, parameters = declarator.child_by_field_name("declarator"), declarator.child_by_field_name("parameters")
+    assert name is not None and parameters is not None
+    rows = [row for row in parameters.children if row.type in ("parameter_declaration", "optional_parameter_declaration")]
+    return _Function(
+        start=node.start_byte,
+        end=node.end_byte,
+        namespace=namespace,
+        name=text_of(name, data),
+        result=re.sub(r"\[\[nodiscard\]\]|\binline\b", "", data[node.start_byte : name.start_byte].decode()).strip(),
+        rows=text_of(parameters, data),
+        types=[_type(row, data) for row in rows],
+        defaults=[text_of(row.child_by_field_name("default_value"), data) for row in rows],
+    )
+
+
+def _definitions(node: Node, data: bytes, namespace: str) -> list[tuple[Node, str]]:
+    """The functions below `node` in source order, each with its namespace."""
     found = []
     for child in node.children:
         if child.type == "namespace_definition":
-            found += _functions(child, data, f"{namespace}{_text(child.child_by_field_name('name'), data)}::")
+            found += _definitions(child, data, f"{namespace}{text_of(child.child_by_field_name('name'), data)}::")
         elif child.type == "declaration_list":
-            found += _functions(child, data, namespace)
+            found += _definitions(child, data, namespace)
         elif child.type in ("declaration", "function_definition") and _descendant(child, "function_declarator"):
             found.append((child, namespace))
     return found
@@ -75,7 +128,3 @@ def _type(row: Node, data: bytes) -> str:
     if name is None or name.start_byte >= stop:
         return data[row.start_byte : stop].decode().strip()
     return (data[row.start_byte : name.start_byte] + data[name.end_byte : stop]).decode().strip()
-
-
-def _text(node: Node | None, data: bytes) -> str:
-    return data[node.start_byte : node.end_byte].decode() if node else ""

@@ -50,13 +50,29 @@ _JAVASCRIPT_DOES_NOT_CROSS = r"\basync\b|\bPromise\b|\bprocess\.|\.prototype\b"
 
 
 def _javascript(row: dict[str, Any]) -> Task | None:
-    """Jest's files, which import a module; promises do not cross, nor does a program of several files."""
+    """Jest's files, which import a module; promises do not cross, nor does a program of several files.
+
+    Left out are tests that compare with an object of the program's: only the program could say what is equal.
+    """
     (tests,), (solution,) = row["tests"].values(), row["solution"].values()
     if re.search(_JAVASCRIPT_DOES_NOT_CROSS, tests) or re.search(r"^import .* from '\.", solution, re.MULTILINE):
+        return None
+    if _equals_an_object(tests):
         return None
     tests = re.sub(r"^import [^;]* from '@jest/globals';", "", tests, flags=re.MULTILINE)
     tests = re.sub(r"^import (?:(\w+)(?:, )?)?(?:(\{[^}]*\}))? from '\./[^']*';", _from_module, tests, flags=re.MULTILINE)
     return _task(row, "javascript", row["stub"][next(iter(row["stub"]))], solution, tests=tests + "\nrunTests();\n")
+
+
+def _equals_an_object(tests: str) -> bool:
+    """Whether `toEqual` gets an object of an imported class, or what a method of one returned."""
+    imported = re.findall(r"^import ([^;]*) from '\./", tests, re.MULTILINE)
+    if not (classes := re.findall(r"\b[A-Z]\w*", " ".join(imported))):
+        return False
+    one_of = "|".join(classes)
+    objects = re.findall(rf"(\w+) = (?:new (?:{one_of})\([^;]*\);|(?:{one_of})\.\w+\()", tests)
+    objects += re.findall(rf"(\w+) = (?:{'|'.join([*objects, one_of])})\.\w+\(", tests)
+    return bool(re.search(rf"\.to\w*Equal\((?:new (?:{one_of})\([^()]*\)|{'|'.join([*objects, one_of])})\)", tests))
 
 
 def _from_module(found: re.Match[str]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from tree_sitter import Node
 
+from eval.tree import nodes_of, text_of
 from train.data.filters import parser
 
 _TYPES = {"class_declaration", "interface_declaration", "enum_declaration", "record_declaration"}
@@ -35,7 +36,7 @@ def stand_ins(source: str, tests: str) -> str:
     """
     data = source.encode()
     root = parser("java").parse(data).root_node
-    own = {_text(node.child_by_field_name("name"), data) for node in _walk(root) if node.type in _TYPES}
+    own = {text_of(node.child_by_field_name("name"), data) for node in nodes_of(root) if node.type in _TYPES}
     for name in _open_fields(root, data):
         if re.search(rf"\.{name}\b(?!\()", tests):
             raise CannotStandIn(f"the tests read the field {name}")
@@ -50,7 +51,7 @@ class _StandIn:
         name = self.text(node, "name")
         extended = self.text(node, "superclass").removeprefix("extends").strip()
         if node.type in ("enum_declaration", "interface_declaration") or extended.endswith(("Exception", "Throwable", "Error")):
-            return re.sub(r"^public ", "", _text(node, self.data))
+            return re.sub(r"^public ", "", text_of(node, self.data))
         body = node.child_by_field_name("body")
         assert body is not None
         path = f"{outer}${name}" if outer else name
@@ -76,7 +77,7 @@ class _StandIn:
         return [f"{name}({written}) {{ {_made(path, types, names)} }}"] + [
             f"{kind} {part}() {{ return ({kind}) Remote.invoke(this, {_quoted(path, part, '')}); }}"
             for kind, part in zip(types, names, strict=True)
-            if not re.search(rf"\b{part}\(\)\s*{{", _text(body, self.data))
+            if not re.search(rf"\b{part}\(\)\s*{{", text_of(body, self.data))
         ]
 
     def constructor(self, node: Node, name: str, path: str, known: set[str]) -> str:
@@ -87,9 +88,11 @@ class _StandIn:
 
     def method(self, node: Node, path: str, known: set[str]) -> str:
         name, result = self.text(node, "name"), self.text(node, "type")
-        if self.private(node) or name in ("equals", "hashCode", "toString", "main"):
+        if name == "equals":
+            raise CannotStandIn("the program would say what is equal")
+        if self.private(node) or name in ("hashCode", "toString", "main"):
             return ""
-        generic = next((_text(child, self.data) for child in node.children if child.type == "type_parameters"), "")
+        generic = next((text_of(child, self.data) for child in node.children if child.type == "type_parameters"), "")
         known = known | set(re.findall(r"\w+", generic))
         self.check(result, known)
         types, names, written = self.parameters(node, known)
@@ -101,7 +104,7 @@ class _StandIn:
     def constant(self, node: Node) -> str:
         """A constant that tests may name; other fields stay with the program."""
         modifiers = self.modifiers(node)
-        value = _text(node, self.data)
+        value = text_of(node, self.data)
         return value if {"static", "final"} <= modifiers and "private" not in modifiers and re.search(r'= *[-\w."]+;$', value) else ""
 
     def parameters(self, node: Node, known: set[str]) -> tuple[list[str], list[str], str]:
@@ -121,34 +124,24 @@ class _StandIn:
             raise CannotStandIn(f"values of type {min(foreign)}")
 
     def throws(self, node: Node) -> str:
-        return next((_text(child, self.data) for child in node.children if child.type == "throws"), "")
+        return next((text_of(child, self.data) for child in node.children if child.type == "throws"), "")
 
     def private(self, node: Node) -> bool:
         return "private" in self.modifiers(node)
 
     def modifiers(self, node: Node) -> set[str]:
-        return {word for child in node.children if child.type == "modifiers" for word in _text(child, self.data).split()}
+        return {word for child in node.children if child.type == "modifiers" for word in text_of(child, self.data).split()}
 
     def text(self, node: Node, field: str) -> str:
-        return _text(node.child_by_field_name(field), self.data)
+        return text_of(node.child_by_field_name(field), self.data)
 
 
 def _open_fields(root: Node, data: bytes) -> Iterator[str]:
     """The names of fields that tests could read of an object."""
-    for field in (node for node in _walk(root) if node.type == "field_declaration"):
-        if not re.search(r"\b(private|static)\b", _text(field, data)):
+    for field in (node for node in nodes_of(root) if node.type == "field_declaration"):
+        if not re.search(r"\b(private|static)\b", text_of(field, data)):
             for declarator in (child for child in field.children if child.type == "variable_declarator"):
-                yield _text(declarator.child_by_field_name("name"), data)
-
-
-def _walk(node: Node) -> Iterator[Node]:
-    yield node
-    for child in node.children:
-        yield from _walk(child)
-
-
-def _text(node: Node | None, data: bytes) -> str:
-    return data[node.start_byte : node.end_byte].decode() if node else ""
+                yield text_of(declarator.child_by_field_name("name"), data)
 
 
 def _erased(kind: str) -> str:

@@ -19,14 +19,15 @@ JAVASCRIPT = {
         "proof.ci.js": "export class Empty extends Error {}\nexport const twice = (f, x) => f(f(x));\n"
         "export class Counter {\n  constructor(n) { this.n = n; }\n  add(other) { return new Counter(this.n + other.n); }\n"
         "  get double() { return 2 * this.n; }\n  list() { return [this.n, { n: this.n }]; }\n"
-        "  take() { if (!this.n) throw new Empty('nothing left'); this.n -= 1; }\n}\n"
+        "  self() { return this; }\n  take() { if (!this.n) throw new Empty('nothing left'); this.n -= 1; }\n}\n"
     },
     "tests": {
         "counter.spec.js": "import { describe, expect, test, xtest } from '@jest/globals';\n"
         "import { Counter, Empty, twice } from './counter';\n"
         "describe('counter', () => {\n  let counter;\n  beforeEach(() => { counter = new Counter(1); });\n"
         "  test('first', () => { expect(counter.n).toBe(1); });\n"
-        "  xtest('adds', () => { expect(counter.add(new Counter(2))).toEqual(new Counter(3)); expect(counter.double).toEqual(2); });\n"
+        "  xtest('adds', () => { expect(counter.add(new Counter(2))).toEqual({ n: 3 }); expect(counter.double).toEqual(2); });\n"
+        "  xtest('is itself', () => { expect(counter.self()).toBe(counter); expect(counter).not.toBe(new Counter(1)); });\n"
         "  xtest('lists', () => { expect(counter.list()).toEqual([1, { n: 1 }]); expect(counter).not.toEqual({ n: 2 }); });\n"
         "  xtest('ends', () => { counter.take(); expect(() => counter.take()).toThrow(Empty);\n"
         "    expect(() => counter.take()).toThrow('nothing left'); expect(() => counter.take()).toThrow(new Error('nothing left')); });\n"
@@ -46,8 +47,7 @@ JAVA = {
         "    static List<String> names(int n) { return null; }\n"
         "    public int[] sorted(int[] values) { Arrays.sort(values); return values; }\n"
         '    void take() throws Empty { if (n == 0) throw new Empty("nothing left"); n--; }\n'
-        "    @Override public boolean equals(Object o) { return o instanceof Counter c && c.n == n; }\n"
-        "    @Override public int hashCode() { return n; }\n}\n",
+        "    Counter self() { return this; }\n}\n",
     },
     "tests": {
         "CounterTest.java": "import org.junit.jupiter.api.BeforeEach;\n"
@@ -57,7 +57,8 @@ JAVA = {
         "public class CounterTest {\n    private Counter counter;\n    @BeforeEach public void setUp() { counter = new Counter(0); }\n"
         "    @Test public void first() { assertThat(counter.size()).isEqualTo(Size.SMALL); }\n"
         '    @Disabled("Remove to run test") @Test public void adds() {\n'
-        "        assertThat(counter.add(new Counter(12))).isEqualTo(new Counter(12)).isNotEqualTo(counter);\n"
+        "        assertThat(counter.add(new Counter(12)).size()).isEqualTo(Size.LARGE);\n"
+        "        assertThat(counter.self()).isEqualTo(counter).hasSameHashCodeAs(counter);\n"
         "        int[] values = {3, 1};\n        counter.sorted(values);\n        assertThat(values).containsExactly(1, 3);\n    }\n"
         '    @Disabled("Remove to run test") @Test public void lists() { assertThat(Counter.names(1)).isNull(); }\n'
         '    @Disabled("Remove to run test") @Test public void ends() {\n'
@@ -198,6 +199,26 @@ def send(value):
     text = json.dumps(value).encode()
     os.write(4, len(text).to_bytes(8, 'little') + text)
 """
+_JAVA_RIGHT = "import java.util.*;\n" + "".join(text.replace("import java.util.*;\n", "") for text in JAVA["solution"].values())
+_EQUAL = "public boolean equals(Object o) { return true; } public int hashCode() { return 1; }\n    "
+_TAKEOVER = """
+class Takeover extends AnswerLoop implements Wire.References {
+    static Counter last;
+    final Server server = new Server();
+    public int number(Object value) { last = (Counter) value; return 0; }
+    public Object object(int number, String[] types) { return last; }
+    Object[] answer(Object[] message) throws ReflectiveOperationException { return server.answer(message); }
+    Object[] threw(Throwable error) { return server.threw(error); }
+    static void start(Counter first) {
+        Takeover loop = new Takeover();
+        Wire wire = new Wire(loop);
+        try {
+            wire.send(new Object[] {"ok", first, new Object[] {0}});
+            loop.run(wire);
+        } catch (java.io.IOException error) { }
+    }
+}
+"""  # answers in the harness's place, and gives all objects one number
 _RIGHT = PYTHON["solution"]["example.py"] + _SEND  # but for what an attack adds
 ATTACKS = {
     "python": {
@@ -240,8 +261,10 @@ ATTACKS = {
         "right for the first test alone": "class Empty extends Exception {} enum Size { SMALL }\n"
         "class Counter { Counter(int n) {} Size size() { return Size.SMALL; } }",
         "exits with 0": "class Counter { static { Runtime.getRuntime().halt(0); } }",
-        "is equal to everything": "class Counter { Counter(int n) {} public boolean equals(Object o) { return true; }\n"
-        "    Object size() { return this; } Counter add(Counter c) { return this; } }",
+        "is equal to everything": _JAVA_RIGHT.replace("return this;", "return new Counter(n);").replace(
+            "int first,", _EQUAL + "int first,"
+        ),
+        "is one object": _JAVA_RIGHT.replace("this.n = n;", "this.n = n; if (Takeover.last == null) Takeover.start(this);") + _TAKEOVER,
     },
     "cpp": {
         "right for the first test alone": "namespace halves { int half(int n) { return n / 2; }\n"
@@ -308,7 +331,9 @@ def test_cpp_shows_the_declarations_that_its_stub_lacks(read: Callable[..., list
         ("python", "tests", "counter_test.py", "import unittest", "import unittest\nfrom unittest import mock"),
         ("javascript", "tests", "counter.spec.js", "() => { counter.take();", "async () => { await counter.take();"),
         ("java", "solution", "Counter.java", "int[] sorted(int[] values)", "int[] sorted(java.util.function.Supplier<int[]> values)"),
+        ("javascript", "tests", "counter.spec.js", "toEqual({ n: 3 })", "toEqual(new Counter(3))"),
         ("java", "tests", "CounterTest.java", "counter.size()", "counter.last"),
+        ("java", "solution", "Counter.java", "int first, last;", "public boolean equals(Object o) { return true; }"),
         ("cpp", "solution", "example.h", "int half(int n);", "class Half {};"),
     ],
 )

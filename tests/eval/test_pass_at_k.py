@@ -352,7 +352,7 @@ REFERENCES = [
     ("mbxp_sample.javascript.jsonl", "javascript", ["MBJSP/1", "MBJSP/4"], {}),
     ("transcoder_gfg.python.jsonl.gz", "python", ["transcoder_gfg/ADD_1_TO_A_GIVEN_NUMBER/python"], {}),
     ("exercism.python.jsonl.gz", "python", ["exercism/anagram/python", "exercism/isogram/python"], {}),
-    ("exercism.javascript.jsonl.gz", "javascript", ["exercism/zipper/javascript", "exercism/strain/javascript"], {}),
+    ("exercism.javascript.jsonl.gz", "javascript", ["exercism/linked-list/javascript", "exercism/strain/javascript"], {}),
     ("exercism.java.jsonl.gz", "java", ["exercism/forth/java"], {}),
     ("exercism.cpp.jsonl.gz", "cpp", ["exercism/rna-transcription/cpp"], {}),
     ("transcoder_gfg.cpp.jsonl.gz", "cpp", ["transcoder_gfg/ARRAY_ELEMENT_MOVED_K_USING_SINGLE_MOVES/cpp"], {}),

@@ -149,6 +149,23 @@ OBJECTS_WRONG = {
 }
 
 
+# What is equal to an object of the program is for the tests to say.
+EQUALITY = replace(
+    OBJECTS,
+    tests="const { Box, larger, copy } = importedProgram;\nconst [one, two] = [new Box(1), new Box(2)];\n"
+    "expect(larger(one, two)).toEqual(two);\nexpect(one).toEqual({ value: 1 });\n"
+    "expect(copy(one)).not.toEqual(one);\n",
+)
+_BOXES = "export class Box { constructor(n) { this.value = n; %s } }\n"
+_BOXES += "export const larger = (a, b) => %s;\nexport const copy = (a) => new Box(a.value);\n"
+EQUALITY_RIGHT = _BOXES % ("", "(a.value > b.value ? a : b)")
+EQUALITY_WRONG = {
+    "holds the same": _BOXES % ("", "new Box(b.value)"),
+    "is one object": (_BOXES % ("return (Box.one ??= this);", "a")).replace("new Box(a.value)", "null"),
+    "is equal by coercion": _BOXES % ("this.valueOf = this[Symbol.toPrimitive] = () => 2; this.equals = () => true;", "new Box(b.value)"),
+}
+
+
 def cases() -> Iterator[object]:
     fast = {"java": ("exits with 0", "brings its own harness"), "cpp": ("exits with 0", "exits before main", "defines assert away")}
     for lang, programs in (("python", PYTHON), ("javascript", JAVASCRIPT), ("java", JAVA), ("cpp", CPP)):
@@ -189,6 +206,13 @@ def test_no_verdict_can_be_forged(lang: str, completion: str, judge: Judge) -> N
 def test_no_object_leaves_the_count(name: str, judge: Judge) -> None:
     outcome, detail = verdict_on(judge, OBJECTS, OBJECTS_WRONG[name])
     assert outcome in WRONG, detail
+
+
+@pytest.mark.parametrize("name", EQUALITY_WRONG)
+def test_no_object_decides_what_is_equal_to_it(name: str, judge: Judge) -> None:
+    assert verdict_on(judge, EQUALITY, EQUALITY_RIGHT) == ("passed", "")
+    outcome, detail = verdict_on(judge, EQUALITY, EQUALITY_WRONG[name])
+    assert outcome == "failed", detail
 
 
 def test_the_right_object_passes(judge: Judge) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from eval.figures import training_summary
 from eval.judge import OUTCOMES
 from eval.plots import THEMES, training_figure
 from eval.report import main, parse
@@ -54,6 +55,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, write_codebleu_run: WriteRu
     log.mkdir()
     (log / "log.jsonl").write_text('{"step": 10, "loss": 2.5, "seconds": 4}\n{"step": 20, "loss": 1.5}\n{"step": 20, "eval_loss": 1.75}\n')
     took = {"seconds": 4.0, "tokens_per_second": 150.0, "batch_size": 8, "device": "cpu", "peak_bytes": 3 * 2**29, "parameters": 2_500_000}
+    took |= {"dtype": "float32", "quantization": "nf4"}
     write_json(log / "run.json", {"figures": {**took, "active_parameters": 1_500_000, "trainable_parameters": 120_000}})
     return [*map(str, runs), str(folder / "routing"), str(folder / "pass"), "--training", str(log)]
 
@@ -98,8 +100,8 @@ def test_the_numbers_are_those_worked_out_by_hand(made: tuple[Path, str]) -> Non
     names = {headline["name"]: headline["figure"] for headline in report["headlines"]}
     assert names["wording/mixture/kept"] == "96.4 %"
     assert names["wording/expert/ratio"] == "1.87×"
-    trained = {"steps": 20, "first_loss": 2.5, "last_loss": 1.5, "best_eval_loss": 1.75, "seconds": 4, "sources": ["expert-cpp.training"]}
-    assert report["training"] == {"expert-cpp.training": trained}
+    trained = {"steps": 20, "first_loss": 2.5, "last_loss": 1.5, "best_eval_loss": 1.75, "loss_unit": "nats per token", "seconds": 4}
+    assert report["training"] == {"expert-cpp.training": {**trained, "sources": ["expert-cpp.training"]}}
     assert report["generations"]["cpp"]["id"] == "cpp/wording/3"  # expert scores 0.6 0.8 0.5 0.5: the lower median is the second 0.5
     assert "Table 1" in printed
     assert "Table 2" in printed
@@ -165,7 +167,10 @@ def test_the_page_is_whole_and_fetches_nothing(made: tuple[Path, str]) -> None:
     markdown = (out / "report.md").read_text()
     assert "| C++ | 4 | 25.0 [20.0, 30.0] | 60.0 [50.0, 70.0] |" in markdown
     assert "| C++ | Base | wording | 25.0 [10.0, 40.0] |" in markdown
-    assert "| expert-cpp.training, training | cpu | – | 2.50 M | 1.50 M | 0.12 M | 1.50 GiB | 8 | 150.0 | 4 |" in markdown
+    assert (
+        "| expert-cpp.training, training | cpu | float32 with NF4 matrices | 2.50 M | 1.50 M | 0.12 M | 1.50 GiB | 8 | 150.0 | 4 |"
+        in markdown
+    )
     assert "| Best validation loss | Seconds to the last logged step |" in markdown  # as a log of a run that took longer says it
     assert "| Tokens/s | Seconds in all |" in markdown
     assert all(f"({name}.png)" in markdown for name in names)
@@ -186,6 +191,16 @@ def test_the_parts_of_a_gates_loss_have_panels_of_their_own() -> None:
     tops = {axis.get_title(): axis.get_ylim() for axis in figure.axes}
     assert tops["gate\nload loss"] == pytest.approx((0, 0.0021)) and tops["gate\nz-loss"] == pytest.approx((0, 10.5))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["training", "validation", "part of a gate's loss"]
+
+
+def test_the_loss_of_preferences_is_not_said_to_be_per_token() -> None:
+    expert = [{"step": 1, "loss": 3.0}, {"step": 1, "eval_loss": 2.0}]
+    preferences = [{"step": 1, "loss": 0.69, "rewards/margins": 0.0}, {"step": 1, "eval_loss": 0.6, "eval_rewards/margins": 0.1}]
+    logs = [("expert", expert), ("align", preferences), ("align, no training loss", preferences[1:])]
+    units = {"expert": "nats per token", "align": "preference loss per pair", "align, no training loss": "preference loss per pair"}
+    figure = training_figure(logs, THEMES["light"])
+    assert {axis.get_title(): axis.get_ylabel() for axis in figure.axes} == units
+    assert {label: row["loss_unit"] for label, row in training_summary(logs).items()} == units
 
 
 def test_every_number_leads_to_the_runs_that_it_came_from(made: tuple[Path, str], inputs: list[str]) -> None:

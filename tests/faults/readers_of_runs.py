@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 
 from eval.html import render
-from eval.pass_rates import TASKS, read_counts
-from eval.pass_rates import compare as compare_counts
+from eval.pass_rates import TASKS, pass_rate_change, read_counts
 from eval.report import markdown, read_routing
 from eval.report_build import build, gather
 from eval.runs import ARRAYS, CODEBLEU, LOG, PASS_AT_K, PROGRAMS, ROUTING, SAMPLES, read_inputs, read_training
@@ -63,7 +62,7 @@ def run_files(folder: Path) -> Iterator[Reader]:
 
     def counts() -> None:
         found = read_counts(passed, [Namespace(task_id=name) for name in ("t0", "t1")], PASSED)
-        compare_counts(found, [{"task_id": "t0", "n": 2, "passed": 2}], [1], "0")
+        pass_rate_change(found, [{"task_id": "t0", "n": 2, "passed": 2}], [1], "0")
 
     def resume() -> None:
         with redirect_stderr(StringIO()), suppress(_Stop), resumable_folder(folder / "facts", {"recipe": "0" * 8, "--seed": "0"}):

@@ -8,7 +8,7 @@ from transformers import MistralConfig, MistralForCausalLM, MixtralConfig, Mixtr
 
 from model import MoEForCausalLM
 from model.configuration_moe import MoEConfig
-from model.cost import active_parameters, model_cost
+from model.cost import active_parameters, model_cost, precision_facts
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
 
@@ -50,3 +50,8 @@ def test_what_a_run_took() -> None:
     took = model_cost(ours(4))
     assert took["device"] == "cpu"
     assert took["peak_bytes"] > 2**20 * torch.get_default_dtype().itemsize
+
+
+def test_the_precision_is_that_of_the_products_and_of_the_stored_matrices() -> None:
+    assert precision_facts(ours(4)) == {"dtype": "float32", "quantization": None}
+    assert precision_facts(ours(4, quantization="nf4").bfloat16()) == {"dtype": "bfloat16", "quantization": "nf4"}

@@ -164,6 +164,7 @@ def test_the_output_is_a_peft_adapter_that_changes_the_base(whole, tiny_base):
     assert not torch.allclose(before, after, atol=1e-3)
     record = json.loads((whole / "run.json").read_text())
     assert record["lang"] == "cpp" and record["prompt_template"] and len(record["data_sha256"]["program"]) == 64
+    assert (record["figures"]["dtype"], record["figures"]["quantization"]) == ("float32", "nf4")
     log = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log if "eval_loss" in entry] == [3, 6, 9, 12, 15, 18]
     assert {"loss", "learning_rate", "seconds"} <= log[0].keys()

@@ -62,6 +62,7 @@ def test_wg_and_wnoise_learn_and_nothing_else(mixture, whole):
     assert {name.rpartition(".")[2] for name in changed} == {"weight", "noise_weight"}
     record = json.loads((whole / "run.json").read_text())
     assert set(record["figures"]["routing_after"]) == set(LANGUAGES)
+    assert (record["figures"]["dtype"], record["figures"]["quantization"]) == ("float32", None)
 
 
 @pytest.mark.parametrize("cut", [3, 5])

@@ -9,7 +9,8 @@ import java.util.Map;
 
 /** Runs in the tests' sandbox, where no candidate code is: the method that the candidate defines is a call to its process. */
 public final class Tests {
-    private static final Wire WIRE = new Wire(new StandIns());
+    private static final StandIns STAND_INS = new StandIns();
+    private static final Wire WIRE = new Wire(STAND_INS);
     private static final java.io.PrintStream ERR = System.err;
 
     /** Argument: the class whose main is the tests. */
@@ -28,6 +29,11 @@ public final class Tests {
 
     public static Object call(Object[] arguments) {
         return ask(arguments, arguments);
+    }
+
+    /** The least number that no object of the program has yet; a new one has this or a greater one. */
+    static int freshNumber() {
+        return STAND_INS.fresh;
     }
 
     /** The answer to `message`; what was done to `arguments` is done here too. */
@@ -124,6 +130,7 @@ public final class Tests {
     /** Objects of the program, by a class of the task that extends Remote. */
     private static final class StandIns implements Wire.References {
         private final Map<Integer, Object> known = new HashMap<>();
+        private int fresh = 0;
 
         @Override
         public int number(Object value) {
@@ -135,6 +142,10 @@ public final class Tests {
 
         @Override
         public Object object(int number, String[] types) {
+            if (number < 0 || number == Integer.MAX_VALUE) {
+                throw new IllegalArgumentException("no object has the number " + number);
+            }
+            fresh = Math.max(fresh, number + 1);
             return known.computeIfAbsent(number, fresh -> standIn(fresh, types));
         }
 

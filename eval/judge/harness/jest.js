@@ -32,33 +32,30 @@ function runTests() {
     }
 }
 
-// toEqual: by content, whatever the class; properties that are undefined do not count. `within` holds the pairs that are being compared.
-function equal(a, b, within = []) {
+// toEqual: by content, whatever the class; properties that are undefined do not count. The expected `b` must be the tests' own data: an object
+// of the program is equal to itself alone, as what it holds is for the program to say.
+function equal(a, b) {
     if (b instanceof Matching) {
         return b.holds(a);
     }
     if (Object.is(a, b)) {
         return true;
     }
-    if (typeof a !== "object" || typeof b !== "object" || a === null || b === null) {
+    if (typeof a !== "object" || typeof b !== "object" || a === null || b === null || isOfProgram(b)) {
         return false;
     }
-    if (within.some(([left, right]) => left === a && right === b)) {
-        return true;
-    }
-    within = [...within, [a, b]];
-    [a, b] = [plainView(a), plainView(b)];
+    a = plainView(a);
     const kind = [Array, Map, Set, Date, RegExp, Error].find((type) => a instanceof type || b instanceof type) ?? Object;
     if (!(a instanceof kind && b instanceof kind)) {
         return false;
     }
     switch (kind) {
         case Array:
-            return a.length === b.length && [...a.keys()].every((place) => equal(a[place], b[place], within));
+            return a.length === b.length && [...a.keys()].every((place) => equal(a[place], b[place]));
         case Map:
-            return a.size === b.size && [...a].every((pair) => [...b].some((other) => equal(pair, other, within)));
+            return a.size === b.size && [...a].every((pair) => [...b].some((other) => equal(pair, other)));
         case Set:
-            return a.size === b.size && [...a].every((item) => [...b].some((other) => equal(item, other, within)));
+            return a.size === b.size && [...a].every((item) => [...b].some((other) => equal(item, other)));
         case Date:
             return a.getTime() === b.getTime();
         case RegExp:
@@ -66,7 +63,7 @@ function equal(a, b, within = []) {
         case Error:
             return a.message === b.message;
         default:
-            return [...Object.keys(a), ...Object.keys(b)].every((key) => equal(a[key], b[key], within));
+            return [...Object.keys(a), ...Object.keys(b)].every((key) => equal(a[key], b[key]));
     }
 }
 

@@ -30,7 +30,7 @@ module.exports = function importProgram(reference, finish, answer) {
         if (kind === "yours" && Number.isInteger(number) && number in callbacks) {
             return callbacks[number];
         }
-        if (kind !== "mine" || !Number.isInteger(number)) {
+        if (kind !== "mine" || !Number.isInteger(number) || number < 0 || number >= 2 ** 31) {
             throw new Error("no such reference");
         }
         proxies[number] ??= proxyOf(number, callable);
@@ -107,18 +107,20 @@ module.exports = function importProgram(reference, finish, answer) {
             set: (_, name, value) => (ask("set", number, name, value), true),
             has: (_, name) => ask("has", number, name) === true,
             apply: (_, self, args) => ask("call", number, self, ...args),
-            construct: (_, args) => made(ask("new", number, ...args)),
+            construct: (_, args) => made(proxies.length, ask("new", number, ...args)),
         });
         numbers.set(proxy, number);
         return proxy;
     }
 
-    // A number as an object could not be sent back.
-    function made(value) {
-        return Object(value) === value ? value : finish("failed", "the program's constructor made no object");
+    // A new object: a primitive could not be sent back, and one that had a number below `fresh` would be the same as another.
+    function made(fresh, value) {
+        const isNew = Object(value) === value && !(numbers.get(value) < fresh);
+        return isNew ? value : finish("failed", "the program's constructor made no new object");
     }
 
-    // For matchers: an object of the program as plain data, one level deep.
-    globalThis.plainView = (value) => (numbers.has(value) && !(value instanceof Error) ? Object.fromEntries(ask("entries", numbers.get(value))) : value);
+    // For matchers: whether it is an object of the program, and what that holds as plain data, one level deep.
+    globalThis.isOfProgram = (value) => numbers.has(value) && !(value instanceof Error);
+    globalThis.plainView = (value) => (isOfProgram(value) ? Object.fromEntries(ask("entries", numbers.get(value))) : value);
     return take(reference);
 };
