@@ -66,7 +66,7 @@ def generate(args: argparse.Namespace) -> None:
 def main() -> int:
     parser = make_parser(
         "model.generate",
-        "Writes a program for a description, streaming it to standard output. Only the flags count, not the model's generation_config.json.",
+        "Writes a program for a description, streaming it to standard output. Only the flags count, not the model's generation_config.",
     )
     parser.add_argument("text", help='what the program does, e.g. "Sum of the first n odd numbers"')
     parser.add_argument("--model", required=True, help="folder of a base, an adapter or a mixture")
