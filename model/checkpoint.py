@@ -108,6 +108,12 @@ class Checkpoint:
         return self._files[file]
 
 
+def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """Of the embeddings, which are never quantised: for a model whose config names no dtype."""
+    names = (name for name in checkpoint if name.endswith("embed_tokens.weight"))
+    return next((checkpoint.head(name, 1).dtype for name in names), torch.float32)
+
+
 def check_finite(tensor: Tensor, where: str, error: type[ValueError] = ValueError) -> Tensor:
     """`tensor`; an `error` naming `where` if it has floats that are infinite or not numbers."""
     if tensor.dtype in DENSE_DTYPES.values() and tensor.numel() and not torch.stack(torch.aminmax(tensor)).isfinite().all():

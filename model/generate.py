@@ -11,7 +11,7 @@ from .adapters import Adapter, is_adapter
 from .checkpoint import model_folder
 from .cli import add_precision, make_parser, run_command
 from .config_file import read_config
-from .generation import WholeTextStreamer, encode_prompts, generation_options, pad_left, room_behind
+from .generation import WholeTextStreamer, encode_prompts, generate_as_told, pad_left, room_behind
 from .infill import ANCHOR, encode_infill
 from .languages import LANGUAGES
 from .load import load_model
@@ -52,16 +52,22 @@ def generate(args: argparse.Namespace) -> None:
     row = encode_infill(tokenizer, prompt, *gap) if gap else encode_prompts(tokenizer, [prompt])[0]
     inputs = pad_left(tokenizer, [row], model.device)
     with torch.inference_mode():
-        model.generate(
-            **inputs,
-            **generation_options(tokenizer, args.temperature, args.top_p),
+        generate_as_told(
+            model,
+            tokenizer,
+            inputs,
+            temperature=args.temperature,
+            top_p=args.top_p,
             max_new_tokens=min(args.max_new_tokens, room_behind(model, tokenizer, row)),
             streamer=WholeTextStreamer(tokenizer, len(row), ANCHOR if gap else ""),
         )
 
 
 def main() -> int:
-    parser = make_parser("model.generate", "Writes a program for a description, streaming it to standard output.")
+    parser = make_parser(
+        "model.generate",
+        "Writes a program for a description, streaming it to standard output. Only the flags count, not the model's generation_config.",
+    )
     parser.add_argument("text", help='what the program does, e.g. "Sum of the first n odd numbers"')
     parser.add_argument("--model", required=True, help="folder of a base, an adapter or a mixture")
     parser.add_argument("--adapter", help="folder of a PEFT adapter on that base")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 # B batch, S sequence
@@ -33,13 +33,28 @@ def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
 
-def generation_options(tokenizer: PreTrainedTokenizerBase, temperature: float = 0.0, top_p: float = 1.0) -> dict[str, Any]:
-    """The arguments of `model.generate` for sampling so, from all tokens that top_p leaves; at temperature 0 the likeliest token is taken.
+def generate_as_told(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: dict[str, torch.Tensor],
+    *,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    **options: Any,
+) -> torch.Tensor:
+    """`model.generate`, sampling from all tokens that top_p leaves; at temperature 0 the likeliest token is taken.
 
-    transformers would sample from the 50 likeliest, and a base's own generation_config may have a top_k or a repetition_penalty.
+    Nothing of the checkpoint's generation_config counts, so that what a run records says how its texts were made. transformers takes from
+    there what a call does not name (beams, banned tokens, penalties, ...), and would sample from the 50 likeliest.
     """
-    options = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {"do_sample": False}
-    return {**options, "repetition_penalty": 1.0, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": _pad_id(tokenizer)}
+    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {"do_sample": False}
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": _pad_id(tokenizer)}
+    owner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of a PEFT model, which hands its settings on
+    own, owner.generation_config = owner.generation_config, GenerationConfig()
+    try:
+        return model.generate(**inputs, tokenizer=tokenizer, **sampling, **ends, **options)
+    finally:
+        owner.generation_config = own
 
 
 def _without_padding(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -128,7 +143,8 @@ def complete_ids(
 
     Greedy, the first n are those of a completion of n tokens. At a `temperature` above 0 they are drawn, by torch's generator.
     """
-    options = generation_options(tokenizer, temperature, top_p) | ({"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {})
+    options: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
+    options |= {"stop_strings": list(stop)} if stop else {}
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]), reverse=True)
     rooms = [room_behind(model, tokenizer, row) for row in rows]  # of all, before any is completed
     completions: list[list[int]] = [[] for _ in rows]
@@ -137,7 +153,7 @@ def complete_ids(
             batch = by_length[start : start + batch_size]
             inputs = pad_left(tokenizer, [rows[index] for index in batch], model.device)
             width = inputs["input_ids"].shape[1]
-            output = model.generate(**inputs, **options, max_new_tokens=min(max_new_tokens, rooms[batch[0]]))
+            output = generate_as_told(model, tokenizer, inputs, max_new_tokens=min(max_new_tokens, rooms[batch[0]]), **options)
             for index, ids in zip(batch, output[:, width:].tolist(), strict=True):
                 completions[index] = _without_padding(ids, tokenizer)
             bar.update(len(batch))

@@ -3,7 +3,9 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .checkpoint import Checkpoint, parse_dtype
+from moe_kernels.nf4_format import dtype_name
+
+from .checkpoint import Checkpoint, parse_dtype, stored_dtype
 from .configuration_moe import ATTENTION, MoEConfig
 from .experts import PROJECTIONS
 from .modeling_moe import MoEForCausalLM
@@ -44,7 +46,8 @@ def open_recipe(path: Path, layout: str | None, quantization: str | None, seed: 
     if layout == "lora" and obstacle:
         raise ValueError(f"--layout lora {obstacle}")
     layout = layout or ("dense" if obstacle else "lora")
-    return Ingredients(recipe, path.parent, base, base_weights, sources, make_config(base, recipe, sources, layout, quantization))
+    config = make_config(base_weights, recipe, sources, layout, quantization)
+    return Ingredients(recipe, path.parent, base, base_weights, sources, config)
 
 
 def _obstacle_to_lora(recipe: Recipe, sources: list[ExpertSource]) -> str | None:
@@ -58,12 +61,13 @@ def _obstacle_to_lora(recipe: Recipe, sources: list[ExpertSource]) -> str | None
     return None
 
 
-def make_config(base: Path, recipe: Recipe, sources: list[ExpertSource], layout: str, quantization: str | None) -> MoEConfig:
+def make_config(weights: Checkpoint, recipe: Recipe, sources: list[ExpertSource], layout: str, quantization: str | None) -> MoEConfig:
     """The mixture's configuration from the base's; ValueError if the base is not of the Mistral family, or has biases."""
+    base = weights.path
     settings = read_base_config(base)
     if settings.get("attention_bias") or settings.get("mlp_bias"):
         raise ValueError(f"{base} has biases in its linear layers; Mixtral has none")
-    dtype = recipe.dtype or settings.get("dtype") or "bfloat16"
+    dtype = recipe.dtype or settings.get("dtype") or dtype_name(stored_dtype(weights))
     parse_dtype(dtype)
     adapters = [source.adapter for source in sources if source.adapter]
     attention = [projection for projection in ATTENTION if any(projection in adapter.attention for adapter in adapters)]

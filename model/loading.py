@@ -7,7 +7,7 @@ import torch
 from accelerate import init_empty_weights
 from transformers.models.mixtral.modeling_mixtral import MixtralPreTrainedModel
 
-from .checkpoint import GENERATION, Checkpoint, model_folder, parse_dtype
+from .checkpoint import GENERATION, Checkpoint, model_folder, parse_dtype, stored_dtype
 from .config_file import generation_config, moe_config, read_config
 from .configuration_moe import MoEConfig
 from .conversion import load_weights
@@ -72,7 +72,7 @@ class StrictLoading(MixtralPreTrainedModel):
             attn_implementation = attn_implementation or config._attn_implementation  # a config's dict does not hold it
         config = resolve_config(folder, config, changes)
         checkpoint = Checkpoint(folder)
-        model = _build(cls, config, (config.dtype or _dtype_of(checkpoint)) if dtype == "auto" else dtype, attn_implementation)
+        model = _build(cls, config, (config.dtype or stored_dtype(checkpoint)) if dtype == "auto" else dtype, attn_implementation)
         devices = resolve_device_map(model, device_map, max_memory)
         load_weights(model, checkpoint, lambda name: device_of(name, devices), optional=".noise_weight" if is_quiet else None)
         model.tie_weights()
@@ -90,12 +90,6 @@ def _build(cls: Any, config: MoEConfig, dtype: torch.dtype | str, attn_implement
     """The model with its parameters on the meta device."""
     with init_empty_weights():
         return cls._from_config(config, dtype=parse_dtype(dtype), attn_implementation=attn_implementation)
-
-
-def _dtype_of(checkpoint: Checkpoint) -> torch.dtype:
-    """Of the embeddings, which are never quantised."""
-    names = (name for name in checkpoint if name.endswith("embed_tokens.weight"))
-    return next((checkpoint.head(name, 1).dtype for name in names), torch.float32)
 
 
 def resolve_config(folder: Path, given: MoEConfig | None, changes: dict[str, Any]) -> MoEConfig:

@@ -12,7 +12,7 @@ from moe_kernels.cards import CARDS
 from moe_kernels.cpu_card import measure_cpu
 
 from .budget import RUNTIME, Budget, card_of, room_of
-from .checkpoint import model_folder
+from .checkpoint import Checkpoint, model_folder, stored_dtype
 from .cli import make_parser, run_command
 from .configuration_moe import EXPERT_LAYOUTS, QUANTIZATIONS, MoEConfig
 from .footprint import ACTIVATIONS, CACHE, activation_bytes, cache_bytes, token_time, weight_bytes
@@ -62,7 +62,9 @@ def _folder_config(name: str) -> MoEConfig:
     except FileNotFoundError:
         known = ", ".join(f"{base}-x4" for base in _BASES)
         raise FileNotFoundError(f"{name} is neither a folder, a recipe, a model in the local hub cache nor one of {known}") from None
-    return resolve_config(folder, None, {})
+    config = resolve_config(folder, None, {})
+    config.dtype = config.dtype or stored_dtype(Checkpoint(folder))  # as loading takes it
+    return config
 
 
 def _changed(config: MoEConfig, layout: str | None, quantization: str | None, rank: int) -> MoEConfig:

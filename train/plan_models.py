@@ -35,7 +35,7 @@ def base_in_nf4(config: PreTrainedConfig, bf16: bool, checkpointing: bool) -> Pr
 
 def mixture(config: MoEConfig, bf16: bool, checkpointing: bool) -> nn.Module:
     """As `model.load.load_model` makes it."""
-    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else parse_dtype(config.dtype or "float32")
+    dtype = parse_dtype(config.dtype or "float32")
     with init_empty_weights():
         model: Any = MoEForCausalLM._from_config(config, dtype=dtype)
     give_nf4(model, dtype)

@@ -15,6 +15,7 @@ from model import MoEForCausalLM
 from model.checkpoint import Checkpoint
 from model.compose import main
 from model.gate_report import some_layers
+from model.ingredients import open_recipe
 from model.mixture_tensors import is_quantized
 from model.output import check_manifest
 from model.routers import MoERouter
@@ -128,6 +129,18 @@ def test_a_config_of_transformers_4_keeps_its_rope(base, make_adapter, run_compo
     expected = PeftModel.from_pretrained(MistralForCausalLM.from_pretrained(old), str(adapter)).eval()(ids).logits
     torch.testing.assert_close(mixture(ids).logits, expected, atol=1e-5, rtol=0)
     assert mixture.config.rope_parameters["rope_theta"] == rope.get("rope_theta", 10000.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_base_without_a_dtype_in_its_config_is_of_its_weights(base, adapters, make_recipe, tmp_path, dtype):
+    """As `dtype: auto` of transformers has it; a base in fp32 would otherwise be rounded without a word."""
+    model = MistralForCausalLM.from_pretrained(base, dtype=dtype)
+    shutil.copytree(base, tmp_path / "base")
+    model.save_pretrained(tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    del config["dtype"]
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    assert open_recipe(make_recipe([tmp_path / "base"] * 2, base=tmp_path / "base"), None, None).config.dtype == dtype
 
 
 @torch.no_grad()

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from model.generate import main
-from model.generation import WholeTextStreamer, complete, complete_ids, encode_prompts, generation_options, pad_left
+from model.generation import WholeTextStreamer, complete, complete_ids, encode_prompts, generate_as_told, pad_left
 from model.infill import encode_piece
 from model.load import load_model
 from model.prompt import format_prompt
@@ -85,17 +85,50 @@ def test_the_context_is_the_limit(loaded):
         complete(model, tokenizer, ["a" * 300], max_new_tokens=1, batch_size=1, progress=False)
 
 
+# Each changes what `model.generate` returns, or makes it fail, where the call does not name it.
+OF_ANY = {
+    **{"num_beams": 3, "no_repeat_ngram_size": 1, "repetition_penalty": 5.0, "encoder_repetition_penalty": 5.0, "guidance_scale": 5.0},
+    **{"suppress_tokens": [*range(3, 40)], "begin_suppress_tokens": [*range(3, 40)], "bad_words_ids": [[token] for token in range(3, 40)]},
+    **{"sequence_bias": [[[token], -50.0] for token in range(3, 40)], "forced_eos_token_id": 5, "eos_token_id": [*range(3, 40)]},
+    **{"exponential_decay_length_penalty": [1, 9.0], "stop_strings": "a", "max_time": 1e-9, "return_dict_in_generate": True},
+    **{"prompt_lookup_num_tokens": 2, "penalty_alpha": 0.6, "dola_layers": "low", "watermarking_config": {"bias": 50.0}},
+}
+OF_SAMPLING = {
+    **{"do_sample": True, "temperature": 9.0, "top_k": 1, "top_p": 0.01, "min_p": 0.9, "typical_p": 0.01},
+    **{"epsilon_cutoff": 0.3, "eta_cutoff": 0.9},
+}
+
+
 @torch.inference_mode()
-def test_a_bases_own_generation_settings_change_no_choice(loaded):
-    """Nor does transformers' default, to sample from the 50 likeliest tokens."""
+@pytest.mark.parametrize(("name", "temperature"), [*((name, 0.0) for name in OF_ANY), *((name, 0.7) for name in OF_SAMPLING)])
+def test_a_checkpoints_own_generation_settings_change_nothing(loaded, name, temperature):
     model, tokenizer = loaded
-    expected = [greedy(model, tokenizer, prompt, 20) for prompt in PROMPTS]
-    draws = {"max_new_tokens": 1, "num_return_sequences": 1024, **generation_options(tokenizer, temperature=1e4)}
+
+    def completed():
+        torch.manual_seed(4)
+        return complete(model, tokenizer, PROMPTS[:2], max_new_tokens=16, batch_size=2, progress=False, temperature=temperature)
+
+    expected = completed()
+    own = model.generation_config = GenerationConfig(**{name: {**OF_ANY, **OF_SAMPLING}[name]})
+    assert completed() == expected and model.generation_config is own
+
+
+def test_an_adapters_base_keeps_its_settings(base, adapters):
+    """PEFT hands the settings of its model to the base."""
+    model, tokenizer = load_model(base, adapters[0], dtype="bfloat16")
+    settings = {"max_new_tokens": 20, "batch_size": 4, "progress": False}
+    expected, own = complete(model, tokenizer, PROMPTS, **settings), GenerationConfig(no_repeat_ngram_size=1)
+    model.get_base_model().generation_config = own
+    assert complete(model, tokenizer, PROMPTS, **settings) == expected and model.get_base_model().generation_config is own
+
+
+@torch.inference_mode()
+def test_sampling_is_from_all_tokens(loaded):
+    """transformers' default is to sample from the 50 likeliest."""
+    model, tokenizer = loaded
     inputs = pad_left(tokenizer, encode_prompts(tokenizer, ["x"]), model.device)
-    assert len(set(model.generate(**inputs, **draws)[:, -1].tolist())) > 50  # of 64
-    model.generation_config.update(repetition_penalty=5.0, top_k=3)
-    assert len(set(model.generate(**inputs, **draws)[:, -1].tolist())) > 50
-    assert complete(model, tokenizer, PROMPTS, max_new_tokens=20, batch_size=2, progress=False) == expected
+    drawn = generate_as_told(model, tokenizer, inputs, max_new_tokens=1, num_return_sequences=1024, temperature=1e4)
+    assert len(set(drawn[:, -1].tolist())) > 50  # of 64
 
 
 def run_main(monkeypatch, *arguments) -> int:

@@ -1,5 +1,6 @@
 """The plan's bytes against the tensors of a model that is loaded, and its arithmetic against figures worked out by hand."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, MixtralForCausalLM
 
 from model import MoEForCausalLM
 from model.configuration_moe import MoEConfig
@@ -16,6 +17,12 @@ from model.plan import advice, config_of, main, plan_mixture
 from moe_kernels.cards import A10G, CARDS, Card
 
 MEASURED = ("expert weights", "shared base", "LoRA factors", "attention", "embeddings, head", "norms and gates")
+
+
+def without_dtype(folder: Path) -> None:
+    settings = json.loads((folder / "config.json").read_text())
+    kept = {name: value for name, value in settings.items() if name not in ("dtype", "torch_dtype")}
+    (folder / "config.json").write_text(json.dumps(kept))
 
 
 def bytes_of(model) -> int:
@@ -37,6 +44,19 @@ def test_weights_and_cache_are_what_loading_takes(adapters, run_compose, ids, la
     parts = plan_mixture(config_of(str(folder), None, None, 1), "a10g", context=ids.shape[1], batch=ids.shape[0]).parts
     assert parts["KV cache"] == measured_cache
     assert sum(parts.get(name, 0) for name in MEASURED) == pytest.approx(bytes_of(model), rel=0.001)
+
+
+@pytest.mark.parametrize("quantize", [None, "nf4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_without_a_dtype_in_the_config_the_weights_dtype_counts(tmp_path, dtype, quantize):
+    """As in transformers' Mixtral. A plan in fp32 for weights in bf16 would be twice what is loaded."""
+    MoEForCausalLM._from_config(MoEConfig(**_tiny()), dtype=dtype).export_mixtral(tmp_path / "model", dtype=dtype)
+    without_dtype(tmp_path / "model")
+    planned = config_of(str(tmp_path / "model"), None, quantize, 1)
+    model = MoEForCausalLM.from_pretrained(tmp_path / "model", quantize=quantize)
+    assert model.dtype == MixtralForCausalLM.from_pretrained(tmp_path / "model").dtype == dtype
+    weights = [size for name, size in plan_mixture(planned, "a10g", 8, 1).parts.items() if name in MEASURED]
+    assert sum(weights) == pytest.approx(bytes_of(model), rel=0.001)
 
 
 @torch.no_grad()
