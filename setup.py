@@ -17,7 +17,7 @@ INSTALL_REQUIRES = [
     "peft>=0.21",
     "accelerate>=1.10",
     "numpy>=2.0",
-    "safetensors>=0.6",
+    "safetensors>=0.8",
     "filelock>=3.10",
     "datasets>=4.0",
     "codebleu==0.7.0",
@@ -30,7 +30,7 @@ INSTALL_REQUIRES = [
     "rapidfuzz>=3.9",
     "sacrebleu>=2.5",
     "pyyaml>=6.0.2",
-    "tqdm>=4.66",
+    "tqdm>=4.66.3",
     "matplotlib>=3.10",
     "tensorboard>=2.19",
 ]
