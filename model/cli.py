@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from moe_kernels.backend import PRECISIONS
 
-from .config_flags import printed_config, with_config
+from .flags_file import printed_config, with_config
 from .stopping import Terminated, stoppable
 
 MISTAKES = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
@@ -35,7 +35,7 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionH
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes no abbreviated flag: `--conf FILE` would be parsed, but not read (`config_flags.with_config`)."""
+    """Takes no abbreviated flag: `--conf FILE` would be parsed, but not read (`flags_file.with_config`)."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)

@@ -2,7 +2,7 @@
 
 Attention, norms, rotary embedding, masks, cache and generation are transformers'. Ours are the layer's mixture block
 (`decoder_layer.py`), the router and its losses (`routers.py`), the experts (`experts.py`), and loading, which is strict and knows NF4
-(`loading.py`).
+(`from_pretrained.py`).
 
 Shapes: B batch, S sequence, T = B·S tokens, E experts, D model width, V vocabulary.
 """
@@ -35,7 +35,7 @@ from .attention import MoEAttention
 from .configuration_moe import MoEConfig
 from .decoder_layer import MoEDecoderLayer
 from .experts import DenseExperts, LoraExperts
-from .loading import StrictLoading
+from .from_pretrained import StrictLoading
 from .quantization import MatrixModule, NF4Linear, quantized_matrices
 from .routers import SWITCH_LOSS, MoERouter, auxiliary_loss, expert_choices, mean_over_layers, new_tokens, noise_seeds, prompt_tokens
 from .saving import save_model

@@ -16,8 +16,8 @@ from .checkpoint import Checkpoint, model_folder, stored_dtype
 from .cli import make_parser, run_command
 from .configuration_moe import EXPERT_LAYOUTS, QUANTIZATIONS, MoEConfig
 from .footprint import ACTIVATIONS, CACHE, activation_bytes, cache_bytes, token_time, weight_bytes
+from .from_pretrained import resolve_config
 from .ingredients import open_recipe
-from .loading import resolve_config
 
 _SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
 _BASES = {

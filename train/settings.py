@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from model.config_flags import add_config_flags
+from model.flags_file import add_config_flags
 
 from .processes import TIMEOUT, processes
 

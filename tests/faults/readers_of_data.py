@@ -16,7 +16,7 @@ import yaml
 from eval.study_file import read_study
 from eval.tasks import load_tasks
 from model.cli import make_parser
-from model.config_flags import with_config
+from model.flags_file import with_config
 from model.gate_data import find_gate_data, read_gate_data
 from model.merging.config import read_merge_config
 from model.recipe import read_recipe

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from model.cli import make_parser, run_command
-from model.config_flags import add_config_flags
+from model.flags_file import add_config_flags
 
 
 @pytest.fixture
