@@ -58,7 +58,7 @@ done
 
 if absent composed; then
   step "mixture: composed from the four adapters, in NF4"
-  sed "s#BASE#$base#; s#RUNS#$runs#" examples/four_languages.yml > "$runs/compose.yml"
+  sed "/^#/! { s#BASE#$base#; s#RUNS#$runs# }" examples/four_languages.yml > "$runs/compose.yml"
   python -m model.compose "$runs/compose.yml" "$runs/composed" --quantize nf4
 fi
 

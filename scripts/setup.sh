@@ -28,7 +28,7 @@ else
 fi
 say "the other packages, with the versions and hashes of requirements.lock"
 pip install --require-hashes --no-deps -r requirements.lock
-say "this package, editable, with its C++ extension if a compiler is here"
+say "this package, editable, with its C++ extension if a compiler is here (three minutes of a core)"
 pip install --no-build-isolation --no-deps -e .
 pip check # setup.py may ask for what the lock lacks
 "$venv/bin/python" -c 'from moe_kernels import backend; print("==", backend.extension_problem() or "the C++ extension is built")'

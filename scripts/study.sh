@@ -7,7 +7,7 @@ runs=${RUNS:-runs/demo}
 out=${OUT:-$runs/study}
 data=${DATA:-corpus}
 base=$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["base_model_name_or_path"])' "$runs/expert-cpp/adapter_config.json")
-filled() { sed "s#BASE#$base#; s#RUNS#$runs#; s#ROWS#$out/gate_rows.jsonl#; s#^data: corpus#data: $data#" "examples/$1.yml" > "$out/$1.yml"; }
+filled() { sed "/^#/! { s#BASE#$base#; s#RUNS#$runs#; s#ROWS#$out/gate_rows.jsonl#; s#^data: corpus#data: $data# }" "examples/$1.yml" > "$out/$1.yml"; }
 
 mkdir -p "$out"
 for method in linear ties; do

@@ -31,7 +31,7 @@ def add_training_flags(parser: argparse.ArgumentParser, *, learning_rate: float,
     group.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
     group.add_argument("--max-length", type=int, default=max_length, help="tokens of a row; longer rows are dropped and counted")
     group.add_argument("--limit", type=int, help="rows of the training data to use at most; of these, over-long ones are dropped")
-    group.add_argument("--eval-limit", type=int, default=128, help="rows of the validation data to use at most")
+    group.add_argument("--eval-limit", type=int, default=128, help="rows of the validation data to use at most, of each language")
     group.add_argument("--eval-every", type=int, default=0, help=f"steps between evaluations and checkpoints; 0: {EVALUATIONS} a run")
     group.add_argument("--patience", type=int, default=0, help="stop after so many evaluations without a better loss; 0: never")
     group.add_argument("--checkpointing", choices=("auto", "on", "off"), default="auto", help="gradient checkpointing; auto: on a GPU")
