@@ -128,7 +128,7 @@ def test_the_change_from_an_earlier_run_is_paired(sandbox: Sandbox, files: dict[
         "difference": 0.5,
     }
     assert change["1"]["tasks"] == 2 and 0 < change["1"]["difference"]["low"] <= 0.5 <= change["1"]["difference"]["high"]
-    assert "pass@1    before 50.0, after 100.0, difference 50.0" in capsys.readouterr().out
+    assert "pass@1    before 50.0, after 100.0, difference +50.0" in capsys.readouterr().out
     files["out"] = files["out"].with_name("other")
     assert run(flags(files, "--before", str(before), "--timeout", "5")) == 2
     assert "cannot be compared with this run: timeout is 10.0 there and 5.0 here" in capsys.readouterr().err
@@ -251,7 +251,7 @@ def test_it_refuses_where_the_sandbox_does_not_hold(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: f["samples"].write_text('{"task_id": "T/9", "completion": ""}\n'), "'T/9' is the task_id of none of the 2 tasks, such as 'T/0'"),
+        (lambda f: f["samples"].write_text('{"task_id": "T/9", "completion": ""}\n'), "'T/9' is the task_id of none of the 2 tasks"),
         (lambda f: f["samples"].write_text('{"task_id": "T/0"}\n'), "given.jsonl, line 1, lacks completion"),
         (lambda f: f["samples"].write_text('\n{"task_id": "T/0", "completion": 5}\n'), "line 2: completion must be a text, not 5"),
         (lambda f: f["samples"].write_text('{"task_id": ["T/0"], "completion": ""}\n'), "line 1: task_id must be a text, not ['T/0']"),
@@ -300,7 +300,9 @@ def test_k_is_a_list_of_counts(k: str, files: dict[str, Path], capsys: pytest.Ca
         ("--top-p=0", "--top-p in (0, 1]"),
     ],
 )
-def test_no_flag_makes_every_program_wrong_or_does_nothing(flag: str, message: str, files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_flag_makes_every_program_wrong_or_does_nothing(
+    flag: str, message: str, files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run([*flags(files), flag]) == 2
     assert message in capsys.readouterr().err
     assert not files["out"].exists() and not list(files["out"].parent.glob(".*"))
