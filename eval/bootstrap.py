@@ -3,6 +3,9 @@
 Resampling calls 0 of n and n of n certain. A mean of 0 or 1 in all problems, of scores in [0, 1], therefore has Wilson's interval (1927),
 and what is made of such means alone has none.
 
+Percentile intervals of few values are too narrow (Hesterberg 2015, The American Statistician 69): of normal values those at 95 % hold the
+mean in 90 % of cases at 10 problems, 84 % at 5, 50 % at 2. Those of fewer than FEW are marked wherever they are shown.
+
 Resampled are problems, not rows: two wordings of one problem, or its versions in two languages, are not independent observations. All
 systems are resampled together, so a difference or ratio is paired. R resamples, G problems.
 """
@@ -17,6 +20,7 @@ import numpy as np
 
 RESAMPLES = 10_000
 LEVEL = 95  # per cent
+FEW = 10  # problems; below it less than 90 % of the intervals hold the mean
 
 Stratum = tuple[Sequence[str], Mapping[str, Sequence[float]]]  # the problem of each of N points, {system: N scores}
 
@@ -25,21 +29,24 @@ Stratum = tuple[Sequence[str], Mapping[str, Sequence[float]]]  # the problem of 
 class Estimate:
     """A figure and its bootstrap draws [RESAMPLES]; `draws` is None where an interval makes no sense.
 
-    `problems` is how many were drawn where the figure is a mean of values that are all 0 or all 1, else None.
+    `problems` is how many were drawn, the least of those of several means. `alike`: the figure is a mean of values that are all 0 or all 1.
     """
 
     value: float | None
     draws: np.ndarray | None
-    problems: int | None = None
+    problems: int
+    alike: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """{"value", "low", "high"}; low and high are None without an interval."""
+        """{"value", "low", "high"}; low and high are None without an interval. "few": True is there for an interval that is too narrow."""
         if self.draws is None:
             return {"value": self.value, "low": None, "high": None}
-        low, high = np.nanpercentile(self.draws, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
-        if self.problems and self.value is not None:
+        if self.alike and self.value is not None:
             low, high = wilson(self.value * self.problems, self.problems)
-        return {"value": self.value, "low": float(low), "high": float(high)}
+            return {"value": self.value, "low": low, "high": high}
+        low, high = np.nanpercentile(self.draws, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
+        few = {"few": True} if self.problems < FEW else {}
+        return {"value": self.value, "low": float(low), "high": float(high), **few}
 
 
 def wilson(passed: float, n: int) -> tuple[float, float]:
@@ -66,9 +73,9 @@ def bootstrap(strata: Mapping[str, Stratum], seed: str) -> dict[str, dict[str, E
         estimates[stratum] = {}
         for system, values in scores.items():
             sums_G = np.bincount(member, weights=np.asarray(values, dtype=float), minlength=len(names))
-            draws = times_RG @ sums_G / rows_R if len(set(groups)) > 1 else None
-            alike = set(values) in ({0}, {1})
-            estimates[stratum][system] = Estimate(float(np.mean(values)), draws, len(set(groups)) if alike else None)
+            problems = len(set(groups))
+            draws = times_RG @ sums_G / rows_R if problems > 1 else None
+            estimates[stratum][system] = Estimate(float(np.mean(values)), draws, problems, alike=set(values) in ({0}, {1}))
     return estimates
 
 
@@ -76,10 +83,10 @@ def average(estimates: Sequence[Estimate]) -> Estimate:
     """The mean of the strata (the languages), each with equal weight."""
     values, draws = [e.value for e in estimates if e.value is not None], [e.draws for e in estimates if e.draws is not None]
     complete = len(draws) == len(estimates)
-    problems = [e.problems for e in estimates if e.problems]
-    alike = len(problems) == len(estimates)
     value, mean_draws = float(np.mean(values)), np.mean(draws, axis=0) if complete else None
-    return Estimate(value, mean_draws, min(problems)) if alike and len(set(values)) == 1 else _uncertain(value, mean_draws, *estimates)
+    if all(e.alike for e in estimates) and len(set(values)) == 1:
+        return Estimate(value, mean_draws, min(e.problems for e in estimates), alike=True)
+    return _uncertain(value, mean_draws, *estimates)
 
 
 def difference(of: Estimate, minus: Estimate) -> Estimate:
@@ -98,5 +105,5 @@ def ratio(of: Estimate, to: Estimate) -> Estimate:
 
 def _uncertain(value: float | None, draws: np.ndarray | None, *means: Estimate) -> Estimate:
     """Of the figure of some means: no interval where all draws agree because a mean is 0 or 1 in all problems, 0 - 0 for example."""
-    certain = draws is not None and any(mean.problems for mean in means) and np.nanmax(draws) == np.nanmin(draws)
-    return Estimate(value, None if certain else draws)
+    certain = draws is not None and any(mean.alike for mean in means) and np.nanmax(draws) == np.nanmin(draws)
+    return Estimate(value, None if certain else draws, min(mean.problems for mean in means))

@@ -5,6 +5,7 @@ import os
 import time
 from argparse import Namespace
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,7 +21,7 @@ from model.strict_json import parse_json
 
 from .cost import speed
 from .run_files import check_shape
-from .runs import lines_in
+from .runs import lines_in, read_rows
 from .tasks import Task
 from .tasks.task import unfenced
 
@@ -33,13 +34,13 @@ def prompt_of(task: Task, template: bool, tokenizer: Any = None) -> str:
 
 
 def given(path: Path, tasks: list[Task]) -> list[Sample]:
-    """The completions of a JSONL file, in order. ValueError for one of no known task."""
+    """The completions of a JSONL file, in order. ValueError for one that is no text, or of no known task."""
     known = {task.task_id: task for task in tasks}
     numbers: Counter[str] = Counter()
     samples = []
-    for row in rows_kept(path, missing_ok=False):
-        if not all(isinstance(row.get(key), str) for key in ("completion", "task_id")) or row["task_id"] not in known:
-            raise ValueError(f"{path}: a row needs a completion and the task_id of one of the {len(known)} tasks, not {str(row)[:80]}")
+    for row in read_rows(path, ("task_id", "completion"), {"task_id": str, "completion": str}):
+        if row["task_id"] not in known:
+            raise ValueError(f"{path}: {row['task_id']!r} is the task_id of none of the {len(known)} tasks, such as {next(iter(known))!r}")
         samples.append(_sample(known[row["task_id"]], numbers[row["task_id"]], row["completion"]))
         numbers[row["task_id"]] += 1
     if not samples:
@@ -103,19 +104,12 @@ def _complete_batch(model: Any, tokenizer: Any, batch: list[tuple[Task, int]], a
     return {"samples": samples, "tokens": sum(map(len, completions)), "seconds": seconds, "cost": cost}
 
 
-def rows_kept(path: Path, *, missing_ok: bool = True) -> list[dict[str, Any]]:
-    """The rows of a JSONL file; a last line that was cut off by a crash is left out."""
-    if not path.is_file():
-        if missing_ok:
-            return []
-        raise FileNotFoundError(f"{path} is missing")
+def rows_kept(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file of unfinished work, if it is there; a last line that was cut off by a crash is left out."""
     rows = []
-    for line in lines_in(path):
-        try:
+    for line in lines_in(path) if path.is_file() else ():
+        with suppress(ValueError):
             rows += [check_shape(parse_json(line), {}, str(path))] if line.strip() else []
-        except ValueError:
-            if not missing_ok:
-                raise ValueError(f"{path} holds a line that is not a JSON object: {line[:80].decode(errors='replace')!r}") from None
     return rows
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .report_tables import Listing
-from .tables import HEADS, Cell, kind_title, lang_title
+from .tables import HEADS, Cell, few_note, intervals, kind_title, lang_title
 
 LABEL = " class='label'"  # of a cell that is no number
 STYLE = Path(__file__).with_name("style.css")
@@ -51,7 +51,12 @@ def html_table(listing: Listing, links: Links) -> str:
     for number, (row, sources) in enumerate(zip(listing.cells, listing.sources, strict=True), start=1):
         cells = "".join(_cell(cell, names, links) for cell, names in zip(row, sources, strict=True))
         lines.append(f"<tr{' class=all' if listing.last and number == len(listing.cells) else ''}>{cells}</tr>")
-    return f"{title}<div class='wide' tabindex='0'><table>{''.join(lines)}</table></div>"
+    return f"{title}<div class='wide' tabindex='0'><table>{''.join(lines)}</table></div>{_note(intervals(listing.cells))}"
+
+
+def _note(shown: Iterable[str]) -> str:
+    note = few_note(shown)
+    return f"<p class='faint'>{escape(note)}</p>" if note else ""
 
 
 def _cell(cell: Cell, names: Sequence[str], links: Links) -> str:
@@ -76,7 +81,7 @@ def cards(headlines: list[dict[str, Any]], links: Links) -> str:
         f"<span>{escape(row['text'])}</span><span>{escape(row['interval'])}</span></div>"
         for row in headlines
     ]
-    return f"<div class='cards'>{''.join(shown)}</div>" if shown else ""
+    return f"<div class='cards'>{''.join(shown)}</div>{_note(row['interval'] for row in headlines)}" if shown else ""
 
 
 def side_by_side(chosen: dict[str, dict[str, Any]], behind: dict[str, dict[str, str]], score: str, links: Links) -> str:

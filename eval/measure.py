@@ -11,7 +11,7 @@ from train.data.pairs import Pair
 from .answers import Loss
 from .bootstrap import LEVEL, bootstrap
 from .score import PARTS, score_set
-from .tables import METRIC_TITLES
+from .tables import METRIC_TITLES, cell, few_note
 from .text_metrics import text_score
 
 Compiler = Callable[[Sequence[str], str], list["bool | None"]]  # programs, language
@@ -77,17 +77,11 @@ def score_table(figures: dict[str, dict[str, Any]], name: str) -> str:
             cells = "".join(f"{'-' if value is None else format(100 * value, '.1f'):>10}" for value in values)
             lines.append(f"{get_language(lang).title + ', ' + kind:<24}{row['n']:>5}{row['empty']:>7}{cells}")
     shown = [metric for metric in METRIC_TITLES if any(metric in row["metrics"] for kinds in figures.values() for row in kinds.values())]
+    marked: list[str] = []
     lines.append(f"\n{f'[{LEVEL} % interval]':<24}" + "".join(f"{METRIC_TITLES[metric]:>22}" for metric in shown))
     for lang, kinds in figures.items():
         for kind, row in kinds.items():
-            cells = "".join(f"{_with_interval(row['metrics'].get(metric)):>22}" for metric in shown)
-            lines.append(f"{get_language(lang).title + ', ' + kind:<24}{cells}")
-    return "\n".join(lines)
-
-
-def _with_interval(estimate: dict[str, Any] | None) -> str:
-    """Times 100, as "43.6 [40.1, 47.0]"; "-" for none."""
-    if estimate is None:
-        return "-"
-    interval = "" if estimate["low"] is None else f" [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
-    return f"{100 * estimate['value']:.1f}{interval}"
+            texts = [" ".join(cell(metric, row["metrics"].get(metric))).strip() for metric in shown]
+            lines.append(f"{get_language(lang).title + ', ' + kind:<24}" + "".join(f"{text:>22}" for text in texts))
+            marked += texts
+    return "\n".join(line for line in (*lines, few_note(marked)) if line)

@@ -15,6 +15,7 @@ import shutil
 import sys
 import time
 from argparse import ArgumentParser, Namespace
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -37,6 +38,8 @@ from .runs import PASS_AT_K, SAMPLES
 from .sandbox import Limits, Sandbox, SandboxError
 from .tasks import CORPUS, Task, load_tasks
 from .tools import tool_versions
+
+GENERATING = ("adapter", "n", "temperature", "top_p", "max_new_tokens", "stop", "batch_size", "device", "precision")  # flags
 
 
 def main(args: Namespace) -> int:
@@ -61,6 +64,8 @@ def main(args: Namespace) -> int:
         samples, samples_from = given(args.samples, tasks), {"path": str(args.samples), "sha256": sha256_of(args.samples)}
     elif args.references:
         samples = references(tasks)
+    if not args.model and ks[-1] > (most := max(Counter(row["task_id"] for row in samples).values())):
+        raise ValueError(f"pass@{ks[-1]} needs {ks[-1]} completions of a task; no task has more than {most}")
     sandbox = Sandbox.open(unsafe=args.unsafe_no_sandbox)
     conditions = {**facts, "data": data, "sandbox": sandbox.facts, "seed": args.seed}
     if args.model:
@@ -98,13 +103,17 @@ def main(args: Namespace) -> int:
 
 
 def _check(args: Namespace) -> None:
-    """ValueError for a flag with which every program would fail, or none be there."""
+    """ValueError for a flag with which every program would fail, or none be there, or that would do nothing."""
     counts = ("max_new_tokens", "batch_size", "memory", "jobs", "limit")
     check_flags(args, *(name for name in counts if getattr(args, name) is not None))
     if not 0 < args.timeout < math.inf:
         raise ValueError(f"--timeout must be a number of seconds above 0, not {args.timeout}")
     if not 0 <= args.temperature < math.inf or not 0 < args.top_p <= 1:
         raise ValueError(f"--temperature must be at least 0 and --top-p in (0, 1], not {args.temperature} and {args.top_p}")
+    parser = parse()
+    if not args.model and (idle := [name for name in GENERATING if getattr(args, name) != parser.get_default(name)]):
+        flags = ", ".join("-n" if name == "n" else f"--{name.replace('_', '-')}" for name in idle)
+        raise ValueError(f"no completion is generated from --samples or --references: {flags} would do nothing")
 
 
 @contextmanager

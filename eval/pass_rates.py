@@ -12,6 +12,7 @@ from . import run_files
 from .bootstrap import bootstrap, difference, wilson
 from .judge import OUTCOMES, PASSED, UNJUDGED
 from .runs import read_rows
+from .tables import cell, few_note
 from .tasks import Task
 
 TASKS = "tasks.jsonl"
@@ -70,13 +71,13 @@ def _mean_with_interval(scores: list[float], once: bool, seed: str) -> dict[str,
 
 def pass_rate_table(figures: dict[str, Any], lang: str) -> str:
     """The figures as text."""
-    lines = [f"{lang}: {figures['tasks']} tasks, {figures['samples']} completions"]
+    lines, intervals = [f"{lang}: {figures['tasks']} tasks, {figures['samples']} completions"], []
     for k, row in figures["pass_at_k"].items():
-        interval = f"  [{100 * row['low']:.1f}, {100 * row['high']:.1f}]" if row["low"] is not None else ""
-        lines.append(
-            f"  pass@{k:<4}{'-' if row['value'] is None else format(100 * row['value'], '.1f'):>6}{interval}  {row['tasks']} tasks"
-        )
-    return "\n".join([*lines, "  " + ", ".join(f"{count} {name}" for name, count in figures["outcomes"].items() if count)])
+        value, interval = cell("pass", row)
+        intervals.append(interval)
+        lines.append(f"  pass@{k:<4}{value:>6}{interval and '  '}{interval}  {row['tasks']} tasks")
+    lines.append("  " + ", ".join(f"{count} {name}" for name, count in figures["outcomes"].items() if count))
+    return "\n".join(line for line in (*lines, few_note(intervals)) if line)
 
 
 def read_counts(folder: Path, tasks: list[Task], facts: dict[str, Any]) -> Counts:
@@ -113,18 +114,16 @@ def pass_rate_change(before: Counts, after: Counts, ks: list[int], seed: str) ->
         change = {name: estimate.as_dict() for name, estimate in drawn.items()}
         if scores["before"] == scores["after"]:  # as many tasks might differ as where none of so many did
             width = wilson(0, len(both))[1]
-            change["difference"] |= {"low": -width, "high": width}
+            change["difference"] = {"value": 0.0, "low": -width, "high": width}
         figures[str(k)] = {"tasks": len(both), **change}
     return figures
 
 
 def format_change(figures: dict[str, Any]) -> str:
     """A line for each k, in per cent, with the interval of the difference."""
-
-    lines = []
+    lines, intervals = [], []
     for k, row in figures.items():
-        change = row["difference"]
-        values = ", ".join(f"{name} {100 * row[name]['value']:.1f}" for name in ("before", "after", "difference"))
-        interval = f" [{100 * change['low']:.1f}, {100 * change['high']:.1f}]" if change["low"] is not None else ""
-        lines.append(f"  pass@{k:<4} {values}{interval}  {row['tasks']} tasks")
-    return "\n".join(lines)
+        values = ", ".join(f"{name} {cell(name, row[name])[0]}" for name in ("before", "after", "difference"))
+        intervals.append(cell("difference", row["difference"])[1])
+        lines.append(f"  pass@{k:<4} {values} {intervals[-1]}".rstrip() + f"  {row['tasks']} tasks")
+    return "\n".join(line for line in (*lines, few_note(intervals)) if line)

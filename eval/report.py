@@ -22,7 +22,7 @@ from .html import TITLE1, TITLE2, render
 from .report_build import build, gather
 from .run_files import check_arrays, check_programs
 from .runs import ARRAYS, PROGRAMS, Run, Systems, read_inputs, read_training
-from .tables import kind_title, lang_title, markdown_table, text_table
+from .tables import few_note, kind_title, lang_title, markdown_table, text_table
 
 
 def main(args: Namespace) -> None:
@@ -94,6 +94,7 @@ def _sizes(langs: dict[str, dict[str, list[float]]]) -> str:
 def markdown(report: dict[str, Any], figures: dict[str, dict[str, Path]], captions: dict[str, str]) -> str:
     parts = [f"# {report['title']}", report["texts"]["summary"]]
     parts += ["\n".join(f"- **{row['figure']}** {row['text']}{row['interval'] and ', '}{row['interval']}" for row in report["headlines"])]
+    parts += [note] if (note := few_note(row["interval"] for row in report["headlines"])) else []
     sections = (
         (TITLE1, report["texts"].get("table1"), report_tables.comparisons(report, "table1", "expert")),
         (TITLE2, report["texts"].get("table2"), report_tables.comparisons(report, "table2", "mixture")),

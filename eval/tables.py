@@ -1,10 +1,11 @@
 """A report's tables as rows of text: the terminal, Markdown and HTML print the same cells."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from model.languages import LANGUAGES
 
-from .bootstrap import LEVEL
+from .bootstrap import FEW, LEVEL
 from .figures import ALL, Table
 
 KINDS = {"wording": "Unseen wordings of seen problem families", "family": "Unseen problem families", "test": "Test split"}
@@ -22,6 +23,8 @@ METRIC_TITLES = {
 METRICS_TITLE = "Every measure of the text"
 SCALE = {"ratio": 1.0}  # everything else is shown x 100
 SUFFIX = {"ratio": "×", "kept": " %"}
+FEW_MARK = "†"
+FEW_NOTE = f"{FEW_MARK} Of fewer than {FEW} problems: a bootstrap interval of so few is too narrow."
 
 Cell = tuple[str, str]  # the figure, and its interval or ""
 Grid = tuple[list[str], list[list[Cell]]]
@@ -53,10 +56,24 @@ def cell(name: str, figure: dict[str, Any] | None) -> Cell:
     sign = "+" if name == "difference" else ""
 
     def shown(value: float) -> str:
-        return f"{round(scale * value, digits) + 0.0:{sign}.{digits}f}"  # adding 0.0 turns -0.0 into 0.0
+        return f"{round(scale * value, 9) + 0.0:{sign}.{digits}f}"  # a small loss is -0.0, the rounding error of none 0.0
 
-    interval = "" if figure["low"] is None else f"[{shown(figure['low'])}, {shown(figure['high'])}]"
+    interval = "" if figure["low"] is None else f"[{shown(figure['low'])}, {shown(figure['high'])}]{few_mark(figure)}"
     return shown(figure["value"]) + SUFFIX.get(name, ""), interval
+
+
+def few_mark(figure: dict[str, Any]) -> str:
+    """Behind an interval of too few problems; what shows one adds `few_note`."""
+    return FEW_MARK if figure.get("few") else ""
+
+
+def few_note(shown: Iterable[str]) -> str:
+    """The line under what is `shown`, "" if it has no marked interval."""
+    return FEW_NOTE if any(text.endswith(FEW_MARK) for text in shown) else ""
+
+
+def intervals(cells: list[list[Cell]]) -> list[str]:
+    return [interval for row in cells for _, interval in row]
 
 
 def metrics_grid(details: dict[str, dict[str, dict[str, dict[str, Any]]]]) -> Grid:
@@ -88,9 +105,10 @@ def aligned_text(head: list[str], cells: list[list[Cell]]) -> str:
         "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
         for row in shown
     ]
-    return "\n".join(f"    {line}" for line in lines)
+    return "\n".join(f"    {line}" for line in (*lines, few_note(intervals(cells))) if line)
 
 
 def markdown_table(head: list[str], cells: list[list[Cell]]) -> str:
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *([f"{figure} {interval}".strip() for figure, interval in row] for row in cells)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    note = few_note(intervals(cells))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + (f"\n\n{note}" if note else "")

@@ -1,6 +1,7 @@
 """The one loader that every command uses: a plain base, a base with a PEFT adapter, or a mixture."""
 
 import hashlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,9 @@ def _add_adapter(model: PreTrainedModel, base: Path, folder: Path) -> Any:
     from peft import PeftModel  # it imports bitsandbytes: seconds that only adapters are worth
 
     Adapter(folder).check_base(base, Checkpoint(base))
-    adapted = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # PEFT 0.21 asks for it by itself
+        adapted = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
     return adapted.merge_and_unload() if model.dtype == torch.float32 else adapted
 
 

@@ -64,7 +64,7 @@ def test_no_estimate_without_enough_samples(n: int, c: int, k: int) -> None:
 
 
 def test_given_samples_are_judged_and_counted(sandbox: Sandbox, files: dict[str, Path]) -> None:
-    assert run([*flags(files), "--stop", "\nend", "\n@"]) == 0
+    assert run(flags(files)) == 0
     check_manifest(files["out"])
     facts = json.loads((files["out"] / "run.json").read_text())
     figures = facts["figures"]
@@ -75,7 +75,7 @@ def test_given_samples_are_judged_and_counted(sandbox: Sandbox, files: dict[str,
     assert facts["sandbox"]["isolated"] is True
     python = subprocess.run(["/usr/bin/python3", "--version"], capture_output=True, text=True, check=True).stdout
     assert facts["tools"] == {"python3": python.strip()}
-    assert {"\nend", "\ndef "} < set(facts["stop"]) and facts["fenced"] == 0 and facts["precision"] is None
+    assert "\ndef " in facts["stop"] and facts["fenced"] == 0 and facts["precision"] is None
     rows = [json.loads(line) for line in (files["out"] / "samples.jsonl").read_text().splitlines()]
     assert [(row["task_id"], row["completion"]) for row in rows] == SAMPLES
     assert [row["sample"] for row in rows] == [0, 1, 2, 0, 1, 2]
@@ -128,7 +128,7 @@ def test_the_change_from_an_earlier_run_is_paired(sandbox: Sandbox, files: dict[
         "difference": 0.5,
     }
     assert change["1"]["tasks"] == 2 and 0 < change["1"]["difference"]["low"] <= 0.5 <= change["1"]["difference"]["high"]
-    assert "pass@1    before 50.0, after 100.0, difference 50.0" in capsys.readouterr().out
+    assert "pass@1    before 50.0, after 100.0, difference +50.0" in capsys.readouterr().out
     files["out"] = files["out"].with_name("other")
     assert run(flags(files, "--before", str(before), "--timeout", "5")) == 2
     assert "cannot be compared with this run: timeout is 10.0 there and 5.0 here" in capsys.readouterr().err
@@ -166,7 +166,7 @@ VERDICT = json.dumps({"task_id": "T/0", "completion": RIGHT, "outcome": "passed"
 def test_verdicts_of_other_conditions_are_not_taken(
     flag: str, value: str, fact: str, sandbox: Sandbox, files: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files["samples"].write_text(json.dumps({"task_id": "T/0", "completion": RIGHT}) + "\n")
+    files["samples"].write_text(3 * (json.dumps({"task_id": "T/0", "completion": RIGHT}) + "\n"))
     work = interrupt(flags(files), VERDICT, files["out"])
     assert run(flags(files, flag, value)) == 2
     assert f"{fact} was" in capsys.readouterr().err
@@ -251,9 +251,10 @@ def test_it_refuses_where_the_sandbox_does_not_hold(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: f["samples"].write_text('{"task_id": "T/9", "completion": ""}\n'), "the task_id of one of the 2 tasks"),
-        (lambda f: f["samples"].write_text('{"task_id": "T/0"}\n'), "a row needs a completion"),
-        (lambda f: f["samples"].write_text('{"task_id": ["T/0"], "completion": ""}\n'), "the task_id of one of the 2 tasks"),
+        (lambda f: f["samples"].write_text('{"task_id": "T/9", "completion": ""}\n'), "'T/9' is the task_id of none of the 2 tasks"),
+        (lambda f: f["samples"].write_text('{"task_id": "T/0"}\n'), "given.jsonl, line 1, lacks completion"),
+        (lambda f: f["samples"].write_text('\n{"task_id": "T/0", "completion": 5}\n'), "line 2: completion must be a text, not 5"),
+        (lambda f: f["samples"].write_text('{"task_id": ["T/0"], "completion": ""}\n'), "line 1: task_id must be a text, not ['T/0']"),
         (lambda f: f["samples"].write_text("\n"), "holds no completions"),
         (lambda f: f["tasks"].write_text("{}\n"), "line 1: its columns are those of no known task set"),
         (lambda f: f["tasks"].write_text("x\n"), "line 1"),
@@ -279,6 +280,11 @@ def test_k_is_a_list_of_counts(k: str, files: dict[str, Path], capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
+        ("-k=1,4", "pass@4 needs 4 completions of a task; no task has more than 3"),
+        ("-n=3", "no completion is generated from --samples or --references: -n would do nothing"),
+        ("--temperature=0.8", "--temperature would do nothing"),
+        ("--stop=x", "--stop would do nothing"),
+        ("--device=cpu", "--device would do nothing"),
         ("--timeout=0", "--timeout must be a number of seconds above 0, not 0.0"),
         ("--timeout=-5", "--timeout must be"),
         ("--timeout=nan", "--timeout must be"),
@@ -294,7 +300,9 @@ def test_k_is_a_list_of_counts(k: str, files: dict[str, Path], capsys: pytest.Ca
         ("--top-p=0", "--top-p in (0, 1]"),
     ],
 )
-def test_no_flag_makes_every_program_wrong(flag: str, message: str, files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_flag_makes_every_program_wrong_or_does_nothing(
+    flag: str, message: str, files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run([*flags(files), flag]) == 2
     assert message in capsys.readouterr().err
     assert not files["out"].exists() and not list(files["out"].parent.glob(".*"))
@@ -307,6 +315,7 @@ def test_a_model_writes_and_is_judged(
     assert run(arguments) == 2, "equal completions would be counted as two"
     assert "at --temperature 0 all completions of a task are equal" in capsys.readouterr().err
     sampled = [*arguments, "-k", "1,3", "-n", "2", "--temperature", "1", "--max-new-tokens", "8", "--device", "cpu"]
+    sampled += ["--stop", "\nend", "\n@"]
 
     with monkeypatch.context() as patch:
         patch.setattr(command, "judge_samples", stop)
@@ -326,6 +335,7 @@ def test_a_model_writes_and_is_judged(
     facts = json.loads((files["out"] / "run.json").read_text())
     cost = facts["cost"]
     assert facts["precision"] == "exact"
+    assert {"\nend", "\n@", "\ndef "} < set(facts["stop"])
     assert facts["n"] == 3  # the largest k, if that is more
     assert facts["top_k"] == 0  # of a sampled run: none is cut off
     assert 6 <= cost["generated_tokens"] <= 6 * 8 and cost["tokens_per_second"] > 0 and cost["peak_bytes"] > 0

@@ -226,12 +226,30 @@ def test_the_right_object_passes(judge: Judge) -> None:
         ("    while True: pass\n", "timeout"),
         ("    return bytearray(1 << 40)\n", "memory"),
         ("    x = [0] * (1 << 60)\n", "memory"),
+        ("    return 1\ny = [0] * (1 << 60)\n", "memory"),  # as it is loaded
         ("    return (\n", "compile error"),
         ("    return 1\n", "failed"),
     ],
 )
 def test_outcomes_have_their_names(completion: str, outcome: str, judge: Judge) -> None:
     assert verdict(judge, "python", completion)[0] == outcome
+
+
+@pytest.mark.parametrize(
+    ("lang", "completion"),
+    [
+        ("javascript", "return new ArrayBuffer(2 ** 45).byteLength; }"),
+        ("java", "return x; } static int[] all = new int[1 << 30]; }"),
+        ("cpp", "return string(1ull << 40, 'x').size(); }"),
+    ],
+)
+def test_memory_that_is_not_to_be_had(lang: str, completion: str, judge: Judge) -> None:
+    assert verdict(judge, lang, completion)[0] == "memory"
+
+
+def test_a_program_without_the_function_says_so(judge: Judge) -> None:
+    task = Task("t", "python", "", "", "f", "", "assert f(1) == 2\n", whole=True)
+    assert verdict_on(judge, task, "") == ("failed", "NameError: the program defines no function f")
 
 
 def test_values_cross_as_they_are(judge: Judge) -> None:

@@ -16,6 +16,7 @@ from eval.judge import OUTCOMES
 from eval.plots import THEMES, training_figure
 from eval.report import main, parse
 from eval.runs import ARRAYS, PASS_AT_K, PROGRAMS, ROUTING
+from eval.tables import FEW_NOTE
 from eval.token_classes import CLASSES
 from model.cli import run_command
 from model.output import check_manifest, output_folder, write_json, write_run
@@ -162,10 +163,11 @@ def test_the_page_is_whole_and_fetches_nothing(made: tuple[Path, str]) -> None:
     assert "quantizationnf4" in page.text  # in the mixture's conditions
     check_manifest(out)
     assert {path.parent.name for path in (out / "runs").glob("*/run.json")} == set(json.loads((out / "report.json").read_text())["sources"])
+    assert page.text.count(FEW_NOTE) >= 3, "under the cards and both tables"
     names = ("means", "distributions", "gates", "training")
     assert {path.name for path in out.glob("*.png")} == {f"{name}{ending}.png" for name in names for ending in ("", "-dark")}
     markdown = (out / "report.md").read_text()
-    assert "| C++ | 4 | 25.0 [20.0, 30.0] | 60.0 [50.0, 70.0] |" in markdown
+    assert "| C++ | 4 | 25.0 [20.0, 30.0]† | 60.0 [50.0, 70.0]† |" in markdown
     assert "| C++ | Base | wording | 25.0 [10.0, 40.0] |" in markdown
     assert (
         "| expert-cpp.training, training | cpu | float32 with NF4 matrices | 2.50 M | 1.50 M | 0.12 M | 1.50 GiB | 8 | 150.0 | 4 |"

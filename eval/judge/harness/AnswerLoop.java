@@ -30,11 +30,12 @@ abstract class AnswerLoop {
     private Object[] reply(Object[] message) {
         try {
             return answer(message);
-        } catch (InvocationTargetException error) {
-            Throwable cause = error.getCause();
-            return cause instanceof OutOfMemoryError ? new Object[] {"memory", String.valueOf(cause)} : threw(cause);
         } catch (Throwable error) {
-            return new Object[] {"error", String.valueOf(error)};
+            Throwable cause = error instanceof InvocationTargetException ? error.getCause() : error; // initialising a class throws Errors as they are
+            if (cause instanceof OutOfMemoryError) {
+                return new Object[] {"memory", String.valueOf(cause)};
+            }
+            return cause == error ? new Object[] {"error", String.valueOf(error)} : threw(cause);
         }
     }
 }

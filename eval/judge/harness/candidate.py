@@ -25,6 +25,8 @@ def load():
 
 def call(arguments):
     arguments = wire.decode(arguments)
+    if sys.argv[1] not in namespace:
+        raise NameError(f"the program defines no function {sys.argv[1]}")
     result = namespace[sys.argv[1]](*arguments)
     same = [place for place, argument in enumerate(arguments) if argument is result]
     return [wire.encode(result), wire.encode(arguments), same]

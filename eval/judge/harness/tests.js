@@ -21,6 +21,9 @@ function answer() {
     if (typeof reply !== "object" || reply === null || !("ok" in reply || "call" in reply || Array.isArray(reply.error))) {
         finish("failed", "the program's answer is malformed");
     }
+    if (reply.error && reply.error[1] === "Array buffer allocation failed") {
+        finish("memory", reply.error[1]);
+    }
     return reply;
 }
 

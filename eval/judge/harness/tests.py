@@ -57,10 +57,8 @@ channel = wire.Channel()
 loaded = answer()
 if "error" in loaded:
     kind, text = map(str, loaded["error"])
-    finish(
-        {"SyntaxError": "compile error", "IndentationError": "compile error", "TabError": "compile error"}.get(kind, "failed"),
-        f"{kind}: {text}",
-    )
+    compiling = dict.fromkeys(("SyntaxError", "IndentationError", "TabError"), "compile error")
+    finish({**compiling, "MemoryError": "memory"}.get(kind, "failed"), f"{kind}: {text}")
 with open("tests.json", encoding="utf-8") as file:
     plan = json.load(file)
 namespace: dict[str, object] = {"__name__": "__main__"}
