@@ -72,7 +72,8 @@ def main() -> int:
         "model.generate",
         "Writes a program for a description, streaming it to standard output. Only the flags count, not the model's generation_config.",
     )
-    parser.add_argument("text", help='what the program does, e.g. "Sum of the first n odd numbers"')
+    text = "compute the matrix trace | number of rows ; the sum is zero at first ; add the entry on the diagonal"
+    parser.add_argument("text", help=f'what the program does, in the words of the training data: "{text}" for those of the corpus')
     parser.add_argument("--model", required=True, help="folder of a base, an adapter or a mixture")
     parser.add_argument("--adapter", help="folder of a PEFT adapter on that base")
     parser.add_argument(
