@@ -27,9 +27,9 @@ _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _SHOWN = 5  # names that an error shows before it counts the rest
 
 
-def model_folder(name: str | Path, beside: Path = Path(), cache_dir: str | Path | None = None) -> Path:
-    """The local folder of a model: `name` itself, `name` beside a file, or its snapshot in the hub's cache (by default the usual one);
-    nothing is downloaded.
+def model_folder(name: str | Path, beside: Path = Path(), cache_dir: str | Path | None = None, revision: str | None = None) -> Path:
+    """The local folder of a model: `name` itself, `name` beside a file, or its snapshot in the hub's cache (by default the usual one,
+    and the branch main); nothing is downloaded.
 
     A save to it that was cut short after its commit is finished.
     """
@@ -38,7 +38,7 @@ def model_folder(name: str | Path, beside: Path = Path(), cache_dir: str | Path 
             finish_save(folder)
             return folder
     try:
-        return Path(snapshot_download(str(name), cache_dir=cache_dir, local_files_only=True))
+        return Path(snapshot_download(str(name), revision=revision, cache_dir=cache_dir, local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError) as error:
         advice = f"; `hf download {name}` puts a model of the hub there" if isinstance(error, LocalEntryNotFoundError) else ""
         raise FileNotFoundError(f"{name} is neither a folder nor a model in the local hub cache{advice}") from None

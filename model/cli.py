@@ -31,7 +31,11 @@ NO_SPACE_TEXTS = (f"os error {NO_SPACE})", os.strerror(NO_SPACE), "PytorchStream
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and keeps the line breaks of the description."""
+    """Shows defaults where there is one and the text does not say it, and keeps the line breaks of the description."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        said = action.default is None or "(default" in (action.help or "")
+        return action.help if said else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -80,11 +84,11 @@ def run_command(command: Callable[[argparse.Namespace], object], parser: argpars
             command(args)
     except MISTAKES as error:
         _let_the_first_speak()
-        return _mistake(f"{parser.prog}: {error}")
+        return say_mistake(f"{parser.prog}: {error}")
     except Exception as error:  # of a class of its own in each library; tokenizers' is Exception itself
         if not _disk_is_full(error):
             raise
-        return _mistake(f"{parser.prog}: no space left on the disk: {getattr(error, 'filename', None) or error}")
+        return say_mistake(f"{parser.prog}: no space left on the disk: {getattr(error, 'filename', None) or error}")
     except Terminated:
         print(f"{parser.prog}: terminated", file=sys.stderr)
         return 128 + signal.SIGTERM
@@ -94,7 +98,7 @@ def run_command(command: Callable[[argparse.Namespace], object], parser: argpars
     return 0
 
 
-def _mistake(sentence: str) -> int:
+def say_mistake(sentence: str) -> int:
     """Says it, with the traceback of the error that is being handled where asked for; returns the exit status."""
     if os.environ.get("MOE_TRACEBACK") == "1":
         traceback.print_exc()

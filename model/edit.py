@@ -147,7 +147,19 @@ def edit_mixture(args: argparse.Namespace) -> None:
                 shutil.copy(file, temporary / file.name)
         facts = {"model": str(folder), "experts": edit.config.expert_names, **base_fact(folder)}
         write_run(temporary, seed=args.seed, figures={}, **facts)
-    print(f"{out}: {edit.config.num_local_experts} experts ({', '.join(edit.config.expert_names or [])})")
+    shared = f", shared by every token: {', '.join(experts[routed:])}" if experts[routed:] else ""
+    print(f"{out}: {routed} experts ({', '.join(experts[:routed])}){shared}")
+
+
+class Once(argparse.Action):
+    """Stores a value; ValueError for a flag that is given twice, as it looks like two edits, and argparse would take the last."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        if getattr(namespace, self.dest) is not self.default:
+            raise ValueError(f"{option_string} was given twice; one edit at a time")
+        setattr(namespace, self.dest, values)
 
 
 def _check_flags(args: argparse.Namespace) -> None:
@@ -187,6 +199,7 @@ def _copied_rows(weights: Checkpoint, expert: int) -> dict[str, Tensor]:
 
 def main() -> int:
     parser = make_parser("model.edit", "Adds, replaces or removes one expert of a mixture; the others keep their bits.")
+    parser.register("action", None, Once)  # of every flag below that names no action
     parser.add_argument("model", help="folder of a mixture")
     parser.add_argument("out", help="output folder")
     what = parser.add_mutually_exclusive_group(required=True)

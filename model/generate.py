@@ -1,6 +1,7 @@
 """`python -m model.generate --model DIR --lang cpp "TEXT"`: writes a program, token by token as it comes."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def generate(args: argparse.Namespace) -> None:
     prompt = format_prompt(args.text, args.lang, tokenizer)
     row = encode_infill(tokenizer, prompt, *gap) if gap else encode_prompts(tokenizer, [prompt])[0]
     inputs = pad_left(tokenizer, [row], model.device)
+    streamer = WholeTextStreamer(tokenizer, len(row), ANCHOR if gap else "")
     with torch.inference_mode():
         generate_as_told(
             model,
@@ -59,8 +61,10 @@ def generate(args: argparse.Namespace) -> None:
             temperature=args.temperature,
             top_p=args.top_p,
             max_new_tokens=min(args.max_new_tokens, room_behind(model, tokenizer, row)),
-            streamer=WholeTextStreamer(tokenizer, len(row), ANCHOR if gap else ""),
+            streamer=streamer,
         )
+    if not streamer.printed:
+        print("the model ended at once; it may know such programs by other words, those of its training data", file=sys.stderr)
 
 
 def main() -> int:
@@ -68,7 +72,8 @@ def main() -> int:
         "model.generate",
         "Writes a program for a description, streaming it to standard output. Only the flags count, not the model's generation_config.",
     )
-    parser.add_argument("text", help='what the program does, e.g. "Sum of the first n odd numbers"')
+    text = "compute the matrix trace | number of rows ; the sum is zero at first ; add the entry on the diagonal"
+    parser.add_argument("text", help=f'what the program does, in the words of the training data: "{text}" for those of the corpus')
     parser.add_argument("--model", required=True, help="folder of a base, an adapter or a mixture")
     parser.add_argument("--adapter", help="folder of a PEFT adapter on that base")
     parser.add_argument(

@@ -9,11 +9,27 @@ import sys
 from typing import Any
 
 import transformers
-from transformers.cli.serving import server
+from transformers.cli.serving import model_manager, server
+from transformers.cli.serving.utils import split_model_id
 from transformers.cli.transformers import app
 
 from . import MoEForCausalLM
+from .checkpoint import model_folder
+from .cli import MISTAKES, say_mistake
 from .request_guard import RequestGuard
+
+
+class LocalModelManager(model_manager.ModelManager):
+    """Ends the command where the model that it names is not here: transformers would ask the hub for minutes, then show tracebacks."""
+
+    def __init__(self, **options: Any) -> None:
+        if options.get("force_model") is not None:
+            name, _, revision = split_model_id(options["force_model"])[0].partition("@")
+            try:
+                model_folder(name, revision=revision or None)
+            except MISTAKES as error:
+                raise SystemExit(say_mistake(f"python -m model.serve: {error}")) from None
+        super().__init__(**options)
 
 
 def main() -> None:
@@ -25,7 +41,8 @@ def main() -> None:
         built.add_middleware(RequestGuard, models=model_manager)
         return built
 
-    server.build_server = build_guarded  # the command imports it when it runs
+    server.build_server = build_guarded  # the command imports both when it runs
+    model_manager.ModelManager = LocalModelManager  # type: ignore[misc, assignment]
     app(["serve", *sys.argv[1:]])
 
 

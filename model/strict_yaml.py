@@ -67,6 +67,8 @@ def _expanded(node: yaml.Node, known: dict[int, float]) -> float:
 def check_mapping(raw: Any, allowed: Iterable[str], where: str) -> dict[str, Any]:
     """`raw`, if it is a mapping whose keys are all `allowed`; ValueError naming the first that is not."""
     allowed = list(allowed)
+    if raw is None:
+        raise ValueError(f"{where} is empty; it must be a mapping with the keys {', '.join(allowed)}")
     if not isinstance(raw, dict):
         raise ValueError(f"{where} must be a mapping with the keys {', '.join(allowed)}, not {repr(raw)[:_SHOWN]}")
     for key in raw:

@@ -18,6 +18,7 @@ from peft import prepare_model_for_kbit_training
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, set_seed
 
 from model.adapters import BASE_FACT, Adapter, base_fingerprint
+from model.budget import room_of
 from model.checkpoint import Checkpoint, model_folder
 from model.cli import make_parser
 from model.config_file import read_config
@@ -31,7 +32,7 @@ from .plan_data import Rows, plan_rows, rows_of
 from .plan_models import base_config
 from .processes import run_in_all
 from .results import write_output
-from .rows import add_row_flags, check_rows, load_rows
+from .rows import add_row_flags, check_rows, encode_rows, read_pairs
 from .settings import add_training_flags, check_flags, has_bf16, settings_of, use_checkpointing
 from .trainer import train_pairs
 from .workspace import check_free, workspace
@@ -78,6 +79,7 @@ def train_expert(args: argparse.Namespace) -> None:
     """The command: loads, trains in a workspace, and writes the adapter to `--out`."""
     check_flags(args)
     check_lora_flags(args)
+    room_of(args.gpu)
     out = Path(args.out or DEFAULT_OUT.format(lang=args.lang))
     if not args.plan:  # what can be known before the base is trained, downloaded or loaded
         check_free(out, resume=args.resume)
@@ -86,12 +88,14 @@ def train_expert(args: argparse.Namespace) -> None:
         config, tokenizer, why = planned_base(args.base, args.gpu)
         print(f"base: {why}")
         return show_plan(_plan(args, config, plan_rows(args, [args.lang], tokenizer), timed=True))
+    # Before the base is trained or downloaded, which takes minutes: what is wrong with the data is known in seconds.
+    to_train, to_validate = read_pairs(args, "train", args.limit), read_pairs(args, "valid", args.eval_limit)
     base, why = resolve_base(args.base)
     print(f"base: {why}")
     config, tokenizer = base_config(base), load_tokenizer(base)
     set_format(tokenizer, args.format)
-    train_rows, data = load_rows(args, tokenizer, "train", args.limit)
-    eval_rows, eval_data = load_rows(args, tokenizer, "valid", args.eval_limit)
+    train_rows, data = encode_rows(args, to_train, tokenizer, "train", args.limit)
+    eval_rows, eval_data = encode_rows(args, to_validate, tokenizer, "valid", args.eval_limit)
     if not args.ignore_plan:  # before the base takes its part of what is free
         _plan(args, config, rows_of([len(row["input_ids"]) for row in train_rows], "counted"), timed=False).check()
     set_seed(args.seed)

@@ -9,7 +9,7 @@ from model.infill import find_sentinels
 from model.languages import LANGUAGES, language_title
 from model.prompt import FORMATS
 
-from .data import Pair, format_table, load_pairs
+from .data import Loaded, Pair, format_table, load_pairs
 from .data.gaps import draw_gaps
 from .data.mixing import mix, parse_levels
 from .data.prompts import Example, encode_pairs
@@ -33,7 +33,7 @@ def add_row_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check_rows(args: argparse.Namespace) -> None:
-    """The errors of `load_rows` that need no tokenizer, but for those within the rows; `--fim-spm-rate` gets its default."""
+    """The errors of the flags and of where the data lie; `--fim-spm-rate` gets its default."""
     shares = parse_levels(args.level)
     if not hasattr(args, "fim_spm_rate"):
         args.fim_spm_rate = SPM_RATE if args.fim_rate else None
@@ -53,16 +53,22 @@ def check_rows(args: argparse.Namespace) -> None:
             check_levels(path)
 
 
-def load_rows(args: argparse.Namespace, tokenizer: Any, split: str, limit: int | None) -> tuple[list[Example], dict[str, Any]]:
-    """Encoded rows of one split, and the facts of them: their source, its SHA-256, and how many of each level and kind there are.
+def read_pairs(args: argparse.Namespace, split: str, limit: int | None) -> dict[str, Loaded]:
+    """The pairs of one split by level, with at most `limit` of each; errors as of `load_pairs`."""
+    return {level: load_pairs(args.data, args.lang, split, level=level, limit=limit, seed=args.seed) for level in parse_levels(args.level)}
+
+
+def encode_rows(
+    args: argparse.Namespace, pairs_of: dict[str, Loaded], tokenizer: Any, split: str, limit: int | None
+) -> tuple[list[Example], dict[str, Any]]:
+    """Encoded rows of what `read_pairs` read, and their facts: the source, its SHA-256, and how many of each level and kind there are.
 
     Kinds: "whole" programs, and those with a gap to be filled, by the order of their parts. Prints all that and what each rule dropped.
     """
     shares = parse_levels(args.level)
     rows: dict[str, list[tuple[str, Example]]] = {level: [] for level in shares}
     facts: dict[str, Any] = {"data_sha256": {}}
-    for level in shares:
-        loaded = load_pairs(args.data, args.lang, split, level=level, limit=limit, seed=args.seed)
+    for level, loaded in pairs_of.items():
         gaps = draw_gaps([pair.code for pair in loaded.rows], args.fim_rate, args.fim_spm_rate, args.seed, find_sentinels(tokenizer))
         kinds: dict[str, list[Pair]] = {"whole": []}
         for pair, gap in zip(loaded.rows, gaps, strict=True):

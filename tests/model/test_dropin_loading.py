@@ -17,6 +17,7 @@ from transformers import (
     MixtralForCausalLM,
     pipeline,
 )
+from transformers.cli.serving import model_manager
 from transformers.cli.serving.model_manager import ModelManager
 
 from model import MoEConfig, MoEForCausalLM, MoEModel, NF4ExpertsConfig
@@ -178,6 +179,19 @@ def test_the_server_of_transformers_finds_the_class(mixtral, tmp_path, monkeypat
     monkeypatch.setattr(transformers, "MoEForCausalLM", None, raising=False)  # taken back afterwards
     model_serve.main()
     assert isinstance(served[0], MoEForCausalLM) and served[0].config.quantization == "nf4"
+
+
+@pytest.mark.parametrize("name", ["./nothere/at/all", "nothere", "no/repo@v2"])
+def test_the_server_ends_where_its_model_is_not_here(name, monkeypatch, capsys):
+    """Before the hub is asked, which transformers would do for minutes."""
+    monkeypatch.setattr("sys.argv", ["model.serve", name])
+    monkeypatch.setattr(transformers, "MoEForCausalLM", None, raising=False)
+    monkeypatch.setattr(model_manager, "ModelManager", model_manager.ModelManager)  # taken back afterwards
+    with pytest.raises(SystemExit) as left:
+        model_serve.main()
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and said.count("\n") == 1
+    assert said.startswith(f"python -m model.serve: {name.partition('@')[0]} is neither a folder nor a model in the local hub cache")
 
 
 def test_an_activation_that_the_kernels_lack_is_refused():

@@ -121,6 +121,27 @@ def test_prompts_lead_to_the_added_expert(adapters, run_compose, tmp_path, monke
     assert gate.last_routing.experts_TK[-1, 0] == 2
 
 
+@pytest.mark.parametrize(
+    ("flag", "twice"),
+    [
+        ("--remove", ["--remove", "expert-0", "--remove", "expert-1"]),
+        ("--replace", ["--replace", "expert-0", "a", "--replace", "expert-1", "a"]),
+        ("--prompts", ["--add", "a", "--prompts", "sort", "--prompts", "search"]),
+    ],
+)
+def test_a_flag_that_is_given_twice_is_refused(flag, twice, tmp_path, monkeypatch, capsys):
+    """argparse takes the last, and an edit would be lost without a word."""
+    assert run(monkeypatch, tmp_path / "mixture", tmp_path / "out", *twice) == 2
+    assert capsys.readouterr().err == f"python -m model.edit: {flag} was given twice; one edit at a time\n"
+
+
+def test_a_shared_expert_is_told_from_those_that_the_gate_chooses(adapters, run_compose, tmp_path, monkeypatch, capsys):
+    mixture = run_compose(adapters[:2])
+    assert run(monkeypatch, mixture, tmp_path / "out", "--add", adapters[2], "--shared") == 0
+    said = capsys.readouterr().out
+    assert said.endswith("out: 2 experts (expert-0, expert-1), shared by every token: expert-2\n")
+
+
 def test_a_prompt_without_tokens_is_refused(adapters, run_compose, tmp_path, monkeypatch, capsys):
     mixture, tokenizer = run_compose(adapters[:2]), make_tokenizer()
     tokenizer.bos_token = None

@@ -48,6 +48,15 @@ def test_an_abbreviated_flag_is_refused(parse, capsys):
     assert left.value.code == 2 and "unrecognized arguments: --conf other.yml" in capsys.readouterr().err
 
 
+def test_help_says_a_default_once_and_only_where_there_is_one():
+    parser = make_parser("some.command", "")
+    parser.add_argument("--out", help="folder (default: runs/expert-{lang})")
+    parser.add_argument("--limit", type=int, help="rows")
+    parser.add_argument("--rank", type=int, default=16, help="of the factors")
+    said = [line.split(maxsplit=2)[2] for line in parser.format_help().splitlines() if line.startswith("  --")]
+    assert said == ["of every random draw (default: 0)", "folder (default: runs/expert-{lang})", "rows", "of the factors (default: 16)"]
+
+
 def test_a_mistake_shows_its_traceback_where_asked_for(monkeypatch, capsys):
     def command(args):
         raise ValueError("the value is wrong")
@@ -84,6 +93,7 @@ def test_what_is_printed_is_what_would_run(parse, capsys):
         ("lang: cpp\nlimit: [1, 2]\n", "flags.yml: limit must be one text or number, not [1, 2]"),
         ("lang: cpp\nlimit: true\n", "limit must be one text or number, not True"),
         ("- lang\n", "must be a mapping"),
+        ("# lang: cpp\n", "flags.yml is empty; it must be a mapping with the keys seed, lang"),
         ("lang: [\n", "is not YAML"),
     ],
 )

@@ -149,6 +149,20 @@ def test_command_streams_the_completion(base, adapters, monkeypatch, capsys):
     assert sampled[0] == sampled[1] != sampled[2]
 
 
+def test_a_completion_that_ends_at_once_is_said(base, monkeypatch, capsys):
+    model, tokenizer = load_model(base)
+    flags = ["--model", base, "--lang", "cpp", "--max-new-tokens", 9]
+    assert run_main(monkeypatch, "sum of numbers", *flags) == 0
+    assert "ended at once" not in capsys.readouterr().err
+    rows = encode_prompts(tokenizer, [format_prompt("sum of numbers", "cpp", tokenizer)])
+    first = complete_ids(model, tokenizer, rows, max_new_tokens=1, batch_size=1, progress=False)[0][0]
+    tokenizer.add_special_tokens({"eos_token": tokenizer.convert_ids_to_tokens(first)})
+    monkeypatch.setattr("model.generate.load_model", lambda *_, **__: (model, tokenizer))
+    assert run_main(monkeypatch, "sum of numbers", *flags) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "\n" and captured.err.startswith("the model ended at once; ")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -1,6 +1,7 @@
 """The embedded base: its documents, its second loss, and its place in the cache."""
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +88,27 @@ def test_the_base_is_trained_once_and_then_found(tiny_data, tmp_path, monkeypatc
     monkeypatch.setattr(sys, "argv", ["train.base", *flags, "--seed", "1"])
     assert base.main() == 0
     assert capsys.readouterr().out.splitlines()[-1] != folder
+
+
+def test_other_bases_in_the_cache_are_named_before_training(tmp_path, monkeypatch, capsys):
+    """An earlier version's is another base, and its experts' mixture takes no expert of this one."""
+    monkeypatch.setattr(base, "user_cache", lambda: tmp_path)
+    monkeypatch.setattr(base, "has_card", lambda: False)
+    monkeypatch.setattr(base, "train_base", lambda args: tmp_path / "trained")
+    base.resolve_base("auto")
+    assert capsys.readouterr().err == "the embedded base is trained first: about three minutes on two cores\n"
+    for age, name in ((2, "base-old"), (1, "base-newer"), (0, "base-unfinished")):
+        (tmp_path / name).mkdir()
+        if age:
+            (tmp_path / name / base.MANIFEST).write_text("{}")
+            os.utime(tmp_path / name / base.MANIFEST, (100 - age, 100 - age))
+    assert base.resolve_base("auto")[0] == str(tmp_path / "trained")
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "2 bases of other versions or settings can be taken instead" in said
+    assert f"the newest with --base {tmp_path / 'base-newer'}: an expert of one base does not fit" in said
+    monkeypatch.setattr(base, "_cache_folder", lambda *_: tmp_path / "base-old")
+    base.resolve_base("auto")
+    assert not capsys.readouterr().err
 
 
 def test_mistral_7b_is_trained_on_under_the_name_that_it_is_planned_by(tmp_path, monkeypatch):

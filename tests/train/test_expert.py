@@ -205,6 +205,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(tiny_base, tiny_data, t
         ({"--rank": 0}, "--rank must be at least 1"),
         ({"--max-length": 5}, "fits --max-length 5"),
         ({"--gpu": "abacus"}, "unknown card 'abacus'"),
+        ({"--gpu": "abacus", "--base": "auto", "--plan": None}, "unknown card 'abacus'"),
         ({"--resume": None}, "nothing to resume"),
     ],
 )
@@ -212,9 +213,29 @@ def test_a_mistake_is_one_sentence_and_status_2(tiny_base, tiny_data, tmp_path, 
     flags = dict(zip(*[iter(arguments(tiny_base, tiny_data, tmp_path / "out"))] * 2, strict=True)) | change
     argv = [part for pair in flags.items() for part in pair if part is not None]
     assert run(monkeypatch, *argv) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
+    captured = capsys.readouterr()
+    error = captured.err.strip().splitlines()[-1]
     assert error.startswith("python -m train.expert: ") and said in error
     assert not list(tmp_path.iterdir())
+    assert "the card has no room" not in captured.out
+
+
+@pytest.mark.parametrize(
+    ("lang", "row", "said"),
+    [
+        ("rust", {"prompt": "add", "code": "a + b"}, "rust.jsonl"),
+        ("rust", None, "there is no data set"),
+        ("cpp", {"text": "add", "code": "int add(", "split": "train"}, "does not parse 1"),
+        ("Rust", {"text": "add", "code": "a + b"}, "language"),
+    ],
+)
+def test_the_data_are_read_before_the_base_is_trained(lang, row, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(base, "embedded_base", lambda: pytest.fail("the base is trained before the data are read"))
+    data = tmp_path / "rust.jsonl"
+    if row:
+        data.write_text(json.dumps(row) + "\n")
+    assert run(monkeypatch, "--lang", lang, "--data", data, "--base", "auto", "--out", tmp_path / "out") == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_an_existing_output_is_left_alone(tiny_base, tiny_data, tmp_path, monkeypatch, capsys):
