@@ -152,13 +152,13 @@ def edit_mixture(args: argparse.Namespace) -> None:
 
 
 class Once(argparse.Action):
-    """Stores a value; ValueError for a flag that is given twice, as it looks like two edits, and argparse would take the last."""
+    """Stores a value; ValueError for one of an edit's flags that is given twice: argparse would take the last."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
     ) -> None:
         if getattr(namespace, self.dest) is not self.default:
-            raise ValueError(f"{option_string} was given twice; one edit at a time")
+            raise ValueError(f"{option_string} was given twice; an edit takes it once")
         setattr(namespace, self.dest, values)
 
 

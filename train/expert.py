@@ -96,6 +96,7 @@ def train_expert(args: argparse.Namespace) -> None:
     set_format(tokenizer, args.format)
     train_rows, data = encode_rows(args, to_train, tokenizer, "train", args.limit)
     eval_rows, eval_data = encode_rows(args, to_validate, tokenizer, "valid", args.eval_limit)
+    del to_train, to_validate  # a data set's whole text
     if not args.ignore_plan:  # before the base takes its part of what is free
         _plan(args, config, rows_of([len(row["input_ids"]) for row in train_rows], "counted"), timed=False).check()
     set_seed(args.seed)

@@ -111,8 +111,8 @@ def slerp(t: float, start: Tensor, end: Tensor, out: Tensor | None = None, run: 
 def precisions(method: str, dtype: torch.dtype, fast_ties: bool) -> tuple[torch.dtype, torch.dtype]:
     """In which magnitudes are compared, and in which the mask is applied to a task vector in `dtype`: as in mergekit on a CPU.
 
-    The largest are found in fp32, where the order is the same (`fast_ties`: 16-bit ones as they are, since nothing is sorted). What a
-    random mask leaves is computed in fp32 (of bf16: in bf16).
+    The largest are found in fp32, where 16-bit values have the same order (`fast_ties`: these as they are, since nothing is sorted). What
+    a random mask leaves is computed in fp32 (of bf16: in bf16).
     """
     if method in ("random", "rank"):
         return dtype, mask_dtype(dtype)

@@ -17,7 +17,7 @@ from transformers import (
     MixtralForCausalLM,
     pipeline,
 )
-from transformers.cli.serving import model_manager
+from transformers.cli.serving import model_manager, server
 from transformers.cli.serving.model_manager import ModelManager
 
 from model import MoEConfig, MoEForCausalLM, MoEModel, NF4ExpertsConfig
@@ -164,7 +164,21 @@ def test_pipeline_generates_what_generate_does(ours, tmp_path):
     assert text[0]["generated_text"] == tokenizer.decode(tokens, skip_special_tokens=True)
 
 
-def test_the_server_of_transformers_finds_the_class(mixtral, tmp_path, monkeypatch):
+@pytest.fixture
+def serve(monkeypatch):
+    """`model.serve` with these arguments; what it changes in transformers is taken back."""
+    monkeypatch.setattr(transformers, "MoEForCausalLM", None, raising=False)
+    monkeypatch.setattr(model_manager, "ModelManager", model_manager.ModelManager)
+    monkeypatch.setattr(server, "build_server", server.build_server)
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["model.serve", *arguments])
+        model_serve.main()
+
+    return run
+
+
+def test_the_server_of_transformers_finds_the_class(mixtral, tmp_path, monkeypatch, serve):
     model = MoEForCausalLM.from_pretrained(mixtral, quantize="nf4")
     model.save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
@@ -175,20 +189,15 @@ def test_the_server_of_transformers_finds_the_class(mixtral, tmp_path, monkeypat
         served.append(ModelManager(device="cpu").load_model_and_processor(f"{tmp_path}@main")[0])
 
     monkeypatch.setattr("model.serve.app", serve_one_request)
-    monkeypatch.setattr("sys.argv", ["model.serve", "--port", "8001"])
-    monkeypatch.setattr(transformers, "MoEForCausalLM", None, raising=False)  # taken back afterwards
-    model_serve.main()
+    serve("--port", "8001")
     assert isinstance(served[0], MoEForCausalLM) and served[0].config.quantization == "nf4"
 
 
 @pytest.mark.parametrize("name", ["./nothere/at/all", "nothere", "no/repo@v2"])
-def test_the_server_ends_where_its_model_is_not_here(name, monkeypatch, capsys):
+def test_the_server_ends_where_its_model_is_not_here(name, serve, capsys):
     """Before the hub is asked, which transformers would do for minutes."""
-    monkeypatch.setattr("sys.argv", ["model.serve", name])
-    monkeypatch.setattr(transformers, "MoEForCausalLM", None, raising=False)
-    monkeypatch.setattr(model_manager, "ModelManager", model_manager.ModelManager)  # taken back afterwards
     with pytest.raises(SystemExit) as left:
-        model_serve.main()
+        serve(name)
     said = capsys.readouterr().err
     assert left.value.code == 2 and said.count("\n") == 1
     assert said.startswith(f"python -m model.serve: {name.partition('@')[0]} is neither a folder nor a model in the local hub cache")

@@ -132,7 +132,7 @@ def test_prompts_lead_to_the_added_expert(adapters, run_compose, tmp_path, monke
 def test_a_flag_that_is_given_twice_is_refused(flag, twice, tmp_path, monkeypatch, capsys):
     """argparse takes the last, and an edit would be lost without a word."""
     assert run(monkeypatch, tmp_path / "mixture", tmp_path / "out", *twice) == 2
-    assert capsys.readouterr().err == f"python -m model.edit: {flag} was given twice; one edit at a time\n"
+    assert capsys.readouterr().err == f"python -m model.edit: {flag} was given twice; an edit takes it once\n"
 
 
 def test_a_shared_expert_is_told_from_those_that_the_gate_chooses(adapters, run_compose, tmp_path, monkeypatch, capsys):

@@ -48,7 +48,9 @@ def test_an_abbreviated_flag_is_refused(parse, capsys):
     assert left.value.code == 2 and "unrecognized arguments: --conf other.yml" in capsys.readouterr().err
 
 
-def test_help_says_a_default_once_and_only_where_there_is_one():
+def test_help_says_a_default_once_and_only_where_there_is_one(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("NO_COLOR", "1")
     parser = make_parser("some.command", "")
     parser.add_argument("--out", help="folder (default: runs/expert-{lang})")
     parser.add_argument("--limit", type=int, help="rows")

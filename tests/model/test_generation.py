@@ -90,11 +90,12 @@ OF_ANY = {
     **{"num_beams": 3, "no_repeat_ngram_size": 1, "repetition_penalty": 5.0, "encoder_repetition_penalty": 5.0, "guidance_scale": 5.0},
     **{"suppress_tokens": [*range(3, 40)], "begin_suppress_tokens": [*range(3, 40)], "bad_words_ids": [[token] for token in range(3, 40)]},
     **{"sequence_bias": [[[token], -50.0] for token in range(3, 40)], "forced_eos_token_id": 5, "eos_token_id": [*range(3, 40)]},
-    **{"exponential_decay_length_penalty": [1, 9.0], "stop_strings": "a", "max_time": 1e-9, "return_dict_in_generate": True},
+    **{"exponential_decay_length_penalty": [1, 9.0], "stop_strings": list("abcdefghijklmnopq"), "do_sample": True},
+    **{"max_time": 1e-9, "return_dict_in_generate": True},
     **{"prompt_lookup_num_tokens": 2, "penalty_alpha": 0.6, "dola_layers": "low", "watermarking_config": {"bias": 50.0}},
 }
 OF_SAMPLING = {
-    **{"do_sample": True, "temperature": 9.0, "top_k": 1, "top_p": 0.01, "min_p": 0.9, "typical_p": 0.01},
+    **{"temperature": 9.0, "top_k": 1, "top_p": 0.01, "min_p": 0.9, "typical_p": 0.01},
     **{"epsilon_cutoff": 0.3, "eta_cutoff": 0.9},
 }
 
