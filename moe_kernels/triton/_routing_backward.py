@@ -215,11 +215,13 @@ def route_dweight_kernel(
     for first in range(split * rows, end, BLOCK_M):
         for i in tl.static_range(BLOCK_M):
             t = tl.cast(first, tl.int64) + i
-            x = tl.load(x_ptr + t * D + d, mask=(t < end) & (d < D), other=0.0).to(tl.float32)
+            # Limits, as Triton 3.9's interpreter takes no mask made of a scalar and a block.
+            columns, experts = tl.where(t < end, D, 0), tl.where(t < end, E, 0)
+            x = tl.load(x_ptr + t * D + d, mask=d < columns, other=0.0).to(tl.float32)
             if HAS_GATE:
-                gate += tl.load(dclean_ptr + t * E + e, mask=(t < end) & (e < E), other=0.0)[:, None, None] * x
+                gate += tl.load(dclean_ptr + t * E + e, mask=e < experts, other=0.0)[:, None, None] * x
             if HAS_NOISE:
-                noise += tl.load(draw_ptr + t * E + e, mask=(t < end) & (e < E), other=0.0)[:, None, None] * x
+                noise += tl.load(draw_ptr + t * E + e, mask=e < experts, other=0.0)[:, None, None] * x
     out = (split.to(tl.int64) * E + e[:, None, None]) * D + d
     inside = (e < E)[:, None, None] & (d < D)
     if HAS_GATE:

@@ -113,9 +113,10 @@ module.exports = function importProgram(reference, finish, answer) {
         return proxy;
     }
 
-    // A new object of the program: plain data would be compared by what it holds, and one with a number below `fresh` is another's.
+    // A new object: a primitive could not be sent back, and one that had a number below `fresh` would be the same as another.
     function made(fresh, value) {
-        return numbers.get(value) >= fresh ? value : finish("failed", "the program's constructor made no new object");
+        const isNew = Object(value) === value && !(numbers.get(value) < fresh);
+        return isNew ? value : finish("failed", "the program's constructor made no new object");
     }
 
     // For matchers: whether it is an object of the program, and what that holds as plain data, one level deep.
