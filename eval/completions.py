@@ -108,7 +108,7 @@ def rows_kept(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSONL file of unfinished work, if it is there; a last line that was cut off by a crash is left out."""
     rows = []
     for line in lines_in(path) if path.is_file() else ():
-        with suppress(ValueError):
+        with suppress(ValueError):  # the cut-off line, whose program is judged again
             rows += [check_shape(parse_json(line), {}, str(path))] if line.strip() else []
     return rows
 
