@@ -4,57 +4,21 @@ import ctypes
 import os
 import random
 import signal
-import sys
 import tempfile
 import threading
-import traceback
 from bisect import bisect
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import auto, tqdm
+from tests.forked import DONE, in_child, watch_steps
 
-STEPS = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree", "shutil.copyfile"}  # Python's audit events
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 FULL = "full disk"
 ROOMY = "size=256m,nr_inodes=100000"
 CLONE_NEWNS, CLONE_NEWUSER, MS_REC, MS_PRIVATE, MS_REMOUNT = 0x20000, 0x10000000, 0x4000, 0x40000, 0x20
 PAGE = 4096
 libc = ctypes.CDLL(None, use_errno=True)
-
-
-def in_child(act: Callable[[], int | None], said: Path) -> int:
-    """The exit status of a forked process that does `act`, negative for a signal; what it says goes to the file `said`."""
-    pid = os.fork()
-    if not pid:
-        status = 1
-        try:
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
-            for bars in (tqdm, auto.tqdm):  # transformers' are of the second class
-                bars.set_lock(threading.RLock())  # their own is shared with the parent, which would wait for a child that was killed
-            with said.open("wb", buffering=0) as file:
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
-            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", buffering=1, closefd=False)  # not those of pytest
-            status = act() or 0
-        except BaseException:
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def watch(folder: Path, at: Callable[[], None]) -> None:
-    """From now on calls `at` before this process opens a file for writing in `folder`, or changes a name there."""
-
-    def hook(event: str, args: tuple[Any, ...]) -> None:
-        if event in STEPS and str(folder) in str(args[0]) and (event != "open" or str(args[1] or "w").strip("rb")):
-            at()
-
-    sys.addaudithook(hook)
 
 
 def own_disk(folder: Path) -> None:
@@ -83,7 +47,7 @@ def _call(function: Any, *args: Any) -> None:
 def disks_can_be_made() -> bool:
     with tempfile.TemporaryDirectory() as folder:
         (disk := Path(folder) / "disk").mkdir()
-        return in_child(lambda: own_disk(disk), Path(folder) / "said") == 0
+        return in_child(lambda: own_disk(disk), Path(folder) / "said") == DONE
 
 
 @dataclass(frozen=True)
@@ -135,6 +99,6 @@ def interrupt(signal_number: int, point: Point, folder: Path) -> None:
             threading.Timer(point.delay, send).start() if point.delay else send()
 
     if point.step:
-        watch(folder, count)
+        watch_steps(folder, count)
     else:
         threading.Timer(point.delay, send).start()

@@ -38,12 +38,11 @@ from tests.faults.interrupting import (
     Trace,
     disks_can_be_made,
     draw_points,
-    in_child,
     interrupt,
     own_disk,
     resize_disk,
-    watch,
 )
+from tests.forked import in_child, watch_steps
 
 KINDS = (*SIGNALS, FULL)
 ENDS = {  # exit status, and the sentence
@@ -97,7 +96,7 @@ class Bench:
 
             self.prepare()
             begin = time.perf_counter()
-            watch(self.work, note)
+            watch_steps(self.work, note)
             status = COMMANDS[name].run(self.inputs, self.work / "out")
             note()
             pages, files = zip(*use, strict=True)

@@ -9,8 +9,8 @@ from model.cli import make_parser, run_command
 from model.output import refuse_existing, sha256_of, write_manifest
 from model.stopping import undisturbed
 from model.unfinished import locked, remove_work, unfinished
-from tests.faults.interrupting import in_child
 from tests.faults.interruptions import KINDS, interrupt_all
+from tests.forked import in_child
 
 SLICE = ["train.expert", "model.compose", "model.merge", "eval.codebleu"]
 

@@ -1,12 +1,10 @@
 """Composing and merging that are killed anywhere go on and end with the same bytes, and composing never holds the mixture
 in memory."""
 
-import os
 import random
 import resource
 import shutil
 import signal
-import sys
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -22,25 +20,7 @@ from model.output import check_manifest
 from model.resume import resumable_folder
 from model.unfinished import unfinished
 from moe_kernels.nf4 import quantize_nf4_parts
-
-from .forked import KILLED, added_memory, in_child
-
-STEPS = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree", "shutil.copyfile"}  # Python's audit events
-
-
-def kill_before_step(number: int, folder: Path) -> None:
-    """Kills this process when it is about to open a file for writing in `folder`, or change a name there, for the `number`th time."""
-    left = number
-
-    def hook(event, args):
-        nonlocal left
-        if event not in STEPS or str(folder) not in str(args[0]) or (event == "open" and not str(args[1] or "w").strip("rb")):
-            return
-        left -= 1
-        if not left:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
+from tests.forked import KILLED, added_memory, in_child, kill_before_step
 
 
 @pytest.fixture(autouse=True)

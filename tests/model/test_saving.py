@@ -1,12 +1,9 @@
 """Saving that is killed, or runs out of disk: the folder loads as what it was or as what it was to become."""
 
-import os
 import random
 import resource
 import shutil
 import signal
-import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
-from tqdm import auto, tqdm
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from model import MoEForCausalLM
@@ -22,8 +18,7 @@ from model.checkpoint import INDEX, WEIGHTS, Checkpoint
 from model.compose import main as compose_main
 from model.output import MANIFEST, check_manifest
 from model.saving import SAVED, SAVING
-
-_WHOLE = 255  # exit status of a child that was not stopped in time
+from tests.forked import DONE, KILLED, in_child, kill_before_step
 
 
 def state(folder: Path) -> dict[str, torch.Tensor]:
@@ -34,63 +29,36 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one)
 
 
-def in_child(action: Callable[[], object], prepare: Callable[[], object] = lambda: None) -> int:
-    """Starts a process that prepares, acts, and ends with status 255, or 1 after an error; returns its number."""
-    pid = os.fork()
-    if pid:
-        return pid
-    torch.set_num_threads(1)  # the parent's other threads are not there
-    for bars in (tqdm, auto.tqdm):  # transformers' are of the second class
-        bars.set_lock(threading.RLock())  # their own is shared with the parent, which would wait for a child that was killed
-    status = 1
-    try:
-        prepare()
-        action()
-        status = _WHOLE
-    finally:
-        os._exit(status)
-
-
-def finished(pid: int) -> int:
-    """The exit status of a child, or minus the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def kill_before(number: int) -> Callable[[], None]:
-    """Makes the process kill itself before its `number`th opening, making, renaming or removing of a file."""
-
-    def install() -> None:
-        count = 0
-
-        def hook(event: str, _: object) -> None:
-            nonlocal count
-            if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir"):
-                count += 1
-                if count == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(hook)
-
-    return install
-
-
-def kill_everywhere(action: Callable[[], object], check: Callable[[], None], points: int) -> int:
-    """Kills `action` before each of its operations on files, then after `points` random times; `check` follows. How often it was killed."""
+def kill_everywhere(action: Callable[[], object], folder: Path, check: Callable[[], None], points: int) -> int:
+    """Kills `action` before each of its steps in `folder`, then `points` times at random; `check` follows. How often it was killed."""
     killed = 0
-    while (status := finished(in_child(action, kill_before(killed + 1)))) != _WHOLE:
-        assert status == -signal.SIGKILL
+
+    def killed_action() -> None:
+        kill_before_step(killed + 1, folder)
+        action()
+
+    while (status := in_child(killed_action)) != DONE:
+        assert status == KILLED
         killed += 1
         check()
     start = time.monotonic()
-    assert finished(in_child(action)) == _WHOLE
+    assert in_child(action) == DONE
     duration = time.monotonic() - start
     check()
-    delays = random.Random(0)
+    return killed + kill_at_random(action, duration, check, points)
+
+
+def kill_at_random(action: Callable[[], object], duration: float, check: Callable[[], None], points: int) -> int:
+    """Kills `action` `points` times within its `duration` in seconds; `check` follows. How often it was not done before."""
+    killed, draw = 0, random.Random(0)
     for _ in range(points):
-        pid = in_child(action)
-        time.sleep(delays.uniform(0, duration))
-        os.kill(pid, signal.SIGKILL)
-        killed += finished(pid) == -signal.SIGKILL
+        moment = draw.uniform(0, duration)
+
+        def killed_action(moment: float = moment) -> None:
+            signal.setitimer(signal.ITIMER_REAL, moment)
+            action()
+
+        killed += in_child(killed_action) == -signal.SIGALRM
         check()
     return killed
 
@@ -124,7 +92,7 @@ def test_killed_over_an_older_checkpoint(mixtral, old, tmp_path, quantization):
         shutil.copytree(old, target)
 
     shutil.copytree(old, target)
-    killed = kill_everywhere(lambda: model.save_pretrained(target), check, points=10)
+    killed = kill_everywhere(lambda: model.save_pretrained(target), target.parent, check, points=10)
     assert killed > 20 and seen == {True, False}
 
 
@@ -138,7 +106,7 @@ def test_killed_where_nothing_was(mixtral, tmp_path):
             assert equal(state(target), model.state_dict())
             shutil.rmtree(target)
 
-    assert kill_everywhere(lambda: model.save_pretrained(target), check, points=10) > 15
+    assert kill_everywhere(lambda: model.save_pretrained(target), target.parent, check, points=10) > 15
     model.save_pretrained(target)
     assert [path.name for path in target.parent.iterdir()] == ["target"]  # what was killed has left nothing
 
@@ -167,13 +135,7 @@ def test_composing_that_is_killed(adapters, make_recipe, tmp_path, monkeypatch):
     compose()
     duration = time.monotonic() - start
     check()
-    delays = random.Random(0)
-    for _ in range(15):
-        pid = in_child(compose)
-        time.sleep(delays.uniform(0, duration))
-        os.kill(pid, signal.SIGKILL)
-        finished(pid)
-        check()
+    kill_at_random(compose, duration, check, points=15)
     assert compose_main() == 0 and equal(whole(), expected)
 
 
@@ -185,10 +147,11 @@ def test_full_disk_leaves_the_old_checkpoint(mixtral, old, limit):
     before = state(old)
 
     def save() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         with pytest.raises((OSError, SafetensorError), match="File too large"):
             model.save_pretrained(old)
 
-    assert finished(in_child(save, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))) == _WHOLE
+    assert in_child(save) == DONE
     assert sorted(path.name for path in old.iterdir()) == names
     assert equal(state(old), before)
 

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MistralFo
 
 from model.checkpoint import Checkpoint
 from model.load import load_model
+from tests.forked import added_memory
 
-from ..forked import added_memory
 from .conftest import check_equal, entry, make_config, run_mergekit
 
 
