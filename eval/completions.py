@@ -5,7 +5,6 @@ import os
 import time
 from argparse import Namespace
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,11 +19,13 @@ from model.prompt import format_prompt
 from model.strict_json import parse_json
 
 from .cost import speed
-from .run_files import check_shape
+from .run_files import NUMBER, check_shape
 from .runs import lines_in, read_rows
 from .tasks import Task
 from .tasks.task import unfenced
 
+SAMPLE_SHAPE = {"task_id": str, "sample": int, "completion": str, "fenced": bool, "prompt": str}
+BATCH_SHAPE = {"samples": [SAMPLE_SHAPE], "tokens": int, "seconds": NUMBER, "cost": dict}
 Sample = dict[str, Any]  # task_id, sample (its number), completion, fenced, lang, prompt; judged: outcome, detail
 
 
@@ -70,9 +71,8 @@ def generated(args: Namespace, tasks: list[Task], n: int, unfinished: Path) -> t
     wanted = [(task, number) for task in tasks for number in range(n)]
     batches = [wanted[start : start + args.batch_size] for start in range(0, len(wanted), args.batch_size)]
     log = unfinished / "completions.jsonl"
-    done = rows_kept(log)
+    done = rows_kept(log, BATCH_SHAPE)
     if len(done) < len(batches):
-        write_rows(log, done)  # without a last line that was cut off
         model, tokenizer = load_model(args.model, adapter=args.adapter, device=args.device, precision=args.precision)
         with log.open("a", encoding="utf-8") as file, tqdm(total=len(batches), initial=len(done), unit="batch", disable=None) as bar:
             bar.set_description("Generating")
@@ -104,12 +104,18 @@ def _complete_batch(model: Any, tokenizer: Any, batch: list[tuple[Task, int]], a
     return {"samples": samples, "tokens": sum(map(len, completions)), "seconds": seconds, "cost": cost}
 
 
-def rows_kept(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file of unfinished work, if it is there; a last line that was cut off by a crash is left out."""
+def rows_kept(path: Path, shape: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a JSONL file of unfinished work, which it then holds alone, ready for more; [] where it is absent.
+
+    They end before the first that cannot be read or has not the `shape`: one that a crash cut off. What would follow is made again.
+    """
     rows = []
     for line in lines_in(path) if path.is_file() else ():
-        with suppress(ValueError):  # the cut-off line, whose program is judged again
-            rows += [check_shape(parse_json(line), {}, str(path))] if line.strip() else []
+        try:
+            rows.append(check_shape(parse_json(line), shape, str(path)))
+        except ValueError:
+            break
+    write_rows(path, rows)
     return rows
 
 

@@ -39,6 +39,7 @@ from .sandbox import Limits, Sandbox, SandboxError
 from .tasks import CORPUS, Task, load_tasks
 from .tools import tool_versions
 
+VERDICT_SHAPE = {"task_id": str, "completion": str, "outcome": str, "detail": str}
 GENERATING = ("adapter", "n", "temperature", "top_p", "max_new_tokens", "stop", "batch_size", "device", "precision")  # flags
 
 
@@ -150,7 +151,7 @@ def judge_samples(
     Each outcome is written to `log` once known; those in it already are not judged again, nor are equal ones.
     """
     by_id = {task.task_id: task for task in tasks}
-    known = {(row["task_id"], row["completion"]): row for row in rows_kept(log) if row["outcome"] not in UNJUDGED}
+    known = {(row["task_id"], row["completion"]): row for row in rows_kept(log, VERDICT_SHAPE) if row["outcome"] not in UNJUDGED}
     todo = list(dict.fromkeys((row["task_id"], row["completion"]) for row in samples if (row["task_id"], row["completion"]) not in known))
     started = time.monotonic()
     with Judge(sandbox, limits) as judge, ThreadPoolExecutor(jobs) as pool, log.open("a", encoding="utf-8") as file:
