@@ -16,20 +16,22 @@ from transformers.cli.transformers import app
 from . import MoEForCausalLM
 from .checkpoint import model_folder
 from .cli import MISTAKES, say_mistake
+from .config_file import read_config
 from .request_guard import RequestGuard
 
 
 class LocalModelManager(model_manager.ModelManager):
-    """Ends the command where the model that it names is not here: transformers would ask the hub for minutes, then show tracebacks."""
+    """Ends the command in a sentence where the model that it names is not here or does not load: transformers would ask the hub for
+    minutes, then show tracebacks."""
 
     def __init__(self, **options: Any) -> None:
-        if options.get("force_model") is not None:
-            name, _, revision = split_model_id(options["force_model"])[0].partition("@")
-            try:
-                model_folder(name, revision=revision or None)
-            except MISTAKES as error:
-                raise SystemExit(say_mistake(f"python -m model.serve: {error}")) from None
-        super().__init__(**options)
+        try:
+            if options.get("force_model") is not None:
+                name, _, revision = split_model_id(options["force_model"])[0].partition("@")
+                read_config(model_folder(name, revision=revision or None))
+            super().__init__(**options)  # loads it
+        except MISTAKES as error:
+            raise SystemExit(say_mistake(f"python -m model.serve: {error}")) from None
 
 
 def main() -> None:

@@ -203,6 +203,19 @@ def test_the_server_ends_where_its_model_is_not_here(name, serve, capsys):
     assert said.startswith(f"python -m model.serve: {name.partition('@')[0]} is neither a folder nor a model in the local hub cache")
 
 
+@pytest.mark.parametrize(
+    ("files", "fault"), [({}, "config.json is missing"), ({"config.json": '{"model_type": "mixtral"}'}, "processing class")]
+)
+def test_the_server_ends_where_its_model_does_not_load(files, fault, serve, tmp_path, capsys):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(SystemExit) as left:
+        serve(str(tmp_path))
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and said.count("\n") == 1
+    assert said.startswith("python -m model.serve: ") and str(tmp_path) in said and fault in said
+
+
 def test_an_activation_that_the_kernels_lack_is_refused():
     with pytest.raises(ValueError, match="hidden_act is 'gelu'; allowed: silu"):
         MoEConfig(hidden_act="gelu")
