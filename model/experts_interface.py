@@ -64,7 +64,7 @@ def _unsupported(module: Any) -> str | None:
     if not module.has_gate:
         return "has_gate is False"
     for flag in ("is_transposed", "has_bias", "has_post_expert_norm", "_is_expert_parallel"):
-        if getattr(module, flag):
+        if getattr(module, flag, False):  # transformers 5.17 knows no has_post_expert_norm
             return f"{flag} is True"
     if not module.is_concatenated:
         return "is_concatenated is False (gate and up rows are interleaved)"

@@ -111,9 +111,10 @@ class NF4ExpertsQuantizer(Bnb4BitHfQuantizer):
     def get_quantize_ops(self) -> ConversionOps:
         return _Quantize(self)
 
-    def update_weight_conversions(self, weight_conversions: list[WeightTransform], model: PreTrainedModel) -> list[WeightTransform]:
+    def update_weight_conversions(self, weight_conversions: list[WeightTransform], *model: PreTrainedModel) -> list[WeightTransform]:
+        """`model` is not handed over by transformers 5.17."""
         if not self.pre_quantized:
-            return super().update_weight_conversions(weight_conversions, model)
+            return super().update_weight_conversions(weight_conversions, *model)
         names = {stack: [f"{stack}{key}$" for key in KEYS] for stack in STACKS}
         # The linear layers' come first: they take the keys of one that is called like a stack.
         return self.get_weight_conversions() + [WeightConverter(names[stack], stack, [_Deserialize(self)]) for stack in STACKS]
