@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from moe_kernels import grouped
 from moe_kernels.experts import moe_dense
+from moe_kernels.grouping import Grouping
 from moe_kernels.linear import linear_nf4
 from moe_kernels.nf4 import NF4Weight, quantize_nf4
 from moe_kernels.routing import Routing, route
@@ -68,6 +70,26 @@ def test_13_offsets_past_32_bits(nf4, name, monkeypatch):
             y = moe_dense(leaf, Routing(torch.ones(2, 1), torch.full((2, 1), expert)), *weights)
             found.append((y.detach(), *torch.autograd.grad(y, leaf, dy)))
     assert all(map(torch.equal, *found)) and all(part.any() for part in found[0])
+
+
+@pytest.mark.skipif("triton" not in IMPLEMENTATIONS, reason="Triton is not installed")
+@pytest.mark.parametrize("gather", [False, True])
+def test_13_rows_past_32_bits(gather, monkeypatch):
+    """The last two of more than 2^31 values' rows, in and out, of one Triton kernel; test_large_tensors.py has the C++ operators."""
+    width, last = 2**10, randn(2, 2**10, seed=7).to(BF16)
+    count = 2**31 // width + 2
+    monkeypatch.setattr("moe_kernels.grouped.Rows.tiles", lambda rows, block_m, experts: 1)
+    weight = randn(1, width, width, seed=8, scale=width**-0.5).to(BF16)
+    found = []
+    for rows in (count, 2):
+        x, out = sparse(rows, width, dtype=BF16), sparse(rows, width, dtype=BF16)
+        order = sparse(rows, dtype=torch.int64)
+        x[-2:], order[-2:] = last, torch.arange(rows - 2, rows)
+        grouping = Grouping(order, order, torch.tensor([rows - 2, rows]))
+        with running("triton"):
+            grouped.linear("grouped", x, weight, grouped.Rows(rows, grouping), gather=gather, out=out)
+        found.append(out[-2:])
+    assert torch.equal(*found) and found[0].any()
 
 
 @every_implementation
