@@ -31,6 +31,8 @@ def sandbox():
     try:
         return Sandbox.open()
     except SandboxError as error:
+        if "does not hold" in str(error):  # programs get out of it: not a machine without one
+            raise
         pytest.skip(str(error))
 
 
