@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -31,8 +33,9 @@ def sandbox():
     try:
         return Sandbox.open()
     except SandboxError as error:
-        if "does not hold" in str(error):  # programs get out of it: not a machine without one
-            raise
+        plain = ["bwrap", "--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "true"]
+        if shutil.which("bwrap") and subprocess.run(plain, capture_output=True).returncode == 0:
+            raise  # what is at fault is not this machine
         pytest.skip(str(error))
 
 
