@@ -20,9 +20,10 @@ from model.cli import add_precision, make_parser, run_command
 from model.cost import model_cost, precision_facts
 from model.languages import get_language
 from model.load import load_model, model_fingerprint, model_folder
-from model.output import output_folder, refuse_existing, sha256_of, write_run
+from model.output import RUN, output_folder, refuse_existing, sha256_of, write_run
 from model.prompt import prompt_template
 from model.same_tokenizer import take_chat_template
+from model.strict_json import read_json
 
 from .answers import ORACLE, ROUTERS, Answers, ask, check_router
 from .compiles import compile_all
@@ -125,11 +126,19 @@ def model_facts(args: Namespace, model: Any, tokenizer: Any) -> dict[str, Any]:
     """What `run.json` says of the model that answered."""
     facts = {
         "role": role_of(model, args),
+        "adapter_lang": adapter_lang(args),
         "prompt_template": prompt_template(tokenizer),
         **precision_facts(model),
         "cost": model_cost(model),
     }
     return {**facts, "fingerprint": model_fingerprint(args.model, args.adapter)}
+
+
+def adapter_lang(args: Namespace) -> str | None:
+    """The language that the adapter was trained on, by its own `run.json`; None if there is no adapter, or it does not say."""
+    folder = model_folder(args.adapter or args.model)
+    said = read_json(folder / RUN).get("lang") if is_adapter(folder) and (folder / RUN).is_file() else None
+    return None if said is None else str(said)
 
 
 def open_sandbox(unsafe: bool) -> Sandbox:

@@ -89,9 +89,10 @@ def generations(systems: Systems) -> dict[str, dict[str, Any]]:
     for lang in languages_of(systems):
         kind = next(kind for kind in kinds_of(systems) if any(aligned(systems, lang, kind).values()))
         rows = aligned(systems, lang, kind)
-        median_of = rows.get("expert") or list(rows.values())[-1]
+        by = "expert" if rows.get("expert") else list(rows)[-1]
+        median_of = rows[by]
         index = sorted(range(len(median_of)), key=lambda i: median_of[i][SCORE])[(len(median_of) - 1) // 2]
-        point = {key: median_of[index][key] for key in ("id", "kind", "text", "reference")}
+        point = {"by": by, **{key: median_of[index][key] for key in ("id", "kind", "text", "reference")}}
         chosen[lang] = {**point, "systems": {role: {key: rows[role][index][key] for key in ("prediction", SCORE)} for role in rows}}
     return chosen
 

@@ -34,6 +34,7 @@ _SCORES = {
 }
 SCORED_SHAPE = {
     **{**_ABOUT, "data?": Maybe(dict), "role": str, "dtype?": str, "quantization?": Maybe(str), "cost?": _COST},
+    "adapter_lang?": Maybe(str),
     "figures": Each(Each(_SCORES)),
 }
 SAMPLE_SHAPE = {**dict.fromkeys(("id", "lang", "kind", "group", "text", "reference", "prediction"), str), "codebleu": NUMBER}

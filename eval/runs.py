@@ -87,6 +87,11 @@ def _systems(scored: list[Run]) -> Systems:
         for lang in run.samples if run.role == "expert" else ():
             if lang in experts:
                 raise ValueError(f"{experts[lang].path} and {run.path} are both expert runs on {lang}; give each expert its --lang")
+            if (own := run.facts.get("adapter_lang")) not in (None, lang):
+                raise ValueError(
+                    f"{run.path} scored {lang} with an adapter that was trained on {own}: it is not the expert of {lang}; "
+                    f"score each expert with its own --lang, or leave that run out"
+                )
             experts[lang] = run
     base, mixture = (_only([run for run in scored if run.role == role], role) for role in ("base", "mixture"))
     systems = Systems(base, mixture, experts)

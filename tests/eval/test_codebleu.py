@@ -93,6 +93,19 @@ def test_a_base_is_asked_in_the_prompt_of_an_expert(answer: dict[str, str], data
         assert (facts["prompt_template"] == tokenizer.chat_template) == bool(more)
 
 
+def test_the_language_of_an_adapter_is_recorded(answer: dict[str, str], data_folder: Path, tmp_path: Path) -> None:
+    """For the report: an expert stands for its own language."""
+    for name in ("trained", "elsewhere"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text("{}")
+        if name == "trained":
+            (tmp_path / name / "run.json").write_text('{"lang": "cpp"}')
+        arguments = [*flags(data_folder, tmp_path / "run" / name), "--lang", "java", "--adapter", str(tmp_path / name)]
+        assert run(*arguments) == 0
+    said = [json.loads((tmp_path / "run" / name / "run.json").read_text())["adapter_lang"] for name in ("trained", "elsewhere")]
+    assert said == ["cpp", None]
+
+
 def test_a_program_is_scored_without_the_fence_around_it(answer: dict[str, str], data_folder: Path, tmp_path: Path) -> None:
     """As chat models write it; run.json says how many, in which prompt, at which precision and up to which text."""
     rows = [json.loads(line) for line in (data_folder / "cpp.test.jsonl").read_text().splitlines()]

@@ -101,6 +101,8 @@ def test_the_numbers_are_those_worked_out_by_hand(made: tuple[Path, str]) -> Non
     names = {headline["name"]: headline["figure"] for headline in report["headlines"]}
     assert names["wording/mixture/kept"] == "96.4 %"
     assert names["wording/expert/ratio"] == "1.87×"
+    assert "by the language's expert" in report["headlines"][0]["text"]
+    assert report["texts"]["table1"].endswith("Each expert sees its own language only.")
     trained = {"steps": 20, "first_loss": 2.5, "last_loss": 1.5, "best_eval_loss": 1.75, "loss_unit": "nats per token", "seconds": 4}
     assert report["training"] == {"expert-cpp.training": {**trained, "sources": ["expert-cpp.training"]}}
     assert report["generations"]["cpp"]["id"] == "cpp/wording/3"  # expert scores 0.6 0.8 0.5 0.5: the lower median is the second 0.5
@@ -234,6 +236,20 @@ def test_pass_rates_alone_make_a_report(inputs: list[str], tmp_path: Path) -> No
     text = (tmp_path / "out" / "report.html").read_text()
     assert "runs/pass/run.json" in text
     assert "Table 1" not in text
+
+
+def test_what_the_runs_do_not_bear_out_is_not_said(tmp_path: Path, write_codebleu_run: WriteRun) -> None:
+    """That each expert sees its own language only, where one run answers for two; that a point is the expert's median, where none is."""
+    base = write_codebleu_run(tmp_path, "base", "base", BASE)
+    expert = write_codebleu_run(tmp_path, "expert", "expert", EXPERTS)
+    for name, runs, picked in (("both", [base, expert], "expert"), ("base-alone", [base], "base")):
+        assert run_command(main, parse(), [*map(str, runs), "--out", str(tmp_path / "out" / name)]) == 0
+        report = json.loads((tmp_path / "out" / name / "report.json").read_text())
+        assert report["texts"]["generations"].endswith(f"the one at which the {picked} has its median score.")
+        assert not any("the language's expert" in row["text"] for row in report["headlines"])
+    shared = json.loads((tmp_path / "out" / "both" / "report.json").read_text())
+    assert shared["headlines"][0]["text"].startswith("the base's CodeBLEU by the experts given")
+    assert shared["texts"]["table1"].endswith("for difference and ratio. expert stands as the expert of C++, Java.")
 
 
 def test_a_report_of_the_base_alone_has_no_tables(tmp_path: Path, write_codebleu_run: WriteRun) -> None:
