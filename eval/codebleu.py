@@ -103,6 +103,7 @@ def write_scores(
         "program": CODEBLEU,
         "role": "base",
         "samples": None,
+        "prompt_template": None,  # nobody knows how completions made elsewhere were asked for
         "fenced": fenced,
         **settings,
         "sandbox": sandbox.facts if sandbox else None,

@@ -176,6 +176,8 @@ def texts(systems: Systems, counts: dict[str, dict[str, dict[str, int]]], picked
         f"{kind_title(kind).lower()}: {counts[kind][ALL]['n']} points of {counts[kind][ALL]['groups']} problems" for kind in counts
     )
     decoding = f"greedy decoding, at most {some.facts['max_new_tokens']} new tokens, one prompt format for all systems"
+    if given := [run.path.resolve().name for run in systems.runs if run.elsewhere]:
+        decoding = f"the completions of {', '.join(given)} were made elsewhere, in a way that is not recorded"
     shared = {run.path.resolve().name: ", ".join(map(lang_title, run.samples)) for run in shared_experts(systems)}
     experts = "; ".join(f"{name} stands as the expert of {own}" for name, own in shared.items()) or "Each expert sees its own language only"
     scale = f"CodeBLEU × 100, corrected, mean over the points; in brackets the {LEVEL} % interval from a bootstrap over problems"

@@ -15,6 +15,7 @@ from model.cli import add_precision, make_parser, run_command
 from model.languages import LANGUAGES
 from model.load import load_model
 from model.output import output_folder, write_json, write_run
+from model.prompt import prompt_template
 from model.routers import MoERouter
 from train.data.pairs import Pair
 from train.data.prompts import encode_pair
@@ -46,7 +47,7 @@ def main(args: Namespace) -> None:
         "nmi_language": means(nmi["nmi_language"]),
     }
     facts = {"program": ROUTING, "experts": names, "top_k": model.config.num_experts_per_tok, **run_facts(args, model, sources)}
-    facts |= {key: getattr(args, key) for key in ("view", "max_new_tokens")}
+    facts |= {"prompt_template": prompt_template(tokenizer), **{key: getattr(args, key) for key in ("view", "max_new_tokens")}}
     with output_folder(args.out) as folder:
         write_json(folder / ARRAYS, {"experts": names, "classes": CLASSES, "languages": languages, **nmi})
         if args.view:

@@ -35,6 +35,11 @@ class Run:
     samples: dict[str, dict[str, list[Sample]]]
 
     @property
+    def elsewhere(self) -> bool:
+        """Whether its completions were given: nobody knows how they were made."""
+        return bool(self.facts.get("samples"))
+
+    @property
     def role(self) -> str:
         """By the label's first word if that is a role ("expert-cpp"), else what the command found the model to be."""
         word = str(self.facts.get("name", "")).replace("_", "-").split("-")[0]
@@ -48,6 +53,12 @@ class Systems:
     base: Run | None
     mixture: Run | None
     experts: dict[str, Run]
+
+    @property
+    def runs(self) -> list[Run]:
+        """Each once."""
+        found = [run for run in (self.base, *self.experts.values(), self.mixture) if run is not None]
+        return list({run.path: run for run in found}.values())
 
     def of(self, lang: str) -> dict[str, Run]:
         """{role: run} of the runs that scored `lang`, in the order of ROLES."""
@@ -67,8 +78,7 @@ class Inputs:
     @property
     def runs(self) -> list[Run]:
         """All but those in the study's folder."""
-        scored = [self.systems.base, *self.systems.experts.values(), self.systems.mixture]
-        found = [run for run in (*scored, self.routing, *self.passes, self.study) if run is not None]
+        found = [run for run in (*self.systems.runs, self.routing, *self.passes, self.study) if run is not None]
         return list({run.path: run for run in found}.values())
 
 
@@ -146,6 +156,8 @@ def check_comparable(systems: Systems) -> None:
         first, *others = systems.of(lang).values()
         for other in others:
             for key in COMPARED:
+                if key == "prompt_template" and (first.elsewhere or other.elsewhere):
+                    continue
                 if first.facts.get(key) != other.facts.get(key):
                     sides = f"{first.facts.get(key)!r} and {other.facts.get(key)!r}"
                     raise ValueError(f"{first.path} and {other.path} cannot be compared: {key} is {sides}")

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from .languages import LANGUAGES
-from .prompt import PROMPT_TEMPLATE
 from .strict_json import fits_a_path, read_json
 from .unfinished import DONE, locked, remove_leftovers, writing
 
@@ -137,7 +136,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_run(folder: Path, *, seed: int, figures: dict[str, Any], **facts: Any) -> None:
-    """Writes `run.json`: command line, versions, machine, seed, prompt template, `figures`, and any further `facts`."""
+    """Writes `run.json`: command line, versions, machine, seed, `figures`, and any further `facts`."""
     versions = {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
     record = {
         "command": [*_program(), *sys.argv[1:]],
@@ -145,7 +144,6 @@ def write_run(folder: Path, *, seed: int, figures: dict[str, Any], **facts: Any)
         "versions": {"python": platform.python_version(), **versions},
         "machine": {"processor": platform.machine(), "model": _cpu_model(), "cores": os.cpu_count()},
         "seed": seed,
-        "prompt_template": PROMPT_TEMPLATE,
         **facts,
         "figures": figures,
     }

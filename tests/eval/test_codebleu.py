@@ -202,6 +202,7 @@ def test_given_completions_are_scored(data_folder: Path, tmp_path: Path, capsys:
     result = read_run(tmp_path / "run")
     assert result.role == "expert"
     assert result.facts["samples"]["path"] == str(samples)
+    assert result.facts["prompt_template"] is None
     for problems, row in zip((3, 2), result.facts["figures"]["cpp"].values(), strict=True):
         names = ("codebleu", "exact_match", "edit_similarity", "chrf", "parses")
         assert all(row["metrics"][name]["value"] == pytest.approx(1.0) for name in names)

@@ -252,6 +252,17 @@ def test_what_the_runs_do_not_bear_out_is_not_said(tmp_path: Path, write_codeble
     assert shared["texts"]["table1"].endswith("for difference and ratio. expert stands as the expert of C++, Java.")
 
 
+def test_of_completions_made_elsewhere_no_decoding_is_said(tmp_path: Path, write_codebleu_run: WriteRun) -> None:
+    """They are compared with a model's all the same."""
+    base = write_codebleu_run(tmp_path, "base", "base", BASE)
+    given = write_codebleu_run(tmp_path, "mixture", "mixture", MIXTURE, samples={"path": "given.jsonl"}, prompt_template=None)
+    for name, runs in (("made", [base]), ("given", [base, given])):
+        assert run_command(main, parse(), [*map(str, runs), "--out", str(tmp_path / "out" / name)]) == 0
+        summary = json.loads((tmp_path / "out" / name / "report.json").read_text())["texts"]["summary"]
+        assert ("greedy decoding" in summary) == (name == "made")
+        assert ("the completions of mixture were made elsewhere, in a way that is not recorded" in summary) == (name == "given")
+
+
 def test_a_report_of_the_base_alone_has_no_tables(tmp_path: Path, write_codebleu_run: WriteRun) -> None:
     base = write_codebleu_run(tmp_path, "base", "base", {"cpp": {"test": [0.0, 0.0]}})
     assert run_command(main, parse(), [str(base), "--out", str(tmp_path / "out")]) == 0
