@@ -19,7 +19,7 @@ from . import plots, report_tables
 from .bootstrap import LEVEL
 from .figures import aligned, kinds_of, languages_of
 from .html import TITLE1, TITLE2, render
-from .report_build import build, gather
+from .report_build import build, gather, labelled
 from .run_files import check_arrays, check_programs
 from .runs import ARRAYS, PROGRAMS, Run, Systems, read_inputs, read_training
 from .tables import few_note, kind_title, lang_title, markdown_table, text_table
@@ -30,6 +30,7 @@ def main(args: Namespace) -> None:
     inputs = read_inputs(args.runs)
     logs = [(path, *read_training(path)) for path in args.training]
     sources = gather(inputs, logs)
+    logs = labelled(logs, sources)
     report = build(inputs, logs, sources, args.title, args.seed)
     arrays, programs = (read_routing(inputs.routing, name) for name in (ARRAYS, PROGRAMS))
     with output_folder(args.out) as folder:

@@ -23,7 +23,7 @@ from .figures import (
 from .report_study import read_study_result, study_tables
 from .run_files import check_arrays
 from .runs import ARRAYS, ROLES, Inputs, Run, Systems
-from .sources import Sources
+from .sources import Sources, free_name
 from .specialisation import class_shares
 from .tables import cell, kind_title, lang_title
 
@@ -48,6 +48,15 @@ def gather(inputs: Inputs, logs: Logs) -> Sources:
             runs = [source.run for system in study.systems for source in system.sources(study.langs)]
             wanted += [(inputs.study.path / length / run, f"study-{length}-{run}") for run in runs]
     return Sources(wanted)
+
+
+def labelled(logs: Logs, sources: Sources) -> Logs:
+    """The logs under the names that `sources` has for their folders: two folders in different places may be called alike."""
+    found: Logs = []
+    for path, label, entries in logs:
+        names = sources.names(path)  # none where there is no run.json
+        found.append((path, names[0] if names else free_name(label, [*sources.paths, *(known for _, known, _ in found)]), entries))
+    return found
 
 
 def build(inputs: Inputs, logs: Logs, sources: Sources, title: str, seed: int) -> dict[str, Any]:

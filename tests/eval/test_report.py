@@ -231,6 +231,27 @@ def test_every_number_leads_to_the_runs_that_it_came_from(made: tuple[Path, str]
     assert "## The score and its parts" in markdown
 
 
+def test_training_folders_of_one_name_have_a_row_and_a_panel_each(tmp_path: Path, write_codebleu_run: WriteRun) -> None:
+    """Also without a run.json, and beside a scored run of that name."""
+    base = write_codebleu_run(tmp_path, "expert-cpp", "base", BASE)
+    places = [tmp_path / place / "expert-cpp" for place in "abcd"]
+    for losses, place in enumerate(places, start=1):
+        place.mkdir(parents=True)
+        (place / "log.jsonl").write_text(f'{{"step": 1, "loss": {losses}}}\n')
+        if place.parent.name in "ab":
+            write_json(place / "run.json", {"figures": {"peak_bytes": losses}})
+    flags = ["--training", *map(str, places), "--out", str(tmp_path / "out")]
+    assert run_command(main, parse(), [str(base), *flags]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [row["last_loss"] for row in report["training"].values()] == [1, 2, 3, 4]
+    assert [row["peak_bytes"] for row in report["cost"]] == [1, 2]
+    behind = [row["sources"] for row in report["training"].values()]
+    assert [
+        [json.loads((tmp_path / "out" / report["sources"][name]).read_text())["figures"]["peak_bytes"] for name in names]
+        for names in behind
+    ] == [[1], [2], [], []]
+
+
 def test_pass_rates_alone_make_a_report(inputs: list[str], tmp_path: Path) -> None:
     assert run_command(main, parse(), [inputs[5], "--out", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out" / "report.html").read_text()
