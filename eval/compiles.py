@@ -115,9 +115,11 @@ def _place(source: _Source) -> Path:
 
 
 def _kept(source: _Source) -> bool | None:
-    """The verdict in the cache; None if there is none."""
-    place = _place(source)
-    return json.loads(place.read_text()) if place.is_file() else None
+    """The verdict in the cache; None if there is none, or one that a full disk or a crash has damaged: it is made again."""
+    try:
+        return {b"true": True, b"false": False}.get(_place(source).read_bytes())
+    except FileNotFoundError:
+        return None
 
 
 def _keep(source: _Source, verdict: bool) -> None:

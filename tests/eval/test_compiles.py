@@ -44,6 +44,17 @@ def test_right_programs_compile_and_wrong_ones_do_not(lang: str, sandbox: Sandbo
     assert compile_all([*right, *wrong, "", right[0]], lang, sandbox, jobs=2) == expected
 
 
+@pytest.mark.parametrize("damaged", [b"", b"tru", b"1", b"\xff"])
+def test_a_damaged_verdict_is_made_again(damaged: bytes, sandbox: Sandbox, tmp_path: Path) -> None:
+    assert compile_all(["a = 1", "a b"], "python", sandbox, jobs=1) == [True, False]
+    kept = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    whole = [path.read_bytes() for path in kept]
+    for path in kept:
+        path.write_bytes(damaged)
+    assert compile_all(["a = 1", "a b"], "python", sandbox, jobs=1) == [True, False]
+    assert [path.read_bytes() for path in kept] == whole
+
+
 def test_nothing_is_run(sandbox: Sandbox, tmp_path: Path) -> None:
     endless = "while True:\n    pass\n"
     assert compile_all([endless, "raise SystemExit(1)"], "python", sandbox, jobs=1) == [True, True]
