@@ -6,7 +6,6 @@ and mixture see the same points, the same prompt and the same greedy decoding. O
 problem families) and "family" (unseen families) are drawn and reported apart.
 """
 
-import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace
@@ -27,6 +26,7 @@ from model.strict_json import read_json
 
 from .answers import ORACLE, ROUTERS, Answers, ask, check_router
 from .compiles import compile_all
+from .completions import write_rows
 from .cost import speed
 from .measure import measure_completions, score_table
 from .points import Points, add_point_flags, given_completions, load_points
@@ -115,8 +115,7 @@ def write_scores(
         facts["cost"] = {**facts["cost"], **speed(sum(own.tokens for own in answers.values()), seconds, args.batch_size)}
     name = args.name or facts["role"]
     with output_folder(args.out) as folder:
-        with (folder / SAMPLES).open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
+        write_rows(folder / SAMPLES, samples)
         write_run(folder, seed=args.seed, figures=figures, name=name, **facts)
     if uncompiled := sum(row.get("uncompiled", 0) for kinds in figures.values() for row in kinds.values()):
         print(f"{uncompiled} programs could not be given to a compiler and leave the rate: see docs/evaluation.md", file=sys.stderr)

@@ -36,8 +36,9 @@ def main(args: Namespace) -> None:
     with output_folder(args.out) as folder:
         sources.copy(folder)
         figures, captions = draw(folder, inputs.systems, report, arrays, [log[1:] for log in logs])
-        (folder / "report.html").write_text(render(report, figures, captions, programs), encoding="utf-8")
-        (folder / "report.md").write_text(markdown(report, figures, captions), encoding="utf-8")
+        texts = {"report.html": render(report, figures, captions, programs), "report.md": markdown(report, figures, captions)}
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8", errors="replace")  # a completion may hold a lone surrogate
         write_json(folder / "report.json", report)
         headlines = {row["name"]: row["estimate"] for row in report["headlines"]}
         write_run(folder, seed=args.seed, figures=headlines, program="eval.report", runs=[str(path) for path in args.runs])

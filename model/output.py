@@ -131,7 +131,8 @@ def sha256_of(path: Path) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, by rename: readers see the old file or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a lone surrogate then is JSON's escape
     os.replace(temporary, path)
 
 
