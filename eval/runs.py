@@ -121,7 +121,8 @@ def read_run(path: Path) -> Run:
     if program not in known:
         raise ValueError(f"{path} was not written by {', '.join(known[:-1])} or {STUDY}{f' but by {program}' if program else ''}")
     if program != CODEBLEU:
-        check_shape(facts, run_files.PASSED_SHAPE if program == PASS_AT_K else {"figures": dict}, f"{path / RUN}")
+        shape = {ROUTING: {"figures": dict}, STUDY: {"figures": dict, "seed": int}, PASS_AT_K: run_files.PASSED_SHAPE}[program]
+        check_shape(facts, shape, f"{path / RUN}")
         if program == PASS_AT_K and (wrong := [k for k in facts["figures"]["pass_at_k"] if not (k.isascii() and k.isdecimal())]):
             raise ValueError(f"{path / RUN}: figures: pass_at_k has the key {wrong[0][:80]!r}, which is no number of completions")
         return Run(path, facts, {})
