@@ -17,6 +17,7 @@ CASES = {
             "static List<Integer> f(int n) { return new ArrayList<>(); }",
             "public class Tree { Map<String, Integer> all; }",
             "import java.math.BigInteger;\nclass A { BigInteger a; }",
+            "import java.math.BigInteger;\nimport static java.lang.Math.*;\nstatic BigInteger f() { return BigInteger.valueOf(abs(1)); }",
         ],
         ['class A { int f() { return ""; } }', "static int f( { }", "class A { Absent a; }"],
     ),
