@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from .figures import ALL, SCORE, Table, loss_unit
 from .run_files import GATE_LOSSES
-from .tables import HEADS, kind_title, lang_title
+from .tables import HEADS, few_mark, kind_title, lang_title
 
 THEMES = {
     "light": {"ground": "#ffffff", "ink": "#1c2330", "faint": "#667085", "grid": "#e4e7ec", "low": "#f4f6f9", "high": "#1f5fa8"},
@@ -93,7 +93,7 @@ def _grouped_bars(axis: Axes, rows: dict[str, dict[str, Any]], colours: Theme) -
             if figure["low"] is not None:
                 axis.plot([place, place], [100 * figure["low"], 100 * figure["high"]], color=colours["ink"], linewidth=1.2, alpha=0.75)
             top = value if figure["high"] is None else 100 * figure["high"]
-            highest, shown = max(highest, top), f"{value:.0f}" if value >= 9.5 else f"{value:.1f}"
+            highest, shown = max(highest, top), f"{value:.{0 if value >= 9.5 else 1}f}{few_mark(figure)}"
             axis.annotate(shown, (place, top), (0, 3), textcoords="offset points", ha="center", fontsize=8, color=colours["faint"])
     axis.set_xticks(range(len(rows)), [lang_title(lang).replace(" ", "\n") for lang in rows])
     axis.set_ylim(0, max(1.1 * highest, axis.get_ylim()[1]))  # panels share the scale

@@ -10,6 +10,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from model.cli import make_parser, run_command
 from model.output import output_folder, refuse_existing, write_json, write_run
@@ -22,7 +23,7 @@ from .html import TITLE1, TITLE2, render
 from .report_build import build, gather, labelled
 from .run_files import check_arrays, check_programs
 from .runs import ARRAYS, PROGRAMS, Run, Systems, read_inputs, read_training
-from .tables import few_note, kind_title, lang_title, markdown_table, text_table
+from .tables import few_note, grid, intervals, kind_title, lang_title, markdown_table, text_table
 
 
 def main(args: Namespace) -> None:
@@ -68,7 +69,8 @@ def draw(
     tables = [table for table in report["tables"].values() if table]
     if tables:
         figures["means"] = plots.save(folder, "means", lambda colours: plots.means_figure(tables, colours))
-        captions["means"] = f"Mean CodeBLEU by language; lines are {LEVEL} % intervals. {sizes}."
+        few = few_note(interval for table in tables for rows in table.values() for interval in intervals(grid(rows)[1]))
+        captions["means"] = f"Mean CodeBLEU by language; lines are {LEVEL} % intervals. {sizes}. {few}".strip()
     if scores:
         figures["distributions"] = plots.save(folder, "distributions", lambda colours: plots.distributions_figure(scores, colours))
         captions["distributions"] = f"Each dot is one point's score, the shape their density, the bar their mean. {sizes}."
@@ -120,7 +122,7 @@ def markdown(report: dict[str, Any], figures: dict[str, dict[str, Path]], captio
         parts.append(f"### {lang_title(lang)}\n\n{point['text']}")
         programs = {"reference": point["reference"], **{role: row["prediction"] for role, row in point["systems"].items()}}
         parts += [f"{role.capitalize()}:\n\n````{lang}\n{code.strip()}\n````" for role, code in programs.items()]
-    parts += ["## Where the numbers come from", "\n".join(f"- [{name}]({path})" for name, path in report["sources"].items())]
+    parts += ["## Where the numbers come from", "\n".join(f"- [{name}]({quote(path)})" for name, path in report["sources"].items())]
     return "\n\n".join(parts) + "\n"
 
 

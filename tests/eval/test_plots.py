@@ -3,7 +3,7 @@
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgb
 
-from eval.plots import ROLE_COLOURS, THEMES, distributions_figure
+from eval.plots import ROLE_COLOURS, THEMES, distributions_figure, means_figure
 from eval.tables import HEADS
 
 
@@ -30,3 +30,10 @@ def test_a_system_stands_at_its_name_in_all_panels() -> None:
                     assert bottom < y < top
                     assert min(names, key=lambda name: abs(names[name] - y)) == HEADS[role]
                     assert any(abs(x - 100 * value) < 1e-9 for value in values)
+
+
+def test_intervals_of_few_problems_are_marked() -> None:
+    few = {"value": 0.25, "low": 0.2, "high": 0.3, "few": True}
+    many = {"value": 0.5, "low": 0.4, "high": 0.6}
+    figure = means_figure([{"wording": {"cpp": {"base": few, "expert": many}}}], THEMES["light"])
+    assert sorted(text.get_text() for text in figure.axes[0].texts) == ["25†", "50"]

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -165,7 +166,7 @@ def test_the_page_is_whole_and_fetches_nothing(made: tuple[Path, str]) -> None:
     assert "quantizationnf4" in page.text  # in the mixture's conditions
     check_manifest(out)
     assert {path.parent.name for path in (out / "runs").glob("*/run.json")} == set(json.loads((out / "report.json").read_text())["sources"])
-    assert page.text.count(FEW_NOTE) >= 3, "under the cards and both tables"
+    assert page.text.count(FEW_NOTE) >= 4, "under the cards, both tables and the means"
     names = ("means", "distributions", "gates", "training")
     assert {path.name for path in out.glob("*.png")} == {f"{name}{ending}.png" for name in names for ending in ("", "-dark")}
     markdown = (out / "report.md").read_text()
@@ -250,6 +251,16 @@ def test_training_folders_of_one_name_have_a_row_and_a_panel_each(tmp_path: Path
         [json.loads((tmp_path / "out" / report["sources"][name]).read_text())["figures"]["peak_bytes"] for name in names]
         for names in behind
     ] == [[1], [2], [], []]
+
+
+def test_links_to_runs_of_any_name_work(tmp_path: Path, write_codebleu_run: WriteRun) -> None:
+    """`#` begins an anchor in a link, `%` a character's code."""
+    base = write_codebleu_run(tmp_path, "base #1 100% <a>", "base", BASE)
+    assert run_command(main, parse(), [str(base), "--out", str(tmp_path / "out")]) == 0
+    links = [target for targets in Page((tmp_path / "out" / "report.html").read_text()).links.values() for target in targets]
+    links += re.findall(r"^- \[.*\]\((.*)\)$", (tmp_path / "out" / "report.md").read_text(), re.MULTILINE)
+    (link,) = {link for link in links if not link.startswith("#")}
+    assert (tmp_path / "out" / unquote(urlsplit(link).path)).is_file(), link
 
 
 def test_pass_rates_alone_make_a_report(inputs: list[str], tmp_path: Path) -> None:
