@@ -164,11 +164,6 @@ def role_of(model: Any, args: Namespace) -> str:
     return "expert" if args.adapter or is_adapter(model_folder(args.model)) else "base"
 
 
-def run_facts(args: Namespace, model: Any, sources: dict[str, Any]) -> dict[str, Any]:
-    """What `run.json` says of every run over points: model, points, where they came from, and precision."""
-    return {**{key: getattr(args, key) for key in ("model", "split", "limit", "precision")}, "data": sources, **precision_facts(model)}
-
-
 def parse() -> ArgumentParser:
     parser = make_parser(CODEBLEU, __doc__ or "")
     source = parser.add_mutually_exclusive_group(required=True)
