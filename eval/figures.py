@@ -134,43 +134,5 @@ def precision_of(facts: dict[str, Any]) -> str:
 
 
 def conditions(run: Run) -> dict[str, Any]:
-    """Which run a number came from and how it was made."""
-    keys = (
-        "program",
-        "name",
-        "role",
-        "model",
-        "adapter",
-        "base",
-        "lang",
-        "router",
-        "prompt_of",
-        "tasks",
-        "split",
-        "limit",
-        "n",
-        "temperature",
-        "top_p",
-        "top_k",
-        "template",
-        "timeout",
-        "memory",
-        "batch_size",
-        "max_new_tokens",
-        "stop",
-        "fenced",
-        "dtype",
-        "quantization",
-        "precision",
-        "seed",
-        "machine",
-        "settings",
-        "sandbox",
-        "tools",
-        "prompt_template",
-        "data",
-        "command",
-        "finished",
-        "versions",
-    )
-    return {"path": str(run.path), **{key: run.facts[key] for key in keys if key in run.facts}}
+    """Which run a number came from and how it was made: all that its `run.json` says but for what it measured."""
+    return {"path": str(run.path), **{key: value for key, value in run.facts.items() if key not in ("figures", "cost", "judging")}}

@@ -111,7 +111,7 @@ def origins(runs: dict[str, dict[str, Any]], links: Links) -> str:
     combined = "".join(f"<li id='{anchor}'>{links.named(names)}</li>" for anchor, names in links.combinations.items())
     parts = [f"<p>Numbers that come from several runs lead here:</p><ol class='behind'>{combined}</ol>"] if combined else []
     for name, run in runs.items():
-        rows = {key: value for key, value in run.items() if key not in ("data", "versions", "path")}
+        rows = {key: value for key, value in run.items() if key not in ("data", "versions", "path", "command")}
         data = run.get("data")
         if isinstance(data, dict) and "source" not in data:  # by language
             rows |= {f"data, {lang}": _data(row) for lang, row in data.items()}

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from html import unescape
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
@@ -16,6 +17,7 @@ from eval.figures import training_summary
 from eval.judge import OUTCOMES
 from eval.plots import THEMES, training_figure
 from eval.report import main, parse
+from eval.report_tables import TOKEN_BY_TOKEN
 from eval.runs import ARRAYS, PASS_AT_K, PROGRAMS, ROUTING
 from eval.tables import FEW_NOTE
 from eval.token_classes import CLASSES
@@ -179,6 +181,13 @@ def test_the_page_is_whole_and_fetches_nothing(made: tuple[Path, str]) -> None:
     assert "| Best validation loss | Seconds to the last logged step |" in markdown  # as a log of a run that took longer says it
     assert "| Tokens/s | Seconds in all |" in markdown
     assert all(f"({name}.png)" in markdown for name in names)
+
+
+def test_markdown_has_the_sections_of_the_page(made: tuple[Path, str]) -> None:
+    out, _ = made
+    of_page = [unescape(title) for title in re.findall("<h2>(.*?)</h2>", (out / "report.html").read_text())]
+    of_markdown = re.findall("^## (.*)$", (out / "report.md").read_text(), re.MULTILINE)
+    assert of_markdown == [title for title in of_page if title != TOKEN_BY_TOKEN] and len(of_markdown) == 11
 
 
 def test_the_parts_of_a_gates_loss_have_panels_of_their_own() -> None:
