@@ -206,6 +206,7 @@ def study(report: dict[str, Any]) -> list[Listing]:
             [sourced(line, names, row["labels"]) for line, names in zip(row["cells"], row["sources"], strict=True)],
         )
         for row in tables
+        if row["cells"]
     ]
 
 
