@@ -22,7 +22,7 @@ from model.routers import MoERouter
 from moe_kernels.routing import Routing
 from train.data.pairs import Pair
 from train.data.prompts import IGNORED, Example, collate, encode_pair
-from train.routing import own_expert
+from train.routing import own_expert, take_labels
 
 from .tasks.task import cut
 
@@ -77,13 +77,12 @@ def reference_losses(model: Any, examples: Sequence[Example], batch_size: int) -
     """The loss of each example's labelled tokens, in order, in fp32; of what fits the model's context."""
     context = context_of(model)
     examples = [{name: ids[:context] for name, ids in example.items()} for example in examples]
-    by_prompt = getattr(model.config, "router_type", None) == "sequence"  # which tells the prompt by its labels
     by_length = sorted(range(len(examples)), key=lambda index: len(examples[index]["input_ids"]), reverse=True)
     losses: list[Loss] = [Loss(0.0, 0)] * len(examples)
     for start in tqdm(range(0, len(examples), batch_size), desc="Loss", unit="batch", disable=None):
         chosen = by_length[start : start + batch_size]
         batch = {name: rows.to(model.device) for name, rows in collate([examples[index] for index in chosen], pad_token_id=0).items()}
-        labels_BS = batch["labels"] if by_prompt else batch.pop("labels")
+        labels_BS = take_labels(model, batch)
         logits_BSV = model(**batch, use_cache=False).logits
         for index, logits_SV, labels_S in zip(chosen, logits_BSV, labels_BS, strict=True):
             counted_S = labels_S[1:] != IGNORED  # row by row: in fp32 the logits of a whole batch can be gigabytes

@@ -6,7 +6,6 @@ and mixture see the same points, the same prompt and the same greedy decoding. O
 problem families) and "family" (unseen families) are drawn and reported apart.
 """
 
-import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace
@@ -20,12 +19,14 @@ from model.cli import add_precision, make_parser, run_command
 from model.cost import model_cost, precision_facts
 from model.languages import get_language
 from model.load import load_model, model_fingerprint, model_folder
-from model.output import output_folder, refuse_existing, sha256_of, write_run
+from model.output import RUN, output_folder, refuse_existing, sha256_of, write_run
 from model.prompt import prompt_template
 from model.same_tokenizer import take_chat_template
+from model.strict_json import read_json
 
 from .answers import ORACLE, ROUTERS, Answers, ask, check_router
 from .compiles import compile_all
+from .completions import write_rows
 from .cost import speed
 from .measure import measure_completions, score_table
 from .points import Points, add_point_flags, given_completions, load_points
@@ -102,6 +103,7 @@ def write_scores(
         "program": CODEBLEU,
         "role": "base",
         "samples": None,
+        "prompt_template": None,  # nobody knows how completions made elsewhere were asked for
         "fenced": fenced,
         **settings,
         "sandbox": sandbox.facts if sandbox else None,
@@ -113,8 +115,7 @@ def write_scores(
         facts["cost"] = {**facts["cost"], **speed(sum(own.tokens for own in answers.values()), seconds, args.batch_size)}
     name = args.name or facts["role"]
     with output_folder(args.out) as folder:
-        with (folder / SAMPLES).open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
+        write_rows(folder / SAMPLES, samples)
         write_run(folder, seed=args.seed, figures=figures, name=name, **facts)
     if uncompiled := sum(row.get("uncompiled", 0) for kinds in figures.values() for row in kinds.values()):
         print(f"{uncompiled} programs could not be given to a compiler and leave the rate: see docs/evaluation.md", file=sys.stderr)
@@ -125,11 +126,19 @@ def model_facts(args: Namespace, model: Any, tokenizer: Any) -> dict[str, Any]:
     """What `run.json` says of the model that answered."""
     facts = {
         "role": role_of(model, args),
+        "adapter_lang": adapter_lang(args),
         "prompt_template": prompt_template(tokenizer),
         **precision_facts(model),
         "cost": model_cost(model),
     }
     return {**facts, "fingerprint": model_fingerprint(args.model, args.adapter)}
+
+
+def adapter_lang(args: Namespace) -> str | None:
+    """The language that the adapter was trained on, by its own `run.json`; None if there is no adapter, or it does not say."""
+    folder = model_folder(args.adapter or args.model)
+    said = read_json(folder / RUN).get("lang") if is_adapter(folder) and (folder / RUN).is_file() else None
+    return None if said is None else str(said)
 
 
 def open_sandbox(unsafe: bool) -> Sandbox:
@@ -153,11 +162,6 @@ def role_of(model: Any, args: Namespace) -> str:
     if getattr(model.config, "num_local_experts", 0):
         return "mixture"
     return "expert" if args.adapter or is_adapter(model_folder(args.model)) else "base"
-
-
-def run_facts(args: Namespace, model: Any, sources: dict[str, Any]) -> dict[str, Any]:
-    """What `run.json` says of every run over points: model, points, where they came from, and precision."""
-    return {**{key: getattr(args, key) for key in ("model", "split", "limit", "precision")}, "data": sources, **precision_facts(model)}
 
 
 def parse() -> ArgumentParser:

@@ -26,6 +26,7 @@ from train.data.filters import parser
 _PUBLIC = re.compile(
     r"^\s*public\s+(?:(?:abstract|final|sealed|strictfp)\s+)*(?:class|interface|enum|record|@interface)\s+(\w+)", re.MULTILINE
 )
+_IMPORT = re.compile(r"^\s*import\s[^;]*;", re.MULTILINE)  # of Java, before any class
 _MODULE = re.compile(r"^\s*(?:import\s*[\w{*'\"]|export\b)", re.MULTILINE)
 
 
@@ -47,7 +48,7 @@ def _javascript(code: str) -> _Source:
 
 def _java(code: str) -> _Source:
     bare = any(node.type == "method_declaration" for node in parser("java").parse(code.encode("utf-8", "replace")).root_node.children)
-    text = f"class Main {{\n{code}\n}}\n" if bare else code
+    text = "\n".join([*_IMPORT.findall(code), "class Main {", _IMPORT.sub("", code), "}\n"]) if bare else code
     public = _PUBLIC.search(text)
     name = f"{public[1] if public else 'Main'}.java"
     if not re.match(r"\s*package\b", text):
@@ -115,9 +116,11 @@ def _place(source: _Source) -> Path:
 
 
 def _kept(source: _Source) -> bool | None:
-    """The verdict in the cache; None if there is none."""
-    place = _place(source)
-    return json.loads(place.read_text()) if place.is_file() else None
+    """The verdict in the cache; None if there is none, or one that a full disk or a crash has damaged: it is made again."""
+    try:
+        return {b"true": True, b"false": False}.get(_place(source).read_bytes())
+    except FileNotFoundError:
+        return None
 
 
 def _keep(source: _Source, verdict: bool) -> None:

@@ -89,9 +89,10 @@ def generations(systems: Systems) -> dict[str, dict[str, Any]]:
     for lang in languages_of(systems):
         kind = next(kind for kind in kinds_of(systems) if any(aligned(systems, lang, kind).values()))
         rows = aligned(systems, lang, kind)
-        median_of = rows.get("expert") or list(rows.values())[-1]
+        by = "expert" if rows.get("expert") else list(rows)[-1]
+        median_of = rows[by]
         index = sorted(range(len(median_of)), key=lambda i: median_of[i][SCORE])[(len(median_of) - 1) // 2]
-        point = {key: median_of[index][key] for key in ("id", "kind", "text", "reference")}
+        point = {"by": by, **{key: median_of[index][key] for key in ("id", "kind", "text", "reference")}}
         chosen[lang] = {**point, "systems": {role: {key: rows[role][index][key] for key in ("prediction", SCORE)} for role in rows}}
     return chosen
 
@@ -133,43 +134,5 @@ def precision_of(facts: dict[str, Any]) -> str:
 
 
 def conditions(run: Run) -> dict[str, Any]:
-    """Which run a number came from and how it was made."""
-    keys = (
-        "program",
-        "name",
-        "role",
-        "model",
-        "adapter",
-        "base",
-        "lang",
-        "router",
-        "prompt_of",
-        "tasks",
-        "split",
-        "limit",
-        "n",
-        "temperature",
-        "top_p",
-        "top_k",
-        "template",
-        "timeout",
-        "memory",
-        "batch_size",
-        "max_new_tokens",
-        "stop",
-        "fenced",
-        "dtype",
-        "quantization",
-        "precision",
-        "seed",
-        "machine",
-        "settings",
-        "sandbox",
-        "tools",
-        "prompt_template",
-        "data",
-        "command",
-        "finished",
-        "versions",
-    )
-    return {"path": str(run.path), **{key: run.facts[key] for key in keys if key in run.facts}}
+    """Which run a number came from and how it was made: all that its `run.json` says but for what it measured."""
+    return {"path": str(run.path), **{key: value for key, value in run.facts.items() if key not in ("figures", "cost", "judging")}}

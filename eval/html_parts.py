@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from .report_tables import Listing
 from .tables import HEADS, Cell, few_note, intervals, kind_title, lang_title
@@ -25,7 +26,7 @@ class Links:
     """Links from numbers to the `run.json` behind them; a number of several runs leads to a line that names them all."""
 
     def __init__(self, files: dict[str, str]) -> None:
-        self.files = files
+        self.files = {name: quote(path) for name, path in files.items()}
         self.combinations: dict[str, list[str]] = {}  # anchor: names of runs
 
     def __call__(self, text: str, names: Sequence[str]) -> str:
@@ -110,7 +111,7 @@ def origins(runs: dict[str, dict[str, Any]], links: Links) -> str:
     combined = "".join(f"<li id='{anchor}'>{links.named(names)}</li>" for anchor, names in links.combinations.items())
     parts = [f"<p>Numbers that come from several runs lead here:</p><ol class='behind'>{combined}</ol>"] if combined else []
     for name, run in runs.items():
-        rows = {key: value for key, value in run.items() if key not in ("data", "versions", "path")}
+        rows = {key: value for key, value in run.items() if key not in ("data", "versions", "path", "command")}
         data = run.get("data")
         if isinstance(data, dict) and "source" not in data:  # by language
             rows |= {f"data, {lang}": _data(row) for lang, row in data.items()}

@@ -27,7 +27,9 @@ from tqdm import tqdm
 
 from model.cli import add_precision, make_parser, run_command
 from model.languages import LANGUAGES
+from model.load import load_tokenizer
 from model.output import output_folder, sha256_of, write_json, write_run
+from model.prompt import prompt_template
 from model.unfinished import FACTS, check_same_facts, locked, remove_work, unfinished
 
 from .codebleu import check_flags
@@ -87,6 +89,7 @@ def main(args: Namespace) -> int:
             more = {
                 "data": data,
                 "samples": samples_from,
+                "prompt_template": _template(args, tasks),
                 "sandbox": sandbox.facts,
                 "tools": tool_versions([args.lang]),
                 "cost": cost,
@@ -101,6 +104,12 @@ def main(args: Namespace) -> int:
     if unjudged := sum(figures["outcomes"][outcome] for outcome in UNJUDGED):
         print(f"{unjudged} completions could not be judged and count nowhere: see {args.out / SAMPLES}", file=sys.stderr)
     return 1 if unjudged else 0
+
+
+def _template(args: Namespace, tasks: list[Task]) -> str | None:
+    """What the model was asked in; None where it saw the tasks' own prompts, or there was no model."""
+    asked = args.model and (args.template or any(task.whole for task in tasks))
+    return prompt_template(load_tokenizer(args.model, args.adapter)) if asked else None
 
 
 def _check(args: Namespace) -> None:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from .figures import ALL, SCORE, Table, loss_unit
 from .run_files import GATE_LOSSES
-from .tables import HEADS, kind_title, lang_title
+from .tables import HEADS, few_mark, kind_title, lang_title
 
 THEMES = {
     "light": {"ground": "#ffffff", "ink": "#1c2330", "faint": "#667085", "grid": "#e4e7ec", "low": "#f4f6f9", "high": "#1f5fa8"},
@@ -93,7 +93,7 @@ def _grouped_bars(axis: Axes, rows: dict[str, dict[str, Any]], colours: Theme) -
             if figure["low"] is not None:
                 axis.plot([place, place], [100 * figure["low"], 100 * figure["high"]], color=colours["ink"], linewidth=1.2, alpha=0.75)
             top = value if figure["high"] is None else 100 * figure["high"]
-            highest, shown = max(highest, top), f"{value:.0f}" if value >= 9.5 else f"{value:.1f}"
+            highest, shown = max(highest, top), f"{value:.{0 if value >= 9.5 else 1}f}{few_mark(figure)}"
             axis.annotate(shown, (place, top), (0, 3), textcoords="offset points", ha="center", fontsize=8, color=colours["faint"])
     axis.set_xticks(range(len(rows)), [lang_title(lang).replace(" ", "\n") for lang in rows])
     axis.set_ylim(0, max(1.1 * highest, axis.get_ylim()[1]))  # panels share the scale
@@ -103,30 +103,37 @@ def _grouped_bars(axis: Axes, rows: dict[str, dict[str, Any]], colours: Theme) -
 
 
 def distributions_figure(scores: dict[str, dict[str, dict[str, list[float]]]], colours: Theme) -> Figure:
-    """Every point's score, [kind][lang][role]: a dot each, the density behind them, a bar at the mean."""
+    """Every point's score, [kind][lang][role]: a dot each, the density behind them, a bar at the mean.
+
+    A role has the same place in all panels, which share the axis, also in those without it.
+    """
     kinds, langs = list(scores), list(next(iter(scores.values())))
+    shown = {role for by_lang in scores.values() for roles in by_lang.values() for role, values in roles.items() if values}
+    names = [role for role in reversed(ROLE_COLOURS) if role in shown]
     height = 0.9 + 1.75 * len(kinds)
-    figure, axes = plt.subplots(len(kinds), len(langs), figsize=(WIDTH, height), sharex=True, sharey="row", squeeze=False)
+    figure, axes = plt.subplots(len(kinds), len(langs), figsize=(WIDTH, height), sharex=True, sharey=True, squeeze=False)
     for row, kind in zip(axes, kinds, strict=True):
         for axis, lang in zip(row, langs, strict=True):
-            _clouds(axis, scores[kind].get(lang, {}), colours)
+            _clouds(axis, scores[kind].get(lang, {}), names, colours)
             axis.set_title(lang_title(lang), fontsize=10)
         row[0].set_ylabel(kind_title(kind).replace(" of seen problem families", "").replace("problem ", ""))
     figure.supxlabel("CodeBLEU × 100 (corrected) of one point", fontsize=10.5)
     return figure
 
 
-def _clouds(axis: Axes, roles: dict[str, list[float]], colours: Theme) -> None:
-    names = [role for role in ROLE_COLOURS if roles.get(role)]
+def _clouds(axis: Axes, roles: dict[str, list[float]], names: Sequence[str], colours: Theme) -> None:
+    """`names`: roles from below upwards."""
     jitter = np.random.default_rng(0)
-    for place, role in enumerate(reversed(names)):
+    for place, role in enumerate(names):
+        if not roles.get(role):
+            continue
         values = 100 * np.asarray(roles[role])
         if len(values) > 2 and values.std() > 1e-6:
             parts: Any = axis.violinplot(values, [place], orientation="horizontal", widths=0.85, showextrema=False, side="high")
             parts["bodies"][0].set(facecolor=ROLE_COLOURS[role], alpha=0.35, edgecolor="none")
         axis.scatter(values, place - 0.04 - 0.22 * jitter.random(len(values)), s=7, color=ROLE_COLOURS[role], alpha=0.65, linewidths=0)
         axis.plot([values.mean()] * 2, [place - 0.3, place + 0.4], color=colours["ink"], linewidth=1.8)
-    axis.set_yticks(range(len(names)), [HEADS[role] for role in reversed(names)])
+    axis.set_yticks(range(len(names)), [HEADS[role] for role in names])
     axis.set_xlim(-2, 102)
     axis.set_ylim(-0.45, len(names) - 0.4)
     axis.grid(axis="y", visible=False)

@@ -11,6 +11,7 @@ from model.languages import LANGUAGES
 from train.data import load_pairs
 from train.data.pairs import Pair
 
+from .run_files import Maybe
 from .runs import read_rows
 
 Points = dict[str, dict[str, list[Pair]]]  # [language][kind]
@@ -68,10 +69,10 @@ def given_completions(path: Path, points: Points) -> dict[str, list[str]]:
     without one.
     """
     found: dict[tuple[str | None, str], str] = {}
-    for row in read_rows(path, ("id", "completion")):
+    for row in read_rows(path, ("id", "completion"), {"id": str, "completion": str, "lang?": Maybe(str)}):
         key = (row.get("lang"), row["id"])
-        if not isinstance(row["completion"], str) or key in found:
-            raise ValueError(f"{path}: point {row['id']!r} has " + ("two completions" if key in found else "a completion that is no text"))
+        if key in found:
+            raise ValueError(f"{path}: point {row['id']!r} has two completions")
         found[key] = row["completion"]
     completions = {}
     for lang, kinds in points.items():

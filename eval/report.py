@@ -8,21 +8,24 @@ that each of its numbers links to (`runs/`), `report.md`, `report.json` (every n
 
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from model.cli import make_parser, run_command
 from model.output import output_folder, refuse_existing, write_json, write_run
 from model.strict_json import read_json
 
-from . import plots, report_tables
+from . import plots
 from .bootstrap import LEVEL
 from .figures import aligned, kinds_of, languages_of
-from .html import TITLE1, TITLE2, render
-from .report_build import build, gather
+from .html import render
+from .report_build import build, gather, labelled
+from .report_tables import SIDE_BY_SIDE, TITLE1, TITLE2, sections
 from .run_files import check_arrays, check_programs
 from .runs import ARRAYS, PROGRAMS, Run, Systems, read_inputs, read_training
-from .tables import few_note, kind_title, lang_title, markdown_table, text_table
+from .tables import few_note, grid, intervals, kind_title, lang_title, markdown_table, text_table
 
 
 def main(args: Namespace) -> None:
@@ -30,13 +33,15 @@ def main(args: Namespace) -> None:
     inputs = read_inputs(args.runs)
     logs = [(path, *read_training(path)) for path in args.training]
     sources = gather(inputs, logs)
+    logs = labelled(logs, sources)
     report = build(inputs, logs, sources, args.title, args.seed)
     arrays, programs = (read_routing(inputs.routing, name) for name in (ARRAYS, PROGRAMS))
     with output_folder(args.out) as folder:
         sources.copy(folder)
         figures, captions = draw(folder, inputs.systems, report, arrays, [log[1:] for log in logs])
-        (folder / "report.html").write_text(render(report, figures, captions, programs), encoding="utf-8")
-        (folder / "report.md").write_text(markdown(report, figures, captions), encoding="utf-8")
+        texts = {"report.html": render(report, figures, captions, programs), "report.md": markdown(report, figures, captions)}
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8", errors="replace")  # a completion may hold a lone surrogate
         write_json(folder / "report.json", report)
         headlines = {row["name"]: row["estimate"] for row in report["headlines"]}
         write_run(folder, seed=args.seed, figures=headlines, program="eval.report", runs=[str(path) for path in args.runs])
@@ -66,7 +71,8 @@ def draw(
     tables = [table for table in report["tables"].values() if table]
     if tables:
         figures["means"] = plots.save(folder, "means", lambda colours: plots.means_figure(tables, colours))
-        captions["means"] = f"Mean CodeBLEU by language; lines are {LEVEL} % intervals. {sizes}."
+        few = few_note(interval for table in tables for rows in table.values() for interval in intervals(grid(rows)[1]))
+        captions["means"] = f"Mean CodeBLEU by language; lines are {LEVEL} % intervals. {sizes}. {few}".strip()
     if scores:
         figures["distributions"] = plots.save(folder, "distributions", lambda colours: plots.distributions_figure(scores, colours))
         captions["distributions"] = f"Each dot is one point's score, the shape their density, the bar their mean. {sizes}."
@@ -95,31 +101,21 @@ def markdown(report: dict[str, Any], figures: dict[str, dict[str, Path]], captio
     parts = [f"# {report['title']}", report["texts"]["summary"]]
     parts += ["\n".join(f"- **{row['figure']}** {row['text']}{row['interval'] and ', '}{row['interval']}" for row in report["headlines"])]
     parts += [note] if (note := few_note(row["interval"] for row in report["headlines"])) else []
-    sections = (
-        (TITLE1, report["texts"].get("table1"), report_tables.comparisons(report, "table1", "expert")),
-        (TITLE2, report["texts"].get("table2"), report_tables.comparisons(report, "table2", "mixture")),
-        ("The study", report["study"] and report["study"]["note"], report_tables.study(report)),
-        ("Unit tests: pass@k", report_tables.PASS_TEXT, report_tables.passes(report)),
-        ("Routing", report["texts"].get("routing"), report_tables.routing(report)),
-        ("Training", report["texts"].get("training"), report_tables.training(report)),
-        ("Cost", report_tables.COST_TEXT, report_tables.cost(report)),
-        ("The score and its parts", report["texts"].get("score"), report_tables.parts(report)),
-        ("Text", report["texts"].get("metrics"), report_tables.measures(report)),
-    )
-    for title, text, listings in sections:
-        if listings:
-            parts += [f"## {title}", *([text] if text else [])]
-            parts += [f"{f'### {row.title}' if row.title else ''}\n\n{markdown_table(row.head, row.cells)}".strip() for row in listings]
-    if figures:
-        parts += ["## Figures", *(f"![{captions[name]}]({paths['light'].name})\n\n{captions[name]}" for name, paths in figures.items())]
-    if report["generations"]:
-        parts += ["## Programs side by side", report["texts"]["generations"]]
-    for lang, point in report["generations"].items():
-        parts.append(f"### {lang_title(lang)}\n\n{point['text']}")
-        programs = {"reference": point["reference"], **{role: row["prediction"] for role, row in point["systems"].items()}}
-        parts += [f"{role.capitalize()}:\n\n````{lang}\n{code.strip()}\n````" for role, code in programs.items()]
-    parts += ["## Where the numbers come from", "\n".join(f"- [{name}]({path})" for name, path in report["sources"].items())]
+    for section in sections(report):
+        shown = [f"![{captions[name]}]({figures[name]['light'].name})\n\n{captions[name]}" for name in section.figures if name in figures]
+        shown += [f"{f'### {row.title}' if row.title else ''}\n\n{markdown_table(row.head, row.cells)}".strip() for row in section.listings]
+        shown += list(_programs(report)) if section.title == SIDE_BY_SIDE else []
+        parts += [f"## {section.title}", *([section.text] if section.text else []), *shown] if shown else []
+    parts += ["## Where the numbers come from", "\n".join(f"- [{name}]({quote(path)})" for name, path in report["sources"].items())]
     return "\n\n".join(parts) + "\n"
+
+
+def _programs(report: dict[str, Any]) -> Iterator[str]:
+    """Of each language the point that is shown: the reference and every system's program."""
+    for lang, point in report["generations"].items():
+        yield f"### {lang_title(lang)}\n\n{point['text']}"
+        programs = {"reference": point["reference"], **{role: row["prediction"] for role, row in point["systems"].items()}}
+        yield from (f"{role.capitalize()}:\n\n````{lang}\n{code.strip()}\n````" for role, code in programs.items())
 
 
 def parse() -> ArgumentParser:

@@ -22,8 +22,8 @@ from .figures import (
 )
 from .report_study import read_study_result, study_tables
 from .run_files import check_arrays
-from .runs import ARRAYS, Inputs, Run, Systems
-from .sources import Sources
+from .runs import ARRAYS, ROLES, Inputs, Run, Systems
+from .sources import Sources, free_name
 from .specialisation import class_shares
 from .tables import cell, kind_title, lang_title
 
@@ -50,25 +50,35 @@ def gather(inputs: Inputs, logs: Logs) -> Sources:
     return Sources(wanted)
 
 
+def labelled(logs: Logs, sources: Sources) -> Logs:
+    """The logs under the names that `sources` has for their folders: two folders in different places may be called alike."""
+    found: Logs = []
+    for path, label, entries in logs:
+        names = sources.names(path)  # none where there is no run.json
+        found.append((path, names[0] if names else free_name(label, [*sources.paths, *(known for _, known, _ in found)]), entries))
+    return found
+
+
 def build(inputs: Inputs, logs: Logs, sources: Sources, title: str, seed: int) -> dict[str, Any]:
     """`report.json`."""
     systems = inputs.systems
     means_of, counts = role_means(systems, seed)
     tables = {"table1": against_base(means_of, counts, "expert"), "table2": against_base(means_of, counts, "mixture")}
+    chosen = generations(systems)
     behind = {lang: {role: sources.names(run.path)[0] for role, run in systems.of(lang).items()} for lang in languages_of(systems)}
     return {
         "title": title,
         "interval_percent": LEVEL,
-        "headlines": headlines(tables, behind),
+        "headlines": headlines(systems, tables, behind),
         "tables": tables,
-        "texts": texts(systems, counts),
+        "texts": texts(systems, counts, {point["by"] for point in chosen.values()}),
         "details": details(systems),
         "study": study_tables(inputs.study, sources) if inputs.study else None,
         "passes": [pass_row(run, sources) for run in inputs.passes],
         "routing": routing(inputs.routing, sources) if inputs.routing else None,
         "training": training(logs, sources),
         "cost": cost(inputs, logs, sources),
-        "generations": generations(systems),
+        "generations": chosen,
         "behind": behind,
         "sources": sources.files(),
         "runs": {name: conditions(Run(path, read_json(path / RUN), {})) for name, path in sources.paths.items()},
@@ -129,10 +139,16 @@ def _all_names(behind: dict[str, dict[str, str]], role: str) -> list[str]:
     return list(dict.fromkeys(roles[role] for roles in behind.values() if role in roles))
 
 
-def headlines(tables: dict[str, Any], behind: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
+def shared_experts(systems: Systems) -> list[Run]:
+    """Expert runs over several languages, none of which is known to be the expert's own."""
+    return list({run.path: run for run in systems.experts.values() if len(run.samples) > 1}.values())
+
+
+def headlines(systems: Systems, tables: dict[str, Any], behind: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
     """The ratios that a reader comes for, over all languages: one entry a kind and question."""
+    by_expert = "the base's CodeBLEU by " + ("the experts given" if shared_experts(systems) else "the language's expert")
     questions = (
-        ("table1", "ratio", "expert", "the base's CodeBLEU by the language's expert"),
+        ("table1", "ratio", "expert", by_expert),
         ("table2", "ratio", "mixture", "the base's CodeBLEU by the mixture"),
         ("table2", "kept", "mixture", "of the experts' mean kept by the mixture"),
     )
@@ -160,8 +176,8 @@ def headlines(tables: dict[str, Any], behind: dict[str, dict[str, str]]) -> list
     return found
 
 
-def texts(systems: Systems, counts: dict[str, dict[str, dict[str, int]]]) -> dict[str, str]:
-    """The sentences that say under what conditions the numbers hold."""
+def texts(systems: Systems, counts: dict[str, dict[str, dict[str, int]]], picked_by: set[str]) -> dict[str, str]:
+    """The sentences that say under what conditions the numbers hold; `picked_by`: roles whose median score picked the points shown."""
     if not (langs := languages_of(systems)):
         return {**GENERAL, "summary": "No text was scored: this report has no run of eval.codebleu."}
     some = next(iter(systems.of(langs[0]).values()))
@@ -169,13 +185,18 @@ def texts(systems: Systems, counts: dict[str, dict[str, dict[str, int]]]) -> dic
         f"{kind_title(kind).lower()}: {counts[kind][ALL]['n']} points of {counts[kind][ALL]['groups']} problems" for kind in counts
     )
     decoding = f"greedy decoding, at most {some.facts['max_new_tokens']} new tokens, one prompt format for all systems"
+    if given := [run.path.resolve().name for run in systems.runs if run.elsewhere]:
+        decoding = f"the completions of {', '.join(given)} were made elsewhere, in a way that is not recorded"
+    shared = {run.path.resolve().name: ", ".join(map(lang_title, run.samples)) for run in shared_experts(systems)}
+    experts = "; ".join(f"{name} stands as the expert of {own}" for name, own in shared.items()) or "Each expert sees its own language only"
     scale = f"CodeBLEU × 100, corrected, mean over the points; in brackets the {LEVEL} % interval from a bootstrap over problems"
     return {
         **GENERAL,
         "summary": f"{', '.join(map(lang_title, langs))}; {points}; {decoding}; {precision(systems)}.",
-        "table1": f"{scale}, paired for difference and ratio. Each expert sees its own language only.",
+        "table1": f"{scale}, paired for difference and ratio. {experts}.",
         "table2": f"{scale}, paired. The points are Table 1's; “of expert” is the share of the experts' mean that the mixture keeps.",
-        "generations": "One point a language, picked by rule and not by hand: the one at which the expert has its median score.",
+        "generations": "One point a language, picked by rule and not by hand: the one at which the "
+        f"{' or the '.join(role for role in ROLES if role in picked_by)} has its median score.",
         "score": "All × 100, means over points. CodeBLEU here corrects the package codebleu 0.7.0: a data-flow score of 0 counts as 0, "
         "not as 1; an empty prediction scores 0; a reference without data flow leaves that part out; n-grams are of lexer tokens; "
         "the parts are F1, and data flow counts at most as much as syntax, so that neither length nor prose gains anything. "

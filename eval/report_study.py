@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 from model.strict_json import read_json
 
-from .run_files import SEEN_SHAPE, STUDY_SHAPE, check_shape
+from .run_files import SEEN_SHAPE, STUDY_SHAPE, Each, Maybe, check_shape
 from .runs import STUDY_FILE, Run
 from .sources import Sources
 from .study_file import Study, System
@@ -23,13 +23,29 @@ from .study_tables import (
 )
 from .tables import Grid
 
+Told = TypeVar("Told", Study, System)
+
 
 def read_study_result(run: Run) -> tuple[Study, dict[str, Any]]:
-    """The study as it was asked for, and `study.json`."""
-    result = check_shape(read_json(run.path / STUDY_FILE), STUDY_SHAPE, str(run.path / STUDY_FILE))
-    check_shape(result, SEEN_SHAPE, str(run.path / STUDY_FILE))
-    told = {field.name: result["study"][field.name] for field in fields(Study)}
-    return Study(**{**told, "systems": [System(**system) for system in told["systems"]]}), result
+    """The study as it was asked for, and `study.json`; None for what a study of an earlier version does not say."""
+    where = str(run.path / STUDY_FILE)
+    result = check_shape(read_json(run.path / STUDY_FILE), STUDY_SHAPE, where)
+    check_shape(result, SEEN_SHAPE, where)
+    systems = result["study"]["systems"]
+    for system, key in ((system, key) for system in systems for key in ("model", "adapter")):
+        own = system.get(key)
+        shape = Each(str) if isinstance(own, dict) else str if key == "model" else Maybe(str)
+        check_shape(own, shape, f"{where}: study: systems: {system['name']}: {key}")
+    known = [system["name"] for system in systems]
+    for _, kind, figures in by_length(result):
+        if strange := [name for name in (*figures["systems"], *figures["unseen"]["systems"]) if name not in known]:
+            raise ValueError(f"{where} has {kind} figures of {strange[0][:80]!r}, which is none of its systems: {', '.join(known)}")
+    return _told(Study, {**result["study"], "systems": [_told(System, system) for system in systems]}), result
+
+
+def _told(kind: type[Told], said: dict[str, Any]) -> Told:
+    known: dict[str, Any] = {field.name: said.get(field.name) for field in fields(kind)}
+    return kind(**known)
 
 
 def study_tables(run: Run, sources: Sources) -> dict[str, Any]:

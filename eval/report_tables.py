@@ -13,6 +13,8 @@ from .token_classes import CLASSES
 BEHIND = {"difference": ("base", "other"), "ratio": ("base", "other"), "kept": ("expert", "mixture")}  # roles of a figure that has several
 PART_TITLES = ("Empty", "CodeBLEU", "n-gram", "Keywords", "Syntax", "Data flow", "Corpus level", "Library")
 
+TITLE1, TITLE2 = "Table 1: base against experts", "Table 2: base against mixture"
+TOKEN_BY_TOKEN, SIDE_BY_SIDE = "Experts, token by token", "Programs side by side"
 PASS_TEXT = (
     f"The share of tasks that a model solves by k completions, unbiased (Chen et al. 2021), with {LEVEL} % intervals: Wilson's where each "
     "task has k completions or all tasks agree, else from a bootstrap over tasks. Programs run against the tasks' tests, each within the "
@@ -35,6 +37,34 @@ class Listing(NamedTuple):
     cells: list[list[Cell]]
     sources: list[list[Sequence[str]]]
     last: bool = False
+
+
+class Section(NamedTuple):
+    """A part of the report: figures by name, then tables; or, by its title, what HTML and Markdown show each in its own way."""
+
+    title: str
+    text: str | None = None
+    listings: Sequence[Listing] = ()
+    figures: Sequence[str] = ()
+
+
+def sections(report: dict[str, Any]) -> list[Section]:
+    """In order, also those in which this report has nothing to show."""
+    texts, study_text = report["texts"], report["study"] and report["study"]["note"]
+    return [
+        Section(TITLE1, texts.get("table1"), comparisons(report, "table1", "expert")),
+        Section(TITLE2, texts.get("table2"), comparisons(report, "table2", "mixture")),
+        Section("Figures", figures=("means", "distributions")),
+        Section("The study", study_text, study(report)),
+        Section("Unit tests: pass@k", PASS_TEXT, passes(report)),
+        Section("Routing", texts.get("routing"), routing(report), ("gates",)),
+        Section(TOKEN_BY_TOKEN),
+        Section("Training", texts.get("training"), training(report), ("training",)),
+        Section("Cost", COST_TEXT, cost(report)),
+        Section(SIDE_BY_SIDE, texts.get("generations")),
+        Section("The score and its parts", texts.get("score"), parts(report)),
+        Section(METRICS_TITLE, texts.get("metrics"), measures(report)),
+    ]
 
 
 def sourced(row: list[Cell], names: Sequence[str], labels: int = 1) -> list[Sequence[str]]:
@@ -81,7 +111,7 @@ def measures(report: dict[str, Any]) -> list[Listing]:
     """Every measure of the text, likewise."""
     head, cells = metrics_grid(report["details"])
     rows = [_names(report, [lang], [role]) for lang, roles in report["details"].items() for role, kinds in roles.items() for _ in kinds]
-    return [Listing(METRICS_TITLE, head, cells, [sourced(row, names, 3) for row, names in zip(cells, rows, strict=True)])] if head else []
+    return [Listing("", head, cells, [sourced(row, names, 3) for row, names in zip(cells, rows, strict=True)])] if head else []
 
 
 def passes(report: dict[str, Any]) -> list[Listing]:
@@ -176,6 +206,7 @@ def study(report: dict[str, Any]) -> list[Listing]:
             [sourced(line, names, row["labels"]) for line, names in zip(row["cells"], row["sources"], strict=True)],
         )
         for row in tables
+        if row["cells"]
     ]
 
 

@@ -12,15 +12,17 @@ from collections.abc import Iterable
 from typing import Any
 
 from model.cli import add_precision, make_parser, run_command
+from model.cost import precision_facts
 from model.languages import LANGUAGES
 from model.load import load_model
 from model.output import output_folder, write_json, write_run
+from model.prompt import prompt_template
 from model.routers import MoERouter
 from train.data.pairs import Pair
 from train.data.prompts import encode_pair
 from train.routing import format_confusion, means, measure_routing, overall, own_expert
 
-from .codebleu import check_flags, run_facts
+from .codebleu import check_flags
 from .figures import ALL
 from .points import add_point_flags, load_points
 from .routing_page import programs_page
@@ -45,8 +47,9 @@ def main(args: Namespace) -> None:
         **{key: overall(languages, key) for key in ("own_top1", "own_topk", "entropy_bits", "load")},
         "nmi_language": means(nmi["nmi_language"]),
     }
-    facts = {"program": ROUTING, "experts": names, "top_k": model.config.num_experts_per_tok, **run_facts(args, model, sources)}
-    facts |= {key: getattr(args, key) for key in ("view", "max_new_tokens")}
+    facts = {"program": ROUTING, "experts": names, "top_k": model.config.num_experts_per_tok, "data": sources, **precision_facts(model)}
+    facts |= {key: getattr(args, key) for key in ("model", "split", "limit", "precision", "view", "max_new_tokens")}
+    facts["prompt_template"] = prompt_template(tokenizer)
     with output_folder(args.out) as folder:
         write_json(folder / ARRAYS, {"experts": names, "classes": CLASSES, "languages": languages, **nmi})
         if args.view:

@@ -34,6 +34,7 @@ _SCORES = {
 }
 SCORED_SHAPE = {
     **{**_ABOUT, "data?": Maybe(dict), "role": str, "dtype?": str, "quantization?": Maybe(str), "cost?": _COST},
+    "adapter_lang?": Maybe(str),
     "figures": Each(Each(_SCORES)),
 }
 SAMPLE_SHAPE = {**dict.fromkeys(("id", "lang", "kind", "group", "text", "reference", "prediction"), str), "codebleu": NUMBER}
@@ -66,7 +67,7 @@ ENTRY_SHAPE |= {f"{name}?": NUMBER for name in GATE_LOSSES}
 TRAINED_SHAPE = {**_ABOUT, "figures": _COST}
 _CLAIM = {"system": str, "against": str, "metric": str, "lang": str, "ratio": ESTIMATE_SHAPE, "p_holm?": NUMBER}
 STUDY_SHAPE = {
-    "study": {"systems": [dict], "langs": [str], "baseline": str},
+    "study": {"systems": [{"name": str}], "langs": [str], "baseline": str, "experts?": Maybe(str)},
     "lengths": Each(Each({"points": Each({"n": int}), "systems": Each(Each(Each(ESTIMATE_SHAPE))), "claims": [_CLAIM]})),
 }
 SEEN_SHAPE = {  # of study.json: what was seen in training, and in which prompt each system was asked

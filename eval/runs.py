@@ -35,6 +35,11 @@ class Run:
     samples: dict[str, dict[str, list[Sample]]]
 
     @property
+    def elsewhere(self) -> bool:
+        """Whether its completions were given: nobody knows how they were made."""
+        return bool(self.facts.get("samples"))
+
+    @property
     def role(self) -> str:
         """By the label's first word if that is a role ("expert-cpp"), else what the command found the model to be."""
         word = str(self.facts.get("name", "")).replace("_", "-").split("-")[0]
@@ -48,6 +53,12 @@ class Systems:
     base: Run | None
     mixture: Run | None
     experts: dict[str, Run]
+
+    @property
+    def runs(self) -> list[Run]:
+        """Each once."""
+        found = [run for run in (self.base, *self.experts.values(), self.mixture) if run is not None]
+        return list({run.path: run for run in found}.values())
 
     def of(self, lang: str) -> dict[str, Run]:
         """{role: run} of the runs that scored `lang`, in the order of ROLES."""
@@ -67,8 +78,7 @@ class Inputs:
     @property
     def runs(self) -> list[Run]:
         """All but those in the study's folder."""
-        scored = [self.systems.base, *self.systems.experts.values(), self.systems.mixture]
-        found = [run for run in (*scored, self.routing, *self.passes, self.study) if run is not None]
+        found = [run for run in (*self.systems.runs, self.routing, *self.passes, self.study) if run is not None]
         return list({run.path: run for run in found}.values())
 
 
@@ -87,6 +97,11 @@ def _systems(scored: list[Run]) -> Systems:
         for lang in run.samples if run.role == "expert" else ():
             if lang in experts:
                 raise ValueError(f"{experts[lang].path} and {run.path} are both expert runs on {lang}; give each expert its --lang")
+            if (own := run.facts.get("adapter_lang")) not in (None, lang):
+                raise ValueError(
+                    f"{run.path} scored {lang} with an adapter that was trained on {own}: it is not the expert of {lang}; "
+                    f"score each expert with its own --lang, or leave that run out"
+                )
             experts[lang] = run
     base, mixture = (_only([run for run in scored if run.role == role], role) for role in ("base", "mixture"))
     systems = Systems(base, mixture, experts)
@@ -106,7 +121,8 @@ def read_run(path: Path) -> Run:
     if program not in known:
         raise ValueError(f"{path} was not written by {', '.join(known[:-1])} or {STUDY}{f' but by {program}' if program else ''}")
     if program != CODEBLEU:
-        check_shape(facts, run_files.PASSED_SHAPE if program == PASS_AT_K else {"figures": dict}, f"{path / RUN}")
+        shape = {ROUTING: {"figures": dict}, STUDY: {"figures": dict, "seed": int}, PASS_AT_K: run_files.PASSED_SHAPE}[program]
+        check_shape(facts, shape, f"{path / RUN}")
         if program == PASS_AT_K and (wrong := [k for k in facts["figures"]["pass_at_k"] if not (k.isascii() and k.isdecimal())]):
             raise ValueError(f"{path / RUN}: figures: pass_at_k has the key {wrong[0][:80]!r}, which is no number of completions")
         return Run(path, facts, {})
@@ -141,6 +157,8 @@ def check_comparable(systems: Systems) -> None:
         first, *others = systems.of(lang).values()
         for other in others:
             for key in COMPARED:
+                if key == "prompt_template" and (first.elsewhere or other.elsewhere):
+                    continue
                 if first.facts.get(key) != other.facts.get(key):
                     sides = f"{first.facts.get(key)!r} and {other.facts.get(key)!r}"
                     raise ValueError(f"{first.path} and {other.path} cannot be compared: {key} is {sides}")

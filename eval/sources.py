@@ -1,7 +1,7 @@
 """The `run.json` behind each number of a report: copied into the report's folder, and named there."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from model.output import RUN
@@ -9,17 +9,23 @@ from model.output import RUN
 RUNS = "runs"
 
 
+def free_name(first: str, taken: Container[str]) -> str:
+    """`first`, with a number behind it where it is taken."""
+    name, number = first, 2
+    while name in taken:
+        name, number = f"{first}-{number}", number + 1
+    return name
+
+
 class Sources:
-    """A name for each run's folder: the one that is wanted, with a number behind it where it is taken."""
+    """A name for each run's folder: the one that is wanted, if it is free."""
 
     def __init__(self, wanted: Iterable[tuple[Path, str]]) -> None:
         self.paths: dict[str, Path] = {}
         self._names: dict[Path, str] = {}
         for path, first in wanted:
             if (path / RUN).is_file() and path.resolve() not in self._names:
-                name, number = first, 2
-                while name in self.paths:
-                    name, number = f"{first}-{number}", number + 1
+                name = free_name(first, self.paths)
                 self.paths[name] = path
                 self._names[path.resolve()] = name
 

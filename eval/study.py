@@ -16,6 +16,7 @@ from typing import Any
 from model.adapters import is_adapter
 from model.cli import add_precision, make_parser, run_command
 from model.config_file import read_config
+from model.cost import reset_peak
 from model.load import model_fingerprint, model_folder
 from model.output import RUN, write_json, write_run
 from model.strict_json import read_json
@@ -44,12 +45,12 @@ def main(args: Namespace) -> None:
     prints = {source.run: _fingerprint(system, source) for system in study.systems for source in system.sources(study.langs)}
     flags = ["--model", "", "--out", str(args.out), "--data", study.data, "--split", study.split, "--limit", str(study.limit)]
     points, sources = load_points(codebleu.parse().parse_args([*flags, "--seed", str(args.seed)]), study.langs)
+    shares = _shares(study, points)
     sandbox = open_sandbox(args.unsafe_no_sandbox) if study.compile else None
     with locked(args.out):
         for system in study.systems:
             for source in system.sources(study.langs):
                 _score(args, study, system, source, points, sources, prints[source.run], sandbox)
-        shares = _shares(study, points)
         figures = {
             str(length): compare_systems(study, study_rows(args.out / str(length), study, shares), args.seed) for length in study.lengths
         }
@@ -96,12 +97,16 @@ def _score(
         return
     print(f"\n{source.run}")
     chosen = {lang: points[lang] for lang in source.langs}
+    resettable = reset_peak()
     model, tokenizer = load(settings[missing[-1]], chosen)
     answers = answer(model, tokenizer, chosen, settings[missing[-1]])
     for length in missing:
         outs[length].parent.mkdir(exist_ok=True)
         completions = {lang: row.texts(tokenizer, length, system.stop) for lang, row in answers.items()}
-        write_scores(settings[length], chosen, completions, answers, sandbox, **model_facts(settings[length], model, tokenizer), data=data)
+        made = model_facts(settings[length], model, tokenizer)
+        if not resettable and model.device.type == "cpu":
+            del made["cost"]["peak_bytes"]  # it would be that of the systems before
+        write_scores(settings[length], chosen, completions, answers, sandbox, **made, data=data)
 
 
 def _settings(args: Namespace, study: Study, system: System, source: Source, length: int, out: Path) -> Namespace:

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from model.languages import LANGUAGES
-
 from .bootstrap import LEVEL
 from .comparison import LOSS
 from .contamination import CONTAMINATED
@@ -109,7 +107,7 @@ def contamination_grid(summary: dict[str, dict[str, dict[str, float]]]) -> Grid:
     rows: list[list[Cell]] = [
         [
             (kind_title(kind), ""),
-            (LANGUAGES[lang].title, ""),
+            (lang_title(lang), ""),
             (str(row["n"]), ""),
             *((f"{100 * row[key]:.0f} %", "") for key in ("median", "greatest")),
             (str(row["seen"]), ""),

@@ -52,9 +52,7 @@ def load_model(
         raise ValueError(f"{folder} is a mixture; the adapter {adapter} belongs on its base")
     if kind not in _MIXTURES and precision != "exact":
         raise ValueError(f"precision {precision!r} is for mixtures; {folder} is a {kind} model, which transformers computes")
-    tokenizer = _load_tokenizer(folder)
-    if adapter is not None:
-        take_chat_template(tokenizer, [model_folder(adapter)])
+    tokenizer = load_tokenizer(folder, adapter)
     if kind in _MIXTURES:
         changes: dict[str, Any] = {} if router_type is None else {"router_type": router_type}
         model: Any = MoEForCausalLM.from_pretrained(path, dtype=chosen or "auto", device_map=device, precision=precision, **changes)
@@ -63,6 +61,20 @@ def load_model(
     if adapter is not None:
         model = _add_adapter(model, folder, model_folder(adapter))
     return model.eval(), tokenizer
+
+
+def load_tokenizer(path: str | Path, adapter: str | Path | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer that `load_model` gives: the base's, with the prompt that the adapter was trained on."""
+    folder = model_folder(path)
+    if is_adapter(folder):
+        folder, adapter = base_of(folder), folder
+    tokenizer = read_tokenizer(folder)
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if adapter is not None:
+        take_chat_template(tokenizer, [model_folder(adapter)])
+    return tokenizer
 
 
 def base_of(adapter: Path) -> Path:
@@ -111,11 +123,3 @@ def _add_adapter(model: PreTrainedModel, base: Path, folder: Path) -> Any:
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # PEFT 0.21 asks for it by itself
         adapted = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
     return adapted.merge_and_unload() if model.dtype == torch.float32 else adapted
-
-
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    tokenizer = read_tokenizer(folder)
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from .languages import LANGUAGES
-from .prompt import PROMPT_TEMPLATE
 from .strict_json import fits_a_path, read_json
 from .unfinished import DONE, locked, remove_leftovers, writing
 
@@ -132,12 +131,13 @@ def sha256_of(path: Path) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, by rename: readers see the old file or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a lone surrogate then is JSON's escape
     os.replace(temporary, path)
 
 
 def write_run(folder: Path, *, seed: int, figures: dict[str, Any], **facts: Any) -> None:
-    """Writes `run.json`: command line, versions, machine, seed, prompt template, `figures`, and any further `facts`."""
+    """Writes `run.json`: command line, versions, machine, seed, `figures`, and any further `facts`."""
     versions = {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
     record = {
         "command": [*_program(), *sys.argv[1:]],
@@ -145,7 +145,6 @@ def write_run(folder: Path, *, seed: int, figures: dict[str, Any], **facts: Any)
         "versions": {"python": platform.python_version(), **versions},
         "machine": {"processor": platform.machine(), "model": _cpu_model(), "cores": os.cpu_count()},
         "seed": seed,
-        "prompt_template": PROMPT_TEMPLATE,
         **facts,
         "figures": figures,
     }

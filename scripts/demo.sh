@@ -20,17 +20,18 @@ step() { printf '\n== %s  [%d:%02d]\n' "$1" $((SECONDS / 60)) $((SECONDS % 60));
 absent() { [ ! -d "$runs/$1" ]; }
 resume() { if compgen -G "$runs/.$1.unfinished/checkpoint-*" > /dev/null; then echo --resume; fi; }  # an interrupted run goes on
 # Two runs at a time with half of the cores each: small models leave half of two threads idle.
-half() { OMP_NUM_THREADS=$((($(nproc) + 1) / 2)) "$@"; }
+# Takes the place of its subshell, so that the trap below ends the run itself.
+half() { exec env OMP_NUM_THREADS=$((($(nproc) + 1) / 2)) "$@"; }
 behind() { "$@" > "$runs/log/$log" 2>&1; }
 trap 'kill $(jobs -p) 2> /dev/null || true' EXIT  # no run behind outlives this script
 joined() { wait "$1" || { tail -n 5 "$runs/log/$log" >&2; exit 1; }; }
 
-expert() {
+expert() { # in a subshell
   absent "expert-$1" || return 0
   half python -m train.expert --lang "$1" --base "$base" --out "$runs/expert-$1" $expert_flags $(resume "expert-$1")
 }
 
-score() { # name, then the model's flags
+score() { # likewise: name, then the model's flags
   absent "score-$1" || return 0
   half python -m eval.codebleu --name "$@" --out "$runs/score-$1" $score_flags
 }
@@ -52,7 +53,7 @@ for pair in "python java" "javascript cpp"; do
   step "experts: $1 (progress in $runs/log/expert-$1) and $2"
   log=expert-$1
   behind expert "$1" & first=$!
-  expert "$2"
+  (expert "$2")
   joined $first
 done
 
@@ -70,9 +71,9 @@ fi
 step "scores: mixture (progress in $runs/log/score-mixture), base and experts"
 log=score-mixture
 behind score mixture --model "$runs/mixture" & first=$!
-score base --model "$base"
+(score base --model "$base")
 for lang in $languages; do
-  score "expert-$lang" --model "$base" --adapter "$runs/expert-$lang" --lang "$lang"
+  (score "expert-$lang" --model "$base" --adapter "$runs/expert-$lang" --lang "$lang")
 done
 joined $first
 if absent routing; then

@@ -24,6 +24,7 @@ from model.configuration_moe import ROUTER_TYPES
 from model.languages import LANGUAGES
 from model.load import load_model
 from model.plan import config_of
+from model.prompt import prompt_template
 from model.tokenizer import read_tokenizer
 
 from .gate_losses import LOSS_FLAGS, set_losses
@@ -129,7 +130,8 @@ def train_gate(args: argparse.Namespace) -> None:
         after = measure_languages(model, eval_rows, names, args.batch_size)
         print("\n\n".join(table for table in (format_choices(before, after), format_confusion(after, names)) if table))
         figures = {"routing_before": before, "routing_after": after}
-        write_output(out, trainer, folder, figures=figures, **facts, **base_fact(model_folder(args.model)))
+        more = {"prompt_template": prompt_template(tokenizer), **base_fact(model_folder(args.model))}
+        write_output(out, trainer, folder, figures=figures, **facts, **more)
     print(f"mixture: {out}")
 
 

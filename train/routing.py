@@ -33,14 +33,18 @@ def own_expert(names: list[str], lang: str) -> int | None:
     return None
 
 
+def take_labels(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """The labels [B, S] of a batch, which loses them but for the router `sequence`: it tells the prompt by them."""
+    return batch["labels"] if getattr(model.config, "router_type", None) == "sequence" else batch.pop("labels")
+
+
 @torch.inference_mode()
 def route_examples(model: nn.Module, examples: list[Example]) -> tuple[Tensor, list[Routing]]:
     """One forward over a batch, noise off: which tokens are completions' [T], row after row, and each layer's routing of all T tokens."""
     device = next(model.parameters()).device
     model.eval()
     batch = collate(examples, pad_token_id=0)
-    by_prompt = getattr(model.config, "router_type", None) == "sequence"  # which tells the prompt by its labels
-    labels_BS = batch["labels"] if by_prompt else batch.pop("labels")
+    labels_BS = take_labels(model, batch)
     model(**{name: tensor.to(device) for name, tensor in batch.items()}, use_cache=False)
     routers = [module for name, module in model.named_modules() if isinstance(module, MoERouter) and name.endswith(".mlp.gate")]
     routings = [router.last_routing for router in routers]

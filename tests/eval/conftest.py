@@ -1,6 +1,8 @@
 """Small programs in four languages, a base and a mixture that know nothing, and evaluation runs made of hand-written samples."""
 
+import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from eval.runs import CODEBLEU
 from model import MoEForCausalLM
 from model.configuration_moe import MoEConfig
 from model.output import output_folder, write_run
+from model.prompt import set_format
 from train.documents import train_tokenizer
 
 PROGRAMS = {
@@ -68,6 +71,17 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Pat
 
 
 @pytest.fixture(scope="session")
+def chat_folder(mixture_folder: Path, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The mixture with a chat template."""
+    folder = tmp_path_factory.mktemp("chat") / "mixture"
+    shutil.copytree(mixture_folder, folder)
+    own = copy.deepcopy(tokenizer)
+    set_format(own, "instruct")
+    own.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def mixture_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     folder = tmp_path_factory.mktemp("mixture")
     torch.manual_seed(1)
@@ -94,10 +108,10 @@ def write_codebleu_run() -> WriteRun:
             figures[lang] = {kind: {**_figures(values)} for kind, values in kinds.items()}
             for kind, values in kinds.items():
                 samples += [_sample(lang, kind, index, score, name) for index, score in enumerate(values)]
-        settings = {"split": "test", "limit": 50, "max_new_tokens": 100, "model": "a", "adapter": None, "data": {}, **facts}
+        settings = {"split": "test", "limit": 50, "max_new_tokens": 100, "model": "a", "adapter": None, "data": {}, "prompt_template": "t"}
         with output_folder(target / name) as folder:
             (folder / "samples.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples))
-            write_run(folder, seed=0, figures=figures, program=CODEBLEU, name=name, role=role, **settings)
+            write_run(folder, seed=0, figures=figures, program=CODEBLEU, name=name, role=role, **{**settings, **facts})
         return target / name
 
     return write

@@ -11,6 +11,7 @@ import torch
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import eval.codebleu as command
+from eval import report
 from eval.answers import Loss
 from eval.figures import conditions, precision_of
 from eval.runs import read_inputs, read_run
@@ -91,6 +92,19 @@ def test_a_base_is_asked_in_the_prompt_of_an_expert(answer: dict[str, str], data
         facts = json.loads((tmp_path / name / "run.json").read_text())
         assert facts["figures"]["cpp"]["family"]["codebleu"] == score
         assert (facts["prompt_template"] == tokenizer.chat_template) == bool(more)
+
+
+def test_the_language_of_an_adapter_is_recorded(answer: dict[str, str], data_folder: Path, tmp_path: Path) -> None:
+    """For the report: an expert stands for its own language."""
+    for name in ("trained", "elsewhere"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text("{}")
+        if name == "trained":
+            (tmp_path / name / "run.json").write_text('{"lang": "cpp"}')
+        arguments = [*flags(data_folder, tmp_path / "run" / name), "--lang", "java", "--adapter", str(tmp_path / name)]
+        assert run(*arguments) == 0
+    said = [json.loads((tmp_path / "run" / name / "run.json").read_text())["adapter_lang"] for name in ("trained", "elsewhere")]
+    assert said == ["cpp", None]
 
 
 def test_a_program_is_scored_without_the_fence_around_it(answer: dict[str, str], data_folder: Path, tmp_path: Path) -> None:
@@ -189,6 +203,7 @@ def test_given_completions_are_scored(data_folder: Path, tmp_path: Path, capsys:
     result = read_run(tmp_path / "run")
     assert result.role == "expert"
     assert result.facts["samples"]["path"] == str(samples)
+    assert result.facts["prompt_template"] is None
     for problems, row in zip((3, 2), result.facts["figures"]["cpp"].values(), strict=True):
         names = ("codebleu", "exact_match", "edit_similarity", "chrf", "parses")
         assert all(row["metrics"][name]["value"] == pytest.approx(1.0) for name in names)
@@ -198,12 +213,26 @@ def test_given_completions_are_scored(data_folder: Path, tmp_path: Path, capsys:
     assert "100.0 [43.9, 100.0]" in capsys.readouterr().out
 
 
+def test_a_completion_that_is_not_unicode_is_scored_kept_and_shown(data_folder: Path, tmp_path: Path) -> None:
+    """A lone surrogate, which JSON can write and UTF-8 cannot."""
+    samples = samples_of(data_folder, tmp_path / "given.jsonl")
+    first, *others = samples.read_text().splitlines(keepends=True)
+    samples.write_text(json.dumps({**json.loads(first), "completion": "int a = '\ud800';"}) + "\n" + "".join(others))
+    assert run(*given(data_folder, samples, tmp_path / "run", "--limit", "10")) == 0
+    rows = [row for rows in read_run(tmp_path / "run").samples["cpp"].values() for row in rows]
+    assert [row["prediction"] for row in rows if row["id"] == "cpp-0"] == ["int a = '\ud800';"]
+    assert run_command(report.main, report.parse(), [str(tmp_path / "run"), "--out", str(tmp_path / "report")]) == 0
+    json.loads((tmp_path / "report" / "report.json").read_text())
+
+
 @pytest.mark.parametrize(
     ("lines", "sentence"),
     [
         ('{"id": "cpp-0", "completion": "x"}\n', r"lacks \d of the \d cpp points"),
         (2 * '{"id": "cpp-0", "completion": "x"}\n', "point 'cpp-0' has two completions"),
-        ('{"id": "cpp-0", "completion": 3}\n', "point 'cpp-0' has a completion that is no text"),
+        ('{"id": "cpp-0", "completion": 3}\n', "line 1: completion must be a text, not 3"),
+        ('{"id": ["x"], "completion": "x"}\n', r"line 1: id must be a text, not \['x'\]"),
+        ('{"id": "cpp-0", "completion": "x", "lang": {"cpp": 1}}\n', "line 1: lang must be a text, not {'cpp': 1}"),
         ('{"id": "cpp-0"}\n', "line 1, lacks completion"),
     ],
 )

@@ -17,6 +17,7 @@ CASES = {
             "static List<Integer> f(int n) { return new ArrayList<>(); }",
             "public class Tree { Map<String, Integer> all; }",
             "import java.math.BigInteger;\nclass A { BigInteger a; }",
+            "import java.math.BigInteger;\nimport static java.lang.Math.*;\nstatic BigInteger f() { return BigInteger.valueOf(abs(1)); }",
         ],
         ['class A { int f() { return ""; } }', "static int f( { }", "class A { Absent a; }"],
     ),
@@ -42,6 +43,17 @@ def test_right_programs_compile_and_wrong_ones_do_not(lang: str, sandbox: Sandbo
     assert verdicts == expected
     monkeypatch.setattr(module, "_compiles", None)  # all of it is in the cache
     assert compile_all([*right, *wrong, "", right[0]], lang, sandbox, jobs=2) == expected
+
+
+@pytest.mark.parametrize("damaged", [b"", b"tru", b"1", b"\xff"])
+def test_a_damaged_verdict_is_made_again(damaged: bytes, sandbox: Sandbox, tmp_path: Path) -> None:
+    assert compile_all(["a = 1", "a b"], "python", sandbox, jobs=1) == [True, False]
+    kept = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    whole = [path.read_bytes() for path in kept]
+    for path in kept:
+        path.write_bytes(damaged)
+    assert compile_all(["a = 1", "a b"], "python", sandbox, jobs=1) == [True, False]
+    assert [path.read_bytes() for path in kept] == whole
 
 
 def test_nothing_is_run(sandbox: Sandbox, tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from eval.pass_at_k import run
 from eval.pass_rates import pass_at_k
 from eval.sandbox import Limits, Sandbox, SandboxError
 from eval.tasks import Task, load_tasks
+from model.load import load_tokenizer
 from model.output import check_manifest, locked
+from model.prompt import format_prompt
 from train.data.preferences import load_preferences
 
 ADD = {"task_id": "T/0", "prompt": "def add(a, b):\n", "entry_point": "add", "description": "add", "language": "python"}
@@ -339,6 +341,17 @@ def test_a_model_writes_and_is_judged(
     assert facts["n"] == 3  # the largest k, if that is more
     assert facts["top_k"] == 0  # of a sampled run: none is cut off
     assert 6 <= cost["generated_tokens"] <= 6 * 8 and cost["tokens_per_second"] > 0 and cost["peak_bytes"] > 0
+
+
+def test_the_prompt_that_was_asked_is_recorded(sandbox: Sandbox, chat_folder: Path, files: dict[str, Path]) -> None:
+    """The model's chat template where it was asked through it; none where the model saw the task's own prompt."""
+    tokenizer = load_tokenizer(chat_folder)
+    arguments = ["--model", str(chat_folder), "--tasks", str(files["tasks"]), "--lang", "python", "--limit", "1", "--max-new-tokens", "2"]
+    for flag, template, before in ((["--template"], tokenizer.chat_template, format_prompt("add", "python", tokenizer)), ([], None, "")):
+        out = files["out"].with_name(f"run{len(flag)}")
+        assert run([*arguments, *flag, "--out", str(out)]) == 0
+        assert json.loads((out / "run.json").read_text())["prompt_template"] == template
+        assert json.loads((out / "samples.jsonl").read_text())["prompt"] == before + ADD["prompt"]
 
 
 def test_a_completion_ends_before_its_first_stop_sequence() -> None:

@@ -4,10 +4,12 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from html import unescape
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -15,6 +17,7 @@ from eval.figures import training_summary
 from eval.judge import OUTCOMES
 from eval.plots import THEMES, training_figure
 from eval.report import main, parse
+from eval.report_tables import TOKEN_BY_TOKEN
 from eval.runs import ARRAYS, PASS_AT_K, PROGRAMS, ROUTING
 from eval.tables import FEW_NOTE
 from eval.token_classes import CLASSES
@@ -101,6 +104,8 @@ def test_the_numbers_are_those_worked_out_by_hand(made: tuple[Path, str]) -> Non
     names = {headline["name"]: headline["figure"] for headline in report["headlines"]}
     assert names["wording/mixture/kept"] == "96.4 %"
     assert names["wording/expert/ratio"] == "1.87×"
+    assert "by the language's expert" in report["headlines"][0]["text"]
+    assert report["texts"]["table1"].endswith("Each expert sees its own language only.")
     trained = {"steps": 20, "first_loss": 2.5, "last_loss": 1.5, "best_eval_loss": 1.75, "loss_unit": "nats per token", "seconds": 4}
     assert report["training"] == {"expert-cpp.training": {**trained, "sources": ["expert-cpp.training"]}}
     assert report["generations"]["cpp"]["id"] == "cpp/wording/3"  # expert scores 0.6 0.8 0.5 0.5: the lower median is the second 0.5
@@ -163,7 +168,7 @@ def test_the_page_is_whole_and_fetches_nothing(made: tuple[Path, str]) -> None:
     assert "quantizationnf4" in page.text  # in the mixture's conditions
     check_manifest(out)
     assert {path.parent.name for path in (out / "runs").glob("*/run.json")} == set(json.loads((out / "report.json").read_text())["sources"])
-    assert page.text.count(FEW_NOTE) >= 3, "under the cards and both tables"
+    assert page.text.count(FEW_NOTE) >= 4, "under the cards, both tables and the means"
     names = ("means", "distributions", "gates", "training")
     assert {path.name for path in out.glob("*.png")} == {f"{name}{ending}.png" for name in names for ending in ("", "-dark")}
     markdown = (out / "report.md").read_text()
@@ -176,6 +181,13 @@ def test_the_page_is_whole_and_fetches_nothing(made: tuple[Path, str]) -> None:
     assert "| Best validation loss | Seconds to the last logged step |" in markdown  # as a log of a run that took longer says it
     assert "| Tokens/s | Seconds in all |" in markdown
     assert all(f"({name}.png)" in markdown for name in names)
+
+
+def test_markdown_has_the_sections_of_the_page(made: tuple[Path, str]) -> None:
+    out, _ = made
+    of_page = [unescape(title) for title in re.findall("<h2>(.*?)</h2>", (out / "report.html").read_text())]
+    of_markdown = re.findall("^## (.*)$", (out / "report.md").read_text(), re.MULTILINE)
+    assert of_markdown == [title for title in of_page if title != TOKEN_BY_TOKEN] and len(of_markdown) == 11
 
 
 def test_the_parts_of_a_gates_loss_have_panels_of_their_own() -> None:
@@ -229,11 +241,67 @@ def test_every_number_leads_to_the_runs_that_it_came_from(made: tuple[Path, str]
     assert "## The score and its parts" in markdown
 
 
+def test_training_folders_of_one_name_have_a_row_and_a_panel_each(tmp_path: Path, write_codebleu_run: WriteRun) -> None:
+    """Also without a run.json, and beside a scored run of that name."""
+    base = write_codebleu_run(tmp_path, "expert-cpp", "base", BASE)
+    places = [tmp_path / place / "expert-cpp" for place in "abcd"]
+    for losses, place in enumerate(places, start=1):
+        place.mkdir(parents=True)
+        (place / "log.jsonl").write_text(f'{{"step": 1, "loss": {losses}}}\n')
+        if place.parent.name in "ab":
+            write_json(place / "run.json", {"figures": {"peak_bytes": losses}})
+    flags = ["--training", *map(str, places), "--out", str(tmp_path / "out")]
+    assert run_command(main, parse(), [str(base), *flags]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [row["last_loss"] for row in report["training"].values()] == [1, 2, 3, 4]
+    assert [row["peak_bytes"] for row in report["cost"]] == [1, 2]
+    behind = [row["sources"] for row in report["training"].values()]
+    assert [
+        [json.loads((tmp_path / "out" / report["sources"][name]).read_text())["figures"]["peak_bytes"] for name in names]
+        for names in behind
+    ] == [[1], [2], [], []]
+
+
+def test_links_to_runs_of_any_name_work(tmp_path: Path, write_codebleu_run: WriteRun) -> None:
+    """`#` begins an anchor in a link, `%` a character's code."""
+    base = write_codebleu_run(tmp_path, "base #1 100% <a>", "base", BASE)
+    assert run_command(main, parse(), [str(base), "--out", str(tmp_path / "out")]) == 0
+    links = [target for targets in Page((tmp_path / "out" / "report.html").read_text()).links.values() for target in targets]
+    links += re.findall(r"^- \[.*\]\((.*)\)$", (tmp_path / "out" / "report.md").read_text(), re.MULTILINE)
+    (link,) = {link for link in links if not link.startswith("#")}
+    assert (tmp_path / "out" / unquote(urlsplit(link).path)).is_file(), link
+
+
 def test_pass_rates_alone_make_a_report(inputs: list[str], tmp_path: Path) -> None:
     assert run_command(main, parse(), [inputs[5], "--out", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out" / "report.html").read_text()
     assert "runs/pass/run.json" in text
     assert "Table 1" not in text
+
+
+def test_what_the_runs_do_not_bear_out_is_not_said(tmp_path: Path, write_codebleu_run: WriteRun) -> None:
+    """That each expert sees its own language only, where one run answers for two; that a point is the expert's median, where none is."""
+    base = write_codebleu_run(tmp_path, "base", "base", BASE)
+    expert = write_codebleu_run(tmp_path, "expert", "expert", EXPERTS)
+    for name, runs, picked in (("both", [base, expert], "expert"), ("base-alone", [base], "base")):
+        assert run_command(main, parse(), [*map(str, runs), "--out", str(tmp_path / "out" / name)]) == 0
+        report = json.loads((tmp_path / "out" / name / "report.json").read_text())
+        assert report["texts"]["generations"].endswith(f"the one at which the {picked} has its median score.")
+        assert not any("the language's expert" in row["text"] for row in report["headlines"])
+    shared = json.loads((tmp_path / "out" / "both" / "report.json").read_text())
+    assert shared["headlines"][0]["text"].startswith("the base's CodeBLEU by the experts given")
+    assert shared["texts"]["table1"].endswith("for difference and ratio. expert stands as the expert of C++, Java.")
+
+
+def test_of_completions_made_elsewhere_no_decoding_is_said(tmp_path: Path, write_codebleu_run: WriteRun) -> None:
+    """They are compared with a model's all the same."""
+    base = write_codebleu_run(tmp_path, "base", "base", BASE)
+    given = write_codebleu_run(tmp_path, "mixture", "mixture", MIXTURE, samples={"path": "given.jsonl"}, prompt_template=None)
+    for name, runs in (("made", [base]), ("given", [base, given])):
+        assert run_command(main, parse(), [*map(str, runs), "--out", str(tmp_path / "out" / name)]) == 0
+        summary = json.loads((tmp_path / "out" / name / "report.json").read_text())["texts"]["summary"]
+        assert ("greedy decoding" in summary) == (name == "made")
+        assert ("the completions of mixture were made elsewhere, in a way that is not recorded" in summary) == (name == "given")
 
 
 def test_a_report_of_the_base_alone_has_no_tables(tmp_path: Path, write_codebleu_run: WriteRun) -> None:

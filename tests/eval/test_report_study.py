@@ -52,6 +52,49 @@ def test_the_comparison_of_a_study_leads_to_its_runs(study_folder: Path, tmp_pat
         assert copied.read_bytes() == (run / "run.json").read_bytes()
 
 
+def test_a_study_of_an_earlier_version_is_shown(study_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(study_folder, tmp_path / "study")
+    path = tmp_path / "study" / "study.json"
+    result = json.loads(path.read_text())
+    for key in ("compile", "experts", "train", "batch_size"):
+        del result["study"][key]
+    for system in result["study"]["systems"]:
+        del system["stop"], system["adapter"]
+    path.write_text(json.dumps(result))
+    reports = []
+    for name, folder in (("before", study_folder), ("after", tmp_path / "study")):
+        assert run_command(main, parse(), [str(folder), "--out", str(tmp_path / name)]) == 0
+        reports.append(json.loads((tmp_path / name / "report.json").read_text())["study"])
+    assert reports[0] == reports[1]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "sentence"),
+    [
+        (("systems", 0, "model"), ["x"], "systems: base: model must be a text, not ['x']"),
+        (("systems", 0, "model"), None, "systems: base: model must be a text, not None"),
+        (("systems", 1, "model"), {"cpp": 3}, "systems: experts: model: cpp must be a text, not 3"),
+        (("systems", 2, "adapter"), 3, "systems: ours: adapter must be a text, not 3"),
+        (("systems", 2, "name"), ["ours"], "systems[2]: name must be a text, not ['ours']"),
+        (("systems", 2, "name"), "theirs", "has wording figures of 'ours', which is none of its systems: base, experts, theirs"),
+        (("experts",), ["experts"], "experts must be a text, not ['experts']"),
+    ],
+)
+def test_a_damaged_study_is_named(
+    place: tuple[str | int, ...], value: object, sentence: str, study_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(study_folder, tmp_path / "study")
+    path = tmp_path / "study" / "study.json"
+    result = inner = json.loads(path.read_text())
+    for key in ("study", *place[:-1]):
+        inner = inner[key]
+    inner[place[-1]] = value
+    path.write_text(json.dumps(result))
+    assert run_command(main, parse(), [str(tmp_path / "study"), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert str(path) in said and sentence in said
+
+
 def test_what_was_seen_in_training_stands_in_the_report(study_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(study_folder, tmp_path / "study")
     path = tmp_path / "study" / "study.json"

@@ -17,7 +17,7 @@ from model.cli import run_command
 from model.generation import complete, complete_ids, encode_prompts
 from model.languages import LANGUAGES
 from model.load import load_model
-from model.prompt import format_prompt
+from model.prompt import PROMPT_TEMPLATE, format_prompt
 from train.data import load_pairs
 from train.data.prompts import IGNORED, encode_pair
 from train.routing import measure_routing, own_expert
@@ -69,13 +69,19 @@ def test_the_command_writes_arrays_and_means(
     arrays = json.loads((tmp_path / "run" / ARRAYS).read_text())
     facts = read_run(tmp_path / "run").facts
     figures = facts["figures"]
-    assert facts["precision"] == "exact"
+    assert facts["precision"] == "exact" and facts["prompt_template"] == PROMPT_TEMPLATE
     assert arrays["experts"] == ["python", "java", "javascript", "cpp"]
     assert figures["java"]["own_top1"] == pytest.approx(sum(layer[1] for layer in arrays["languages"]["java"]["top1"]) / 3)
     assert figures["java"]["n"] == 4
     printed = capsys.readouterr().out
     assert printed.startswith(f"data: {data_folder}\n")
     assert "own top-1" in printed
+
+
+def test_the_prompt_that_was_fed_is_recorded(chat_folder: Path, data_folder: Path, tmp_path: Path) -> None:
+    arguments = ["--model", str(chat_folder), "--data", str(data_folder), "--limit", "1", "--view", "0", "--out", str(tmp_path / "run")]
+    assert run_command(main, parse(), arguments) == 0
+    assert read_run(tmp_path / "run").facts["prompt_template"] == load_model(chat_folder)[1].chat_template
 
 
 def test_classes_and_information_agree_with_the_shares(mixture_folder: Path, data_folder: Path, tmp_path: Path) -> None:

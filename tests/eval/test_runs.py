@@ -44,6 +44,16 @@ def test_two_runs_for_one_role_are_refused(tmp_path: Path, write_codebleu_run: W
         read_inputs(runs)
 
 
+def test_an_expert_stands_for_its_own_language_alone(tmp_path: Path, write_codebleu_run: WriteRun) -> None:
+    """Python's adapter on Java would be the "Java expert" of the report's tables."""
+    scores = {"test": [0.5]}
+    own = write_codebleu_run(tmp_path, "expert-python", "expert", {"python": scores}, adapter_lang="python")
+    assert list(read_inputs([own]).systems.experts) == ["python"]
+    both = write_codebleu_run(tmp_path, "expert-both", "expert", {"python": scores, "java": scores}, adapter_lang="python")
+    with pytest.raises(ValueError, match=r"expert-both scored java with an adapter that was trained on python"):
+        read_inputs([both])
+
+
 def test_wrong_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no run .*absent"):
         read_run(tmp_path / "absent")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from eval.report import main as report
 from eval.report import parse as parse_report
 from eval.runs import read_run
 from eval.study_file import read_study
+from model import cost
 from model.cli import run_command
 from model.prompt import set_format
 
@@ -203,6 +205,34 @@ def test_a_missing_model_or_router_is_said_before_anything_is_scored(
         assert run(study, "--out", tmp_path / "out") == 2
         assert sentence in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
+
+
+def test_missing_training_rows_are_said_before_anything_is_scored(
+    make_study: Any, data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = make_study(tmp_path / "study.yml", train=str(data_folder))  # it has test rows alone
+    assert run(study, "--out", tmp_path / "out") == 2
+    assert "train" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("resettable", [True, False])
+def test_the_peak_of_memory_is_the_systems_own(
+    resettable: bool, make_study: Any, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not that of what the process held before; where that cannot be told apart there is none."""
+    if not resettable:
+        monkeypatch.setattr(cost, "CLEAR", tmp_path / "absent" / "clear_refs")
+    elif not cost.reset_peak():
+        pytest.skip("the system does not let it")
+    held = torch.ones(600 << 20, dtype=torch.uint8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    del held
+    systems = [{"name": "base", "model": str(base_folder)}]
+    study = make_study(tmp_path / "study.yml", systems=systems, experts=None, langs=["cpp"], train=None, lengths=[2])
+    assert run(study, "--out", tmp_path / "out") == 0
+    found = read_run(tmp_path / "out" / "2" / "base").facts["cost"]
+    assert found["peak_bytes"] < before - (200 << 20) if resettable else "peak_bytes" not in found
 
 
 def test_losses_of_other_tokens_are_not_compared(make_study: Any, tmp_path: Path) -> None:

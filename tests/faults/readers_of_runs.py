@@ -13,7 +13,7 @@ from eval.html import render
 from eval.pass_rates import TASKS, pass_rate_change, read_counts
 from eval.report import markdown, read_routing
 from eval.report_build import build, gather
-from eval.runs import ARRAYS, CODEBLEU, LOG, PASS_AT_K, PROGRAMS, ROUTING, SAMPLES, read_inputs, read_training
+from eval.runs import ARRAYS, CODEBLEU, LOG, PASS_AT_K, PROGRAMS, ROUTING, SAMPLES, STUDY, STUDY_FILE, read_inputs, read_training
 from eval.token_classes import CLASSES
 from model.checkpoint_writer import save_whole
 from model.output import RUN, write_json
@@ -24,8 +24,8 @@ from tests.faults.reader import Reader
 
 def run_files(folder: Path) -> Iterator[Reader]:
     runs = folder / "runs"
-    scored, routing, passed, training = (runs / name for name in ("scored", "routing", "passed", "training"))
-    for run in (scored, routing, passed, training):
+    scored, routing, passed, training, study = (runs / name for name in ("scored", "routing", "passed", "training", "study"))
+    for run in (scored, routing, passed, training, study):
         run.mkdir(parents=True)
     write_json(scored / RUN, SCORED)
     (scored / SAMPLES).write_text("".join(json.dumps({**SAMPLE, "id": f"p{n}", "codebleu": n / 4}) + "\n" for n in range(4)))
@@ -48,13 +48,15 @@ def run_files(folder: Path) -> Iterator[Reader]:
     (passed / TASKS).write_text('{"task_id": "t0", "n": 2, "passed": 1}\n{"task_id": "t1", "n": 2, "passed": 0}\n')
     (training / LOG).write_text('{"step": 10, "loss": 2.5, "seconds": 4}\n{"step": 20, "loss": 1.5}\n{"step": 20, "eval_loss": 1.75}\n')
     write_json(training / RUN, {"figures": {"peak_bytes": 5, "device": "cpu"}})
+    write_json(study / RUN, {"program": STUDY, "seed": 0, "figures": {}})
+    write_json(study / STUDY_FILE, STUDIED)
     facts = folder / ".facts.unfinished"
     (facts / "output").mkdir(parents=True)
     write_json(facts / FACTS, {"recipe": "0" * 8, "--seed": "0"})
     save_whole(facts / "gates.safetensors", {"mlp": torch.zeros(1)})
 
     def report(of_training: bool = False) -> None:
-        inputs = read_inputs([scored, routing, passed])
+        inputs = read_inputs([scored, routing, passed, study])
         logs = [(training, *read_training(training))]
         made = build(inputs, logs, gather(inputs, logs), "title", 0)
         assert "title" in markdown(made, {}, {})
@@ -71,6 +73,8 @@ def run_files(folder: Path) -> Iterator[Reader]:
     yield Reader("run.json of eval.codebleu", scored / RUN, report, 5)
     yield Reader("samples of eval.codebleu", scored / SAMPLES, report, 5)
     yield Reader("run.json of eval.pass_at_k", passed / RUN, report, 5)
+    yield Reader("run.json of eval.study", study / RUN, report, 5)
+    yield Reader("study.json of eval.study", study / STUDY_FILE, report, 5)
     yield Reader("counts of eval.pass_at_k", passed / TASKS, counts, 5)
     yield Reader("arrays of eval.routing", routing / ARRAYS, report, 5)
     yield Reader("programs of eval.routing", routing / PROGRAMS, report, 5)
@@ -111,5 +115,25 @@ PASSED = {
     "figures": {
         **{"tasks": 2, "samples": 4, "outcomes": {"passed": 1, "failed": 3, "tool missing": 0, "sandbox error": 0}},
         "pass_at_k": {"1": {"value": 0.25, "low": 0.0, "high": 0.5, "tasks": 2}},
+    },
+}
+_ESTIMATE = {"value": 0.4, "low": 0.3, "high": 0.5}
+_OWN = {"cpp": {"codebleu": _ESTIMATE, "loss": _ESTIMATE}, "all": {"codebleu": _ESTIMATE, "loss": _ESTIMATE}}
+_SYSTEM = {"model": "m", "adapter": None, "router": None, "prompt_of": None, "stop": []}
+_CLAIM = {"system": "ours", "against": "base", "metric": "codebleu", "lang": "all", "ratio": _ESTIMATE, "p": 0.25, "p_holm": 0.5}
+STUDIED = {
+    "study": {
+        "systems": [{"name": "base", **_SYSTEM}, {"name": "ours", **_SYSTEM, "adapter": {"cpp": "a"}}],
+        **{"langs": ["cpp"], "lengths": [9], "baseline": "base", "experts": None},
+    },
+    "prompt_templates": {"base": "t", "ours": "u"},
+    "contamination": {"cpp": {"family": {"n": 4, "median": 0.5, "greatest": 0.75, "seen": 1}}},
+    "lengths": {
+        "9": {
+            "family": {
+                **{"points": {"cpp": {"n": 4}}, "systems": {"base": _OWN, "ours": _OWN}, "claims": [_CLAIM]},
+                "unseen": {"points": {"cpp": {"n": 3}}, "systems": {"base": {"cpp": {"codebleu": _ESTIMATE}}}},
+            }
+        }
     },
 }

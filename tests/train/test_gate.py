@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from transformers import AutoTokenizer
 
 from model import MoEConfig, MoEForCausalLM
 from model.languages import LANGUAGES
+from model.prompt import set_format
 from moe_kernels.routing import Routing
 from train import gate, gate_rows, routing, trainer
 
@@ -63,6 +65,15 @@ def test_wg_and_wnoise_learn_and_nothing_else(mixture, whole):
     record = json.loads((whole / "run.json").read_text())
     assert set(record["figures"]["routing_after"]) == set(LANGUAGES)
     assert (record["figures"]["dtype"], record["figures"]["quantization"]) == ("float32", None)
+
+
+def test_the_prompt_that_it_was_trained_in_is_recorded(mixture, tiny_data, tmp_path, monkeypatch):
+    shutil.copytree(mixture, tmp_path / "chat")
+    tokenizer = AutoTokenizer.from_pretrained(mixture)
+    set_format(tokenizer, "instruct")
+    tokenizer.save_pretrained(tmp_path / "chat")
+    assert run(monkeypatch, *arguments(tmp_path / "chat", tiny_data, tmp_path / "out"), "--max-steps", 1) == 0
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["prompt_template"] == tokenizer.chat_template
 
 
 @pytest.mark.parametrize("cut", [3, 5])
