@@ -192,10 +192,13 @@ def _joined(command: tuple[str, ...], toolchain: Toolchain) -> list[str]:
 
 def _read(ended: Ended, nonce: str) -> Verdict | None:
     """The tests' own verdict: exactly one line with the nonce, and a normal end; None if there is none."""
-    lines = [line for line in ended.stderr.decode(errors="replace").splitlines() if line.startswith(nonce)]
+    lines = [line.removeprefix(nonce.encode()) for line in ended.stderr.split(b"\n") if line.startswith(nonce.encode())]
     if len(lines) != 1 or ended.status != "exited" or ended.returncode != 0:
         return None
-    outcome, detail = json.loads(lines[0].removeprefix(nonce))
+    try:  # the detail is what the program said
+        outcome, detail = json.loads(lines[0].decode(errors="replace"))
+    except ValueError:
+        return None
     return Verdict(outcome, detail)
 
 

@@ -100,6 +100,7 @@ JAVASCRIPT = {
     "patches the module loader": "require('module')._load = () => ({}); require('v8').serialize = () => Buffer.from('passed'); }",
     "writes verdicts": "require('fs').writeSync(4, 'passed'); require('fs').writeSync(2, '\\npassed\\n'); }",
     "claims that a module is missing": "throw new Error(\"Cannot find module 'assert'\"); }",
+    "breaks the line of the verdict": r"throw new Error('a\n\r\u2028\u2029\u0085\ud800b'); }",
 }
 JAVA = {
     "exits with 0": "System.exit(0); return null; } }",
