@@ -51,7 +51,7 @@ def given(path: Path, tasks: list[Task]) -> list[Sample]:
 
 def _sample(task: Task, number: int, answer: str) -> Sample:
     """`fenced`: whether the program is a fenced block of the answer, as chat models write it."""
-    program = unfenced(answer) if task.whole else answer
+    program = unfenced(answer, task.lang) if task.whole else answer
     return {"task_id": task.task_id, "sample": number, "completion": program, "fenced": program != answer}
 
 
