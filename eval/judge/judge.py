@@ -165,9 +165,12 @@ class Judge:
             raise _Unbuilt(Verdict(outcome, why + text[:1000]))
 
     def _missing(self, task: Task, verdict: Verdict, toolchain: Toolchain) -> str:
-        """What the verdict says is not installed, if the task itself uses it and it is indeed not there."""
+        """What the verdict says is not installed, if the task itself asks for it by a statement and it is indeed not there."""
         found = re.search(toolchain.missing, verdict.detail)
-        if verdict.outcome == PASSED or not found or found[1] not in task.prompt + task.trusted + task.tests:
+        if verdict.outcome == PASSED or not found:
+            return ""
+        statement = toolchain.uses.format(re.escape(found[1]))
+        if not any(re.search(statement, source, re.MULTILINE) for source in (task.prompt, task.trusted, task.tests)):
             return ""
         needs = toolchain.needs(found[1])
         with tempfile.TemporaryDirectory(dir=self._prepare(task.lang, toolchain)) as folder:

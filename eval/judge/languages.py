@@ -38,6 +38,7 @@ class Toolchain:
     address_space: bool = True  # whether RLIMIT_AS can be set
     channel: bool = True  # messages go over descriptors 3 and 4; else over standard input and output
     missing: str = ""  # what a compiler or runtime says of something that is not installed; group 1 names it
+    uses: str = ""  # a statement of a source that asks for {}, which stands for that name
     needs: Callable[[str], Program] = field(default=lambda name: Program({}, ("true",)))  # a program that works if `name` is installed
 
 
@@ -127,6 +128,7 @@ TOOLCHAINS = {
         candidate=_python,
         tests=lambda task: Program(_plan(task), ("python3", "-I", "../support/tests.py")),
         missing=r"No module named '([\w.]+)'",
+        uses=r"^\s*(?:from\s+{0}(?!\w)[\w.]*\s+import\b|import\s+(?:[\w.]+(?:\s+as\s+\w+)?\s*,\s*)*{0}(?!\w))",
         needs=lambda name: Program({}, ("python3", "-I", "-c", f"import {name}")),
     ),
     "javascript": Toolchain(
@@ -136,6 +138,7 @@ TOOLCHAINS = {
         tests=lambda task: Program(_plan(task), ("node", *_NODE, "../support/tests.js")),
         address_space=False,
         missing=r"Cannot find module '([\w./@-]+)'",
+        uses=r"(?:\brequire\s*\(\s*|\bfrom\s*|\bimport\s*\(?\s*)(['\"`]){0}\1",
         needs=lambda name: Program({}, ("node", "-e", f"require({json.dumps(name)})")),
     ),
     "java": Toolchain(
@@ -147,6 +150,7 @@ TOOLCHAINS = {
         address_space=False,
         channel=False,
         missing=r"package ([\w.]+) does not exist",
+        uses=r"^\s*import\s+(?:static\s+)?{0}\.",
         needs=lambda name: _java({"Main.java": f"import {name}.*; class Main {{}}"}, "-version"),
     ),
     "cpp": Toolchain(
@@ -156,6 +160,7 @@ TOOLCHAINS = {
         tests=_cpp_tests,
         prepare=(*_GCC, "-x", "c++-header", "wire.h"),
         missing=r"fatal error: ([\w./]+): No such file",
+        uses=r"^\s*#\s*include\s*[<\"]{0}[>\"]",
         needs=lambda name: _cpp("needs", f"#include <{name}>\nint main() {{}}\n", name),
     ),
 }

@@ -1,11 +1,13 @@
 """Wrong programs that try to be judged right, or not to be judged at all. None may pass, and none may leave the count."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from eval.judge import Judge
+from eval.judge.languages import TOOLCHAINS
 from eval.sandbox import Limits, Sandbox
 from eval.tasks import Task
 
@@ -304,6 +306,43 @@ def test_what_the_task_needs_and_is_not_there_is_no_wrong_answer(judge: Judge) -
     found = judge.judge(task, RIGHT["python"])
     assert (found.outcome, "no_such_module" in found.detail) == ("tool missing", True)
     assert judge.judge(TASKS["python"], "    import no_such_module\n").outcome == "failed"
+
+
+# Words of a task and of none of its statements, and a program that asks for one of them.
+WORDS = {
+    "python": ('def f(x):\n    """From a number to its roman numeral; import nothing. import romans"""\n', "import roman"),
+    "python, said": ("def f(number):\n", "raise ImportError(\"No module named 'number'\")"),
+    "javascript": ("// require('number') is not there\nfunction f(number) {\n", "return require('num'); }"),
+    "java": ("class Solution {\n    // import roman\n    public static Object f(int roman) {\n", "return 1; } }\nclass A { roman.B b; }"),
+    "cpp": ("#include <vector>\nint f(int x) {\n", "return 1; }\n#include <vect>\n"),
+}
+
+
+@pytest.mark.parametrize("case", WORDS)
+def test_a_word_of_the_task_is_no_library_that_it_needs(case: str, judge: Judge) -> None:
+    lang = case.partition(",")[0]
+    prompt, completion = WORDS[case]
+    task = replace(TASKS[lang], prompt=prompt, trusted="" if lang in ("python", "javascript") else prompt)
+    if lang == "javascript":
+        task = replace(task, tests=prompt.partition("function")[0] + task.tests)
+    assert verdict_on(judge, task, f"    {completion}\n")[0] in WRONG
+
+
+STATEMENTS = {
+    "python": ("import roman", "from roman import x", "import os, roman as r", "    import roman.x", "from roman.x import y"),
+    "javascript": ("const r = require('roman');", 'import r from "roman"', "import('roman')", "import 'roman';"),
+    "java": ("import roman.*;", "import static roman.A.b;"),
+    "cpp": ("#include <roman>", '# include "roman"'),
+}
+
+
+@pytest.mark.parametrize("lang", STATEMENTS)
+def test_statements_that_need_a_library(lang: str) -> None:
+    pattern = TOOLCHAINS[lang].uses.format("roman")
+    for statement in STATEMENTS[lang]:
+        assert re.search(pattern, f"x\n{statement}\n", re.MULTILINE), statement
+        for other in ("romans", "aroman"):
+            assert not re.search(pattern, statement.replace("roman", other), re.MULTILINE), statement
 
 
 def test_what_the_tests_own_imports_need_and_is_not_there_is_no_wrong_answer(judge: Judge) -> None:
