@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from model.cli import add_precision, make_parser, run_command
 from model.languages import LANGUAGES
+from model.load import model_fingerprint
 from model.output import output_folder, sha256_of, write_json, write_run
 from model.unfinished import FACTS, check_same_facts, locked, remove_work, unfinished
 
@@ -58,6 +59,7 @@ def main(args: Namespace) -> int:
     facts |= {key: getattr(args, key) if args.model else None for key in ("n", "temperature", "top_p", "max_new_tokens", "precision")}
     facts["stop"] = sorted({mark for task in tasks for mark in task.stop})
     facts["top_k"] = 0 if args.model and args.temperature else None  # none is cut off; runs before this was written had transformers' 50
+    facts["fingerprint"] = model_fingerprint(args.model, args.adapter) if args.model else None
     data = {"source": args.tasks, "sha256": None if args.tasks == CORPUS else sha256_of(Path(args.tasks)), "rows": len(tasks)}
     before = read_counts(args.before, tasks, facts) if args.before else None
     cost, samples_from = None, None

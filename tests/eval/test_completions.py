@@ -79,6 +79,8 @@ def test_an_interrupted_run_goes_on_with_its_batches(base_folder: Path, tmp_path
     first, *_, last = log.read_text().splitlines()
     log.write_text(f"{first}\n{{}}\n{last}\n")  # a batch is known by its place: none behind a lost one may be kept
     assert generated(flags, tasks, 1, tmp_path / "parts")[0] == expected
+    log.write_text("\n".join(log.read_text().splitlines()[1:]) + "\n")  # nor may one take the place of one that is gone
+    assert generated(flags, tasks, 1, tmp_path / "parts")[0] == expected
     monkeypatch.setattr(completions, "load_model", None)
     assert generated(flags, tasks, 1, tmp_path / "parts")[0] == expected
 
