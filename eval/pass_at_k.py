@@ -42,6 +42,9 @@ from .tools import tool_versions
 
 VERDICT_SHAPE = {"task_id": str, "completion": str, "outcome": str, "detail": str}
 GENERATING = ("adapter", "n", "temperature", "top_p", "max_new_tokens", "stop", "batch_size", "device", "precision")  # flags
+# What prlimit and the waiting for a process can be given has an end; these are well before it.
+LONGEST_S = 86_400
+MOST_MIB = 1 << 24
 
 
 def main(args: Namespace) -> int:
@@ -109,8 +112,10 @@ def _check(args: Namespace) -> None:
     """ValueError for a flag with which every program would fail, or none be there, or that would do nothing."""
     counts = ("max_new_tokens", "batch_size", "memory", "jobs", "limit")
     check_flags(args, *(name for name in counts if getattr(args, name) is not None))
-    if not 0 < args.timeout < math.inf:
-        raise ValueError(f"--timeout must be a number of seconds above 0, not {args.timeout}")
+    if not 0 < args.timeout <= LONGEST_S:
+        raise ValueError(f"--timeout must be a number of seconds above 0, at most {LONGEST_S} (a day), not {args.timeout}")
+    if args.memory > MOST_MIB:
+        raise ValueError(f"--memory must be at most {MOST_MIB} MiB (16 TiB), not {args.memory}")
     if not 0 <= args.temperature < math.inf or not 0 < args.top_p <= 1:
         raise ValueError(f"--temperature must be at least 0 and --top-p in (0, 1], not {args.temperature} and {args.top_p}")
     parser = parse()

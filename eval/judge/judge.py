@@ -114,7 +114,7 @@ class Judge:
                 os.close(descriptor)
         try:
             ended = judge.wait()
-            verdict = _read(ended, nonce)
+            started, verdict = _read(ended, nonce)
         except BaseException:
             judge.discard()
             candidate.discard()
@@ -122,6 +122,8 @@ class Judge:
         if verdict is None or verdict.outcome != GONE:  # else it ends by itself, and how is worth knowing
             candidate.kill()
         theirs = candidate.wait()
+        if not started and ended.status != "timeout":  # a program can make the machine slow
+            raise SandboxError(f"the tests did not start: {ended.status}: {ended.stderr.decode(errors='replace').strip()[-500:]}")
         return _settle(verdict, ended, theirs)
 
     def _prepare(self, lang: str, toolchain: Toolchain) -> Path:
@@ -193,16 +195,21 @@ def _joined(command: tuple[str, ...], toolchain: Toolchain) -> list[str]:
     return ["sh", "-c", 'exec "$@" 3<&0 4>&1 </dev/null >/dev/null', "sh", *command]
 
 
-def _read(ended: Ended, nonce: str) -> Verdict | None:
-    """The tests' own verdict: exactly one line with the nonce, and a normal end; None if there is none."""
+def _read(ended: Ended, nonce: str) -> tuple[bool, Verdict | None]:
+    """Whether the tests got going, and their own verdict.
+
+    The first line with the nonce, and nothing else, is written before anything of the program is read. The verdict is a second one and a
+    normal end; None if there is none.
+    """
     lines = [line.removeprefix(nonce.encode()) for line in ended.stderr.split(b"\n") if line.startswith(nonce.encode())]
-    if len(lines) != 1 or ended.status != "exited" or ended.returncode != 0:
-        return None
+    started = bool(lines) and not lines[0].strip()
+    if not started or len(lines) != 2 or ended.status != "exited" or ended.returncode != 0:
+        return started, None
     try:  # the detail is what the program said
-        outcome, detail = json.loads(lines[0].decode(errors="replace"))
+        outcome, detail = json.loads(lines[1].decode(errors="replace"))
     except ValueError:
-        return None
-    return Verdict(outcome, detail)
+        return started, None
+    return started, Verdict(outcome, detail)
 
 
 def _settle(verdict: Verdict | None, tests: Ended, candidate: Ended) -> Verdict:

@@ -353,6 +353,13 @@ def test_what_the_tests_own_imports_need_and_is_not_there_is_no_wrong_answer(jud
     assert judge.judge(replace(task, trusted=""), imports + "class A {}").outcome == "compile error"
 
 
+@pytest.mark.parametrize("lang", ["python", "cpp"])
+def test_tests_that_never_got_going_say_nothing_of_the_program(lang: str, sandbox: Sandbox) -> None:
+    with Judge(sandbox, Limits(memory_mib=2)) as judge:
+        outcome, detail = verdict(judge, lang, RIGHT[lang])
+    assert (outcome, detail.partition(":")[0]) == ("sandbox error", "the tests did not start")
+
+
 def test_tests_that_cannot_run_are_no_wrong_answer(judge: Judge) -> None:
     broken = Task("t", "python", "", "def f(x):\n", "f", "", "assert f(1) ==\n")
     assert judge.judge(broken, RIGHT["python"]).outcome == "sandbox error"
