@@ -85,7 +85,7 @@ def main(args: Namespace) -> int:
         rows, judging = judge_samples(tasks, samples, sandbox, limits, work / SAMPLES, args.jobs)
         figures, counts = summarise(tasks, rows, ks, f"{args.seed}")
         if before is not None:
-            figures["before"] = pass_rate_change(before, counts, ks, f"{args.seed}")
+            figures["before"] = pass_rate_change(tasks, before, counts, ks, f"{args.seed}")
         with output_folder(args.out, made_from=work) as folder:
             write_rows(folder / SAMPLES, rows)
             write_rows(folder / TASKS, counts)

@@ -33,6 +33,12 @@ class Task:
     stop: tuple[str, ...] = ()  # a completion ends before the first of these
     whole: bool = False  # the completion is a whole program, asked for by `text`, and may name its function itself
     classes: bool = False  # the tests use a program's module or classes, whose objects stay in its process
+    problem: str = ""  # of which the set has several wordings, each a task; "": it has this one alone
+
+    @property
+    def group(self) -> str:
+        """What tasks share that are not independent of each other."""
+        return self.problem or self.task_id
 
     def program(self, completion: str) -> str:
         return self.preamble + self.prompt + completion + self.ending
