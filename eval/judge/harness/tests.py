@@ -1,6 +1,7 @@
 """Runs in the tests' sandbox, where no candidate code is: the names that the candidate defines are calls to its process."""
 
 import builtins
+import contextlib
 import json
 import os
 import sys
@@ -41,11 +42,7 @@ def call(*arguments):
         finish("gone", "the program ended before it was called")
     reply = answer()
     if "error" in reply:
-        kind, text = map(str, reply["error"])
-        if kind == "MemoryError":
-            finish("memory", text)
-        known = getattr(builtins, kind, None)
-        raise known(text) if isinstance(known, type) and issubclass(known, Exception) else RuntimeError(f"{kind}: {text}")
+        raise raised(*reply["error"])
     try:
         result, after, same = map(wire.decode, reply["ok"])
         for mine, theirs in zip(arguments, after, strict=True):
@@ -57,13 +54,25 @@ def call(*arguments):
     return result
 
 
+def raised(kinds, text):
+    """What the program raised, as the nearest of Python's own errors among its ancestors `kinds` that takes a text alone."""
+    if "MemoryError" in kinds:
+        finish("memory", text)
+    for kind in kinds:
+        known = getattr(builtins, str(kind), None)
+        if isinstance(known, type) and issubclass(known, Exception):
+            with contextlib.suppress(TypeError):  # UnicodeDecodeError takes five arguments
+                return known(str(text))
+    return RuntimeError(f"{kinds[0]}: {text}")
+
+
 channel = wire.Channel()
 say("")  # that the tests got going
 loaded = answer()
 if "error" in loaded:
-    kind, text = map(str, loaded["error"])
-    compiling = dict.fromkeys(("SyntaxError", "IndentationError", "TabError"), "compile error")
-    finish({**compiling, "MemoryError": "memory"}.get(kind, "failed"), f"{kind}: {text}")
+    kinds, text = loaded["error"]
+    outcome = "compile error" if "SyntaxError" in kinds else "memory" if "MemoryError" in kinds else "failed"
+    finish(outcome, f"{kinds[0]}: {text}")
 with open("tests.json", encoding="utf-8") as file:
     plan = json.load(file)
 namespace: dict[str, object] = {"__name__": "__main__"}
