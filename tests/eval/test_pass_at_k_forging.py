@@ -267,6 +267,22 @@ def test_values_cross_as_they_are(judge: Judge) -> None:
     assert judge.judge(listed, "    return range(2)\n").outcome == "failed"  # as in one process
 
 
+def test_a_value_of_an_own_class_crosses_as_the_plain_one(judge: Judge) -> None:
+    """Whatever that class says its text or number is."""
+    classes = "    from enum import Enum\n    class C(str, Enum):\n        RED = 'red'\n"
+    classes += (
+        "    class I(int):\n        __int__ = __index__ = lambda self: 7\n    class F(float):\n        __float__ = lambda self: 7.0\n"
+    )
+    tests = "r = f(0)\nassert r == ['red', 3, 0.5] and [type(v) for v in r] == [str, int, float], r\n"
+    assert verdict_on(judge, replace(TASKS["python"], tests=tests), classes + "    return [C.RED, I(3), F(0.5)]\n") == ("passed", "")
+
+
+def test_a_dataclass_can_be_made_where_annotations_are_texts(judge: Judge) -> None:
+    task = replace(TASKS["python"], prompt="", tests="assert f(2) == 2\n")
+    source = "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    x: int\n"
+    assert verdict_on(judge, task, source + "def f(x):\n    return A(x).x\n") == ("passed", "")
+
+
 def test_a_changed_argument_is_seen_by_the_tests(judge: Judge) -> None:
     task = Task("t", "python", "", "def f(x):\n", "f", "", "a = [3, 1, 2]\nassert f(a) is None\nassert a == [1, 2, 3]\n")
     assert judge.judge(task, "    x.sort()\n").outcome == "passed"
@@ -285,6 +301,14 @@ def test_an_argument_that_comes_back_is_the_same_one(lang: str, tests: str, comp
     assert judge.judge(replace(TASKS[lang], tests=tests), completion.replace("x", "[1]")).outcome == "failed"
 
 
+@pytest.mark.parametrize("place", ["'__proto__'", "'constructor'", "'0'", "1", "-2", "0.5"])
+def test_only_an_argument_comes_back_as_itself(place: str, judge: Judge) -> None:
+    """Its place is what the program says. Of anything else tests would hand their own objects to the program, or fail to."""
+    task = replace(TASKS["javascript"], tests="f(f([1]));\n" + TASKS["javascript"].tests)
+    lie = f"Array.prototype.indexOf = () => {place}; return x * x + 1; }}"
+    assert verdict_on(judge, task, lie) == ("failed", "the program's answer is malformed")
+
+
 def test_a_lone_array_is_one_argument(judge: Judge) -> None:
     head = "class Solution {\n    public static String[] f(String[] x) {\n"
     tests = (
@@ -299,6 +323,22 @@ def test_an_exception_reaches_the_tests(judge: Judge) -> None:
     task = Task("t", "python", "", "def f(x):\n", "f", "", source)
     assert judge.judge(task, "    raise ValueError('why')\n").outcome == "passed"
     assert judge.judge(task, "    raise TypeError('why')\n").outcome == "failed"
+
+
+@pytest.mark.parametrize(
+    ("error", "caught"),
+    [
+        ("b'\\xff'.decode()", "UnicodeError"),
+        ("__import__('json').loads('{')", "ValueError"),
+        ("(_ for _ in ()).throw(type('Mine', (KeyError,), {})('why'))", "LookupError"),
+        ("(_ for _ in ()).throw(type('Mine', (Exception,), {})('why'))", "Exception"),
+    ],
+    ids=["five arguments", "of a library", "own", "own without another ancestor"],
+)
+def test_an_exception_without_a_counterpart_arrives_as_its_ancestor(error: str, caught: str, judge: Judge) -> None:
+    source = f"try:\n    f(1)\nexcept {caught} as error:\n    assert not isinstance(error, (TypeError, RuntimeError)) and str(error)\n"
+    task = replace(TASKS["python"], tests=source + "else:\n    assert False\n")
+    assert verdict_on(judge, task, f"    {error}\n") == ("passed", "")
 
 
 def test_what_the_task_needs_and_is_not_there_is_no_wrong_answer(judge: Judge) -> None:

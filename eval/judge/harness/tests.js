@@ -44,8 +44,11 @@ function call(...args) {
         throw error;
     }
     const [result, after, same] = Array.isArray(reply.ok) ? reply.ok : [];
+    if (!Number.isInteger(same) || same < -1 || same >= args.length) {
+        finish("failed", "the program's answer is malformed");
+    }
     args.forEach((arg, place) => writeBack(arg, Array.isArray(after) ? after[place] : undefined));
-    return same in args ? args[same] : result; // a function that returns the array that it was given
+    return same >= 0 ? args[same] : result; // a function that returns the array that it was given
 }
 
 say(""); // that the tests got going
