@@ -31,7 +31,7 @@ from .measure import measure_completions, score_table
 from .points import Points, add_point_flags, given_completions, load_points
 from .runs import CODEBLEU, SAMPLES
 from .sandbox import Sandbox, SandboxError
-from .tasks.task import unfenced
+from .tasks.task import check_stop, unfenced
 from .tools import tool_versions
 
 SETTINGS = ("model", "adapter", "router", "split", "limit", "max_new_tokens", "batch_size", "precision", "stop", "prompt_of")
@@ -39,6 +39,7 @@ SETTINGS = ("model", "adapter", "router", "split", "limit", "max_new_tokens", "b
 
 def main(args: Namespace) -> None:
     check_flags(args, "limit", "batch_size", "max_new_tokens", "jobs")
+    check_stop(args.stop)
     sandbox = open_sandbox(args.unsafe_no_sandbox) if args.compile else None
     points, sources = load_points(args)
     if args.samples:

@@ -35,6 +35,9 @@ class Task:
     classes: bool = False  # the tests use a program's module or classes, whose objects stay in its process
     problem: str = ""  # of which the set has several wordings, each a task; "": it has this one alone
 
+    def __post_init__(self) -> None:
+        check_stop(self.stop)
+
     @property
     def group(self) -> str:
         """What tasks share that are not independent of each other."""
@@ -73,6 +76,12 @@ def _closes_first(tags: Sequence[str]) -> bool:
     """Whether the first of the fences with these `tags` ends a block whose opening is not there; the others open and close in turn."""
     closing_in_turn, after_a_lone_one = tags[1::2], tags[::2]
     return not any(after_a_lone_one) and (len(tags) % 2 == 1 or any(closing_in_turn))
+
+
+def check_stop(stop: Sequence[str]) -> None:
+    """ValueError for an empty stop text."""
+    if "" in stop:
+        raise ValueError("a stop text is empty: every completion would end before its first character")
 
 
 def cut(completion: str, stop: Sequence[str]) -> str:

@@ -320,6 +320,8 @@ def test_a_model_writes_and_is_judged(
     arguments = ["--model", str(model), "--tasks", str(files["tasks"]), "--lang", "python", "-k", "1,2", "--out", str(files["out"])]
     assert run(arguments) == 2, "equal completions would be counted as two"
     assert "at --temperature 0 all completions of a task are equal" in capsys.readouterr().err
+    assert run([*arguments, "-k", "1", "--stop", ""]) == 2
+    assert "a stop text is empty" in capsys.readouterr().err
     sampled = [*arguments, "-k", "1,3", "-n", "2", "--temperature", "1", "--max-new-tokens", "8", "--device", "cpu"]
     sampled += ["--stop", "\nend", "\n@"]
 
