@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from eval.compilers import GCC, JAVAC, JVM
 from eval.tasks.task import Task
 
-from .signature import function_names, read_signature
+from .signature import Function, functions, read_signature
 
 _NODE = ("--max-old-space-size=512",)  # MiB
 _JARS = ":".join(
@@ -45,15 +45,16 @@ class Toolchain:
 def _python(task: Task, completion: str) -> Program:
     if task.classes:
         return Program({"program.py": task.program(completion)}, ("python3", "-I", "../support/module.py"))
-    return Program({"program.py": task.program(completion)}, ("python3", "-I", "../support/candidate.py", _entry(task, completion)))
+    name = _answering(task, completion).name
+    return Program({"program.py": task.program(completion)}, ("python3", "-I", "../support/candidate.py", name))
 
 
-def _entry(task: Task, completion: str) -> str:
-    """The function of the program that answers for the task's."""
+def _answering(task: Task, completion: str) -> Function:
+    """The function of the program that answers for the task's: where it may have any name, the last that is no `main`."""
     if not task.whole:
-        return task.entry
-    names = function_names(completion, task.lang)
-    return task.entry if task.entry in names or not names else names[-1]
+        return Function(task.entry)
+    found = [function for function in functions(completion, task.lang) if function.name != "main"]
+    return next((function for function in reversed(found) if function.name == task.entry), found[-1] if found else Function(task.entry))
 
 
 def _plan(task: Task) -> dict[str, str]:
@@ -63,7 +64,8 @@ def _plan(task: Task) -> dict[str, str]:
 def _javascript(task: Task, completion: str) -> Program:
     if task.classes:
         return Program({"program.mjs": task.program(completion)}, ("node", *_NODE, "../support/module.js"))
-    return Program({"program.js": task.program(completion)}, ("node", *_NODE, "../support/candidate.js", _entry(task, completion)))
+    name = _answering(task, completion).name
+    return Program({"program.js": task.program(completion)}, ("node", *_NODE, "../support/candidate.js", name))
 
 
 def _cpp(name: str, source: str, needs: str) -> Program:
@@ -76,10 +78,11 @@ def _cpp_candidate(task: Task, completion: str) -> Program:
     if task.classes:  # header and source are one file
         return _cpp("program", re.sub(r'^#include ".*', "", task.program(completion), flags=re.MULTILINE), task.prompt)
     signature = read_signature(task.trusted, "cpp")
+    name = _answering(task, completion).name or signature.name
+    program = "#define main moe_main\n" + task.program(completion) + "\n#undef main\n"  # the program may have its own
     # "signed": programs that define int as something else are common
-    name = _entry(task, completion) or signature.name
-    main = f"\nsigned main() {{ return moe_wire::Function<{signature.function_type}>::serve({name}); }}\n"
-    return _cpp("program", task.program(completion) + main, task.prompt)
+    main = f"signed main() {{ return moe_wire::Function<{signature.function_type}>::serve({name}); }}\n"
+    return _cpp("program", program + main, task.prompt)
 
 
 def _cpp_tests(task: Task) -> Program:
@@ -101,13 +104,13 @@ def _java(files: dict[str, str], *arguments: str) -> Program:
 
 
 def _java_candidate(task: Task, completion: str) -> Program:
-    if task.classes:  # one file, whatever its public classes are called
-        source = re.sub(r"^public (?=(?:\w+ )*(?:class|interface|enum|record) )", "", task.program(completion), flags=re.MULTILINE)
+    source = task.program(completion)
+    if task.whole:  # one file, whatever its public classes are called
+        source = re.sub(r"^public (?=(?:\w+ )*(?:class|interface|enum|record) )", "", source, flags=re.MULTILINE)
+    if task.classes:
         return _java({"Main.java": source}, "Server")
-    signature = read_signature(task.trusted, "java")
-    return _java(
-        {"Main.java": task.program(completion)}, "Candidate", signature.owner, _entry(task, completion) or signature.name, signature.erased
-    )
+    signature, function = read_signature(task.trusted, "java"), _answering(task, completion)
+    return _java({"Main.java": source}, "Candidate", function.owner or signature.owner, function.name or signature.name, signature.erased)
 
 
 def _java_tests(task: Task) -> Program:
