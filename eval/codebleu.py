@@ -32,7 +32,7 @@ from .measure import measure_completions, score_table
 from .points import Points, add_point_flags, given_completions, load_points
 from .runs import CODEBLEU, SAMPLES
 from .sandbox import Sandbox, SandboxError
-from .tasks.task import unfenced
+from .tasks.task import check_stop, unfenced
 from .tools import tool_versions
 
 SETTINGS = ("model", "adapter", "router", "split", "limit", "max_new_tokens", "batch_size", "precision", "stop", "prompt_of")
@@ -40,6 +40,7 @@ SETTINGS = ("model", "adapter", "router", "split", "limit", "max_new_tokens", "b
 
 def main(args: Namespace) -> None:
     check_flags(args, "limit", "batch_size", "max_new_tokens", "jobs")
+    check_stop(args.stop)
     sandbox = open_sandbox(args.unsafe_no_sandbox) if args.compile else None
     points, sources = load_points(args)
     if args.samples:
@@ -87,14 +88,14 @@ def write_scores(
 
     `answers`: of the model that made them, for the losses and the time, if it made them at this length.
     """
-    fenced = sum(unfenced(text) != text for texts in completions.values() for text in texts)
+    programs = {lang: [unfenced(text, lang) for text in texts] for lang, texts in completions.items()}
+    fenced = sum(program != text for lang, texts in completions.items() for program, text in zip(programs[lang], texts, strict=True))
     compiler = partial(compile_all, sandbox=sandbox, jobs=args.jobs) if sandbox else None
     figures: dict[str, dict[str, Any]] = {}
     samples: list[dict[str, Any]] = []
     for lang, kinds in points.items():
         own = answers[lang] if answers else None
-        programs = [unfenced(text) for text in completions[lang]]
-        figures[lang], rows = measure_completions(lang, kinds, programs, args.seed, compiler, own.losses if own else None)
+        figures[lang], rows = measure_completions(lang, kinds, programs[lang], args.seed, compiler, own.losses if own else None)
         if own and own.length == args.max_new_tokens:
             figures[lang] = {kind: {**row, "generation_seconds_per_point": own.seconds} for kind, row in figures[lang].items()}
         samples += rows

@@ -5,6 +5,7 @@ import os
 import time
 from argparse import Namespace
 from collections import Counter
+from itertools import takewhile
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -51,7 +52,7 @@ def given(path: Path, tasks: list[Task]) -> list[Sample]:
 
 def _sample(task: Task, number: int, answer: str) -> Sample:
     """`fenced`: whether the program is a fenced block of the answer, as chat models write it."""
-    program = unfenced(answer) if task.whole else answer
+    program = unfenced(answer, task.lang) if task.whole else answer
     return {"task_id": task.task_id, "sample": number, "completion": program, "fenced": program != answer}
 
 
@@ -66,12 +67,14 @@ def references(tasks: list[Task]) -> list[Sample]:
 def generated(args: Namespace, tasks: list[Task], n: int, unfinished: Path) -> tuple[list[Sample], dict[str, Any]]:
     """n completions of each task, cut at stop sequences, and what they cost.
 
-    A line of `completions.jsonl` is a batch. Each is seeded by its number, so that a run that goes on draws what it would have drawn.
+    A line of `completions.jsonl` is a batch. Each is seeded by its number, so that a run that goes on draws what it would have drawn. Kept
+    are those up to the first that is not of the batch at its place.
     """
     wanted = [(task, number) for task in tasks for number in range(n)]
     batches = [wanted[start : start + args.batch_size] for start in range(0, len(wanted), args.batch_size)]
     log = unfinished / "completions.jsonl"
-    done = rows_kept(log, BATCH_SHAPE)
+    done = [row for row, _ in takewhile(lambda pair: _is_of(*pair), zip(rows_kept(log, BATCH_SHAPE), batches, strict=False))]
+    write_rows(log, done)
     if len(done) < len(batches):
         model, tokenizer = load_model(args.model, adapter=args.adapter, device=args.device, precision=args.precision)
         with log.open("a", encoding="utf-8") as file, tqdm(total=len(batches), initial=len(done), unit="batch", disable=None) as bar:
@@ -84,6 +87,10 @@ def generated(args: Namespace, tasks: list[Task], n: int, unfinished: Path) -> t
                 bar.update()
     tokens, seconds = (sum(row[key] for row in done) for key in ("tokens", "seconds"))
     return [sample for row in done for sample in row["samples"]], {**done[-1]["cost"], **speed(tokens, seconds, args.batch_size)}
+
+
+def _is_of(row: dict[str, Any], batch: list[tuple[Task, int]]) -> bool:
+    return [(sample["task_id"], sample["sample"]) for sample in row["samples"]] == [(task.task_id, number) for task, number in batch]
 
 
 def _complete_batch(model: Any, tokenizer: Any, batch: list[tuple[Task, int]], args: Namespace) -> dict[str, Any]:

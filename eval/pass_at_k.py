@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from model.cli import add_precision, make_parser, run_command
 from model.languages import LANGUAGES
-from model.load import load_tokenizer
+from model.load import load_tokenizer, model_fingerprint
 from model.output import output_folder, sha256_of, write_json, write_run
 from model.prompt import prompt_template
 from model.unfinished import FACTS, check_same_facts, locked, remove_work, unfinished
@@ -43,6 +43,9 @@ from .tools import tool_versions
 
 VERDICT_SHAPE = {"task_id": str, "completion": str, "outcome": str, "detail": str}
 GENERATING = ("adapter", "n", "temperature", "top_p", "max_new_tokens", "stop", "batch_size", "device", "precision")  # flags
+# What prlimit and the waiting for a process can be given has an end; these are well before it.
+LONGEST_S = 86_400
+MOST_MIB = 1 << 24
 
 
 def main(args: Namespace) -> int:
@@ -60,6 +63,7 @@ def main(args: Namespace) -> int:
     facts |= {key: getattr(args, key) if args.model else None for key in ("n", "temperature", "top_p", "max_new_tokens", "precision")}
     facts["stop"] = sorted({mark for task in tasks for mark in task.stop})
     facts["top_k"] = 0 if args.model and args.temperature else None  # none is cut off; runs before this was written had transformers' 50
+    facts["fingerprint"] = model_fingerprint(args.model, args.adapter) if args.model else None
     data = {"source": args.tasks, "sha256": None if args.tasks == CORPUS else sha256_of(Path(args.tasks)), "rows": len(tasks)}
     before = read_counts(args.before, tasks, facts) if args.before else None
     cost, samples_from = None, None
@@ -82,7 +86,7 @@ def main(args: Namespace) -> int:
         rows, judging = judge_samples(tasks, samples, sandbox, limits, work / SAMPLES, args.jobs)
         figures, counts = summarise(tasks, rows, ks, f"{args.seed}")
         if before is not None:
-            figures["before"] = pass_rate_change(before, counts, ks, f"{args.seed}")
+            figures["before"] = pass_rate_change(tasks, before, counts, ks, f"{args.seed}")
         with output_folder(args.out, made_from=work) as folder:
             write_rows(folder / SAMPLES, rows)
             write_rows(folder / TASKS, counts)
@@ -116,8 +120,10 @@ def _check(args: Namespace) -> None:
     """ValueError for a flag with which every program would fail, or none be there, or that would do nothing."""
     counts = ("max_new_tokens", "batch_size", "memory", "jobs", "limit")
     check_flags(args, *(name for name in counts if getattr(args, name) is not None))
-    if not 0 < args.timeout < math.inf:
-        raise ValueError(f"--timeout must be a number of seconds above 0, not {args.timeout}")
+    if not 0 < args.timeout <= LONGEST_S:
+        raise ValueError(f"--timeout must be a number of seconds above 0, at most {LONGEST_S} (a day), not {args.timeout}")
+    if args.memory > MOST_MIB:
+        raise ValueError(f"--memory must be at most {MOST_MIB} MiB (16 TiB), not {args.memory}")
     if not 0 <= args.temperature < math.inf or not 0 < args.top_p <= 1:
         raise ValueError(f"--temperature must be at least 0 and --top-p in (0, 1], not {args.temperature} and {args.top_p}")
     parser = parse()

@@ -44,27 +44,31 @@ def summarise(tasks: list[Task], rows: list[dict[str, Any]], ks: list[int], seed
         "outcomes": {name: outcomes[name] for name in OUTCOMES},
         "pass_at_k": {},
     }
+    group_of = {task.task_id: task.group for task in tasks}
     for k in ks:
         scored = {name: pass_at_k(len(passed), sum(passed), k) for name, passed in passes.items() if len(passed) >= k}
         if scored:
             once = all(len(passes[name]) == k for name in scored)
-            figures["pass_at_k"][str(k)] = {**_mean_with_interval(list(scored.values()), once, f"{seed}/{k}"), "tasks": len(scored)}
+            estimate = _mean_with_interval(list(scored.values()), [group_of[name] for name in scored], once, f"{seed}/{k}")
+            figures["pass_at_k"][str(k)] = {**estimate, "tasks": len(scored)}
         else:
             figures["pass_at_k"][str(k)] = {"value": None, "low": None, "high": None, "interval": None, "tasks": 0}
     return figures, counts
 
 
-def _mean_with_interval(scores: list[float], once: bool, seed: str) -> dict[str, Any]:
+def _mean_with_interval(scores: list[float], groups: list[str], once: bool, seed: str) -> dict[str, Any]:
     """The mean of the tasks' estimates with its interval, and that interval's method.
 
-    Wilson's where each task says yes or no `once` (as many completions as k), else a bootstrap over tasks. That has no spread where all
-    estimates agree: Wilson's again, as no scores in [0, 1] vary more than zeros and ones of their mean.
+    Wilson's where each task is a problem of its own (`groups`) and says yes or no `once` (as many completions as k), else a bootstrap over
+    problems. That has no spread where all estimates agree: Wilson's again, as no scores in [0, 1] vary more than zeros and ones of their
+    mean.
     """
-    mean = sum(scores) / len(scores)
-    if once or (len(scores) > 1 and max(scores) - min(scores) < 1e-9):
-        low, high = wilson(sum(scores), len(scores))
+    mean, problems = sum(scores) / len(scores), len(set(groups))
+    if (once and problems == len(scores)) or (problems > 1 and max(scores) - min(scores) < 1e-9):
+        low, high = wilson(sum(scores) * problems / len(scores), problems)
         return {"value": mean, "low": low, "high": high, "interval": "wilson"}
-    names = [str(place) for place in range(len(scores))]
+    numbers: dict[str, int] = {}
+    names = [str(numbers.setdefault(group, place)) for place, group in enumerate(groups)]
     estimate = bootstrap({"": (names, {"": scores})}, seed)[""][""].as_dict()
     return {**estimate, "interval": None if estimate["low"] is None else "bootstrap"}
 
@@ -96,15 +100,19 @@ def read_counts(folder: Path, tasks: list[Task], facts: dict[str, Any]) -> Count
     return counts
 
 
-def pass_rate_change(before: Counts, after: Counts, ks: list[int], seed: str) -> dict[str, Any]:
-    """{k: {"before", "after", "difference", "tasks"}} over the tasks that have k judged completions in both; the difference is paired."""
+def pass_rate_change(tasks: list[Task], before: Counts, after: Counts, ks: list[int], seed: str) -> dict[str, Any]:
+    """{k: {"before", "after", "difference", "tasks"}} over the tasks that have k judged completions in both; the difference is paired.
+
+    Resampled are the problems of `tasks`.
+    """
+    group_of = {task.task_id: task.group for task in tasks}
     counts = {row["task_id"]: row for row in before}
     figures = {}
     for k in ks:
         both = [(counts[row["task_id"]], row) for row in after if min(row["n"], counts[row["task_id"]]["n"]) >= k]
         if not both:
             continue
-        names = [row["task_id"] for _, row in both]
+        names = [group_of[row["task_id"]] for _, row in both]
         scores = {
             "before": [pass_at_k(old["n"], old["passed"], k) for old, _ in both],
             "after": [pass_at_k(new["n"], new["passed"], k) for _, new in both],
@@ -112,8 +120,8 @@ def pass_rate_change(before: Counts, after: Counts, ks: list[int], seed: str) ->
         drawn = bootstrap({"": (names, scores)}, f"{seed}/{k}")[""]
         drawn["difference"] = difference(drawn["after"], drawn["before"])
         change = {name: estimate.as_dict() for name, estimate in drawn.items()}
-        if scores["before"] == scores["after"]:  # as many tasks might differ as where none of so many did
-            width = wilson(0, len(both))[1]
+        if scores["before"] == scores["after"]:  # as many problems might differ as where none of so many did
+            width = wilson(0, len(set(names)))[1]
             change["difference"] = {"value": 0.0, "low": -width, "high": width}
         figures[str(k)] = {"tasks": len(both), **change}
     return figures

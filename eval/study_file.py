@@ -10,6 +10,7 @@ from model.languages import LANGUAGES, get_language
 from model.strict_yaml import check_mapping, optional_text_field, read_yaml, text_field
 
 from .answers import ROUTERS
+from .tasks.task import check_stop
 
 KEYS = ("data", "train", "split", "langs", "limit", "lengths", "batch_size", "compile", "baseline", "experts", "systems")
 SYSTEM_KEYS = ("name", "model", "adapter", "router", "prompt_of", "stop")
@@ -102,7 +103,12 @@ def _read_system(raw: Any, where: str) -> System:
     model, adapter = _by_lang(raw, "model", where), _by_lang(raw, "adapter", where)
     if model is None:
         raise ValueError(f"{where} has no model: a folder, a name in the hub's cache, or one for each language")
-    return System(name, model, adapter, router, optional_text_field(raw, "prompt_of", where), _list(raw, "stop", str, where, []))
+    stop = _list(raw, "stop", str, where, [])
+    try:
+        check_stop(stop)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return System(name, model, adapter, router, optional_text_field(raw, "prompt_of", where), stop)
 
 
 def _check(study: Study, path: Path) -> None:

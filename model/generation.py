@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -147,10 +148,12 @@ def complete_ids(
     options |= {"stop_strings": list(stop)} if stop else {}
     by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]), reverse=True)
     rooms = [room_behind(model, tokenizer, row) for row in rows]  # of all, before any is completed
+    # A batch has one length: where the context ends before `max_new_tokens`, rows of as much room share one, and none is cut at another's.
+    alike = [list(group) for _, group in groupby(by_length, key=lambda index: min(max_new_tokens, rooms[index]))]
+    batches = [group[start : start + batch_size] for group in alike for start in range(0, len(group), batch_size)]
     completions: list[list[int]] = [[] for _ in rows]
     with tqdm(total=len(rows), desc="Generating", unit="prompt", disable=None if progress else True) as bar:
-        for start in range(0, len(rows), batch_size):
-            batch = by_length[start : start + batch_size]
+        for batch in batches:
             inputs = pad_left(tokenizer, [rows[index] for index in batch], model.device)
             width = inputs["input_ids"].shape[1]
             output = generate_as_told(model, tokenizer, inputs, max_new_tokens=min(max_new_tokens, rooms[batch[0]]), **options)

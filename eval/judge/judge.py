@@ -114,7 +114,7 @@ class Judge:
                 os.close(descriptor)
         try:
             ended = judge.wait()
-            verdict = _read(ended, nonce)
+            started, verdict = _read(ended, nonce)
         except BaseException:
             judge.discard()
             candidate.discard()
@@ -122,6 +122,8 @@ class Judge:
         if verdict is None or verdict.outcome != GONE:  # else it ends by itself, and how is worth knowing
             candidate.kill()
         theirs = candidate.wait()
+        if not started and ended.status != "timeout":  # a program can make the machine slow
+            raise SandboxError(f"the tests did not start: {ended.status}: {ended.stderr.decode(errors='replace').strip()[-500:]}")
         return _settle(verdict, ended, theirs)
 
     def _prepare(self, lang: str, toolchain: Toolchain) -> Path:
@@ -165,9 +167,12 @@ class Judge:
             raise _Unbuilt(Verdict(outcome, why + text[:1000]))
 
     def _missing(self, task: Task, verdict: Verdict, toolchain: Toolchain) -> str:
-        """What the verdict says is not installed, if the task itself uses it and it is indeed not there."""
+        """What the verdict says is not installed, if the task itself asks for it by a statement and it is indeed not there."""
         found = re.search(toolchain.missing, verdict.detail)
-        if verdict.outcome == PASSED or not found or found[1] not in task.prompt + task.trusted + task.tests:
+        if verdict.outcome == PASSED or not found:
+            return ""
+        statement = toolchain.uses.format(re.escape(found[1]))
+        if not any(re.search(statement, source, re.MULTILINE) for source in (task.prompt, task.trusted, task.tests)):
             return ""
         needs = toolchain.needs(found[1])
         with tempfile.TemporaryDirectory(dir=self._prepare(task.lang, toolchain)) as folder:
@@ -190,13 +195,21 @@ def _joined(command: tuple[str, ...], toolchain: Toolchain) -> list[str]:
     return ["sh", "-c", 'exec "$@" 3<&0 4>&1 </dev/null >/dev/null', "sh", *command]
 
 
-def _read(ended: Ended, nonce: str) -> Verdict | None:
-    """The tests' own verdict: exactly one line with the nonce, and a normal end; None if there is none."""
-    lines = [line for line in ended.stderr.decode(errors="replace").splitlines() if line.startswith(nonce)]
-    if len(lines) != 1 or ended.status != "exited" or ended.returncode != 0:
-        return None
-    outcome, detail = json.loads(lines[0].removeprefix(nonce))
-    return Verdict(outcome, detail)
+def _read(ended: Ended, nonce: str) -> tuple[bool, Verdict | None]:
+    """Whether the tests got going, and their own verdict.
+
+    The first line with the nonce, and nothing else, is written before anything of the program is read. The verdict is a second one and a
+    normal end; None if there is none.
+    """
+    lines = [line.removeprefix(nonce.encode()) for line in ended.stderr.split(b"\n") if line.startswith(nonce.encode())]
+    started = bool(lines) and not lines[0].strip()
+    if not started or len(lines) != 2 or ended.status != "exited" or ended.returncode != 0:
+        return started, None
+    try:  # the detail is what the program said
+        outcome, detail = json.loads(lines[1].decode(errors="replace"))
+    except ValueError:
+        return started, None
+    return started, Verdict(outcome, detail)
 
 
 def _settle(verdict: Verdict | None, tests: Ended, candidate: Ended) -> Verdict:

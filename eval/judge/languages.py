@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from eval.compilers import GCC, JAVAC, JVM
 from eval.tasks.task import Task
 
-from .signature import function_names, read_signature
+from .signature import Function, functions, read_signature
 
 _NODE = ("--max-old-space-size=512",)  # MiB
 _JARS = ":".join(
@@ -38,21 +38,23 @@ class Toolchain:
     address_space: bool = True  # whether RLIMIT_AS can be set
     channel: bool = True  # messages go over descriptors 3 and 4; else over standard input and output
     missing: str = ""  # what a compiler or runtime says of something that is not installed; group 1 names it
+    uses: str = ""  # a statement of a source that asks for {}, which stands for that name
     needs: Callable[[str], Program] = field(default=lambda name: Program({}, ("true",)))  # a program that works if `name` is installed
 
 
 def _python(task: Task, completion: str) -> Program:
     if task.classes:
         return Program({"program.py": task.program(completion)}, ("python3", "-I", "../support/module.py"))
-    return Program({"program.py": task.program(completion)}, ("python3", "-I", "../support/candidate.py", _entry(task, completion)))
+    name = _answering(task, completion).name
+    return Program({"program.py": task.program(completion)}, ("python3", "-I", "../support/candidate.py", name))
 
 
-def _entry(task: Task, completion: str) -> str:
-    """The function of the program that answers for the task's."""
+def _answering(task: Task, completion: str) -> Function:
+    """The function of the program that answers for the task's: where it may have any name, the last that is no `main`."""
     if not task.whole:
-        return task.entry
-    names = function_names(completion, task.lang)
-    return task.entry if task.entry in names or not names else names[-1]
+        return Function(task.entry)
+    found = [function for function in functions(completion, task.lang) if function.name != "main"]
+    return next((function for function in reversed(found) if function.name == task.entry), found[-1] if found else Function(task.entry))
 
 
 def _plan(task: Task) -> dict[str, str]:
@@ -62,7 +64,8 @@ def _plan(task: Task) -> dict[str, str]:
 def _javascript(task: Task, completion: str) -> Program:
     if task.classes:
         return Program({"program.mjs": task.program(completion)}, ("node", *_NODE, "../support/module.js"))
-    return Program({"program.js": task.program(completion)}, ("node", *_NODE, "../support/candidate.js", _entry(task, completion)))
+    name = _answering(task, completion).name
+    return Program({"program.js": task.program(completion)}, ("node", *_NODE, "../support/candidate.js", name))
 
 
 def _cpp(name: str, source: str, needs: str) -> Program:
@@ -75,10 +78,11 @@ def _cpp_candidate(task: Task, completion: str) -> Program:
     if task.classes:  # header and source are one file
         return _cpp("program", re.sub(r'^#include ".*', "", task.program(completion), flags=re.MULTILINE), task.prompt)
     signature = read_signature(task.trusted, "cpp")
+    name = _answering(task, completion).name or signature.name
+    program = "#define main moe_main\n" + task.program(completion) + "\n#undef main\n"  # the program may have its own
     # "signed": programs that define int as something else are common
-    name = _entry(task, completion) or signature.name
-    main = f"\nsigned main() {{ return moe_wire::Function<{signature.function_type}>::serve({name}); }}\n"
-    return _cpp("program", task.program(completion) + main, task.prompt)
+    main = f"signed main() {{ return moe_wire::Function<{signature.function_type}>::serve({name}); }}\n"
+    return _cpp("program", program + main, task.prompt)
 
 
 def _cpp_tests(task: Task) -> Program:
@@ -100,13 +104,13 @@ def _java(files: dict[str, str], *arguments: str) -> Program:
 
 
 def _java_candidate(task: Task, completion: str) -> Program:
-    if task.classes:  # one file, whatever its public classes are called
-        source = re.sub(r"^public (?=(?:\w+ )*(?:class|interface|enum|record) )", "", task.program(completion), flags=re.MULTILINE)
+    source = task.program(completion)
+    if task.whole:  # one file, whatever its public classes are called
+        source = re.sub(r"^public (?=(?:\w+ )*(?:class|interface|enum|record) )", "", source, flags=re.MULTILINE)
+    if task.classes:
         return _java({"Main.java": source}, "Server")
-    signature = read_signature(task.trusted, "java")
-    return _java(
-        {"Main.java": task.program(completion)}, "Candidate", signature.owner, _entry(task, completion) or signature.name, signature.erased
-    )
+    signature, function = read_signature(task.trusted, "java"), _answering(task, completion)
+    return _java({"Main.java": source}, "Candidate", function.owner or signature.owner, function.name or signature.name, signature.erased)
 
 
 def _java_tests(task: Task) -> Program:
@@ -127,6 +131,7 @@ TOOLCHAINS = {
         candidate=_python,
         tests=lambda task: Program(_plan(task), ("python3", "-I", "../support/tests.py")),
         missing=r"No module named '([\w.]+)'",
+        uses=r"^\s*(?:from\s+{0}(?!\w)[\w.]*\s+import\b|import\s+(?:[\w.]+(?:\s+as\s+\w+)?\s*,\s*)*{0}(?!\w))",
         needs=lambda name: Program({}, ("python3", "-I", "-c", f"import {name}")),
     ),
     "javascript": Toolchain(
@@ -136,6 +141,7 @@ TOOLCHAINS = {
         tests=lambda task: Program(_plan(task), ("node", *_NODE, "../support/tests.js")),
         address_space=False,
         missing=r"Cannot find module '([\w./@-]+)'",
+        uses=r"(?:\brequire\s*\(\s*|\bfrom\s*|\bimport\s*\(?\s*)(['\"`]){0}\1",
         needs=lambda name: Program({}, ("node", "-e", f"require({json.dumps(name)})")),
     ),
     "java": Toolchain(
@@ -147,6 +153,7 @@ TOOLCHAINS = {
         address_space=False,
         channel=False,
         missing=r"package ([\w.]+) does not exist",
+        uses=r"^\s*import\s+(?:static\s+)?{0}\.",
         needs=lambda name: _java({"Main.java": f"import {name}.*; class Main {{}}"}, "-version"),
     ),
     "cpp": Toolchain(
@@ -156,6 +163,7 @@ TOOLCHAINS = {
         tests=_cpp_tests,
         prepare=(*_GCC, "-x", "c++-header", "wire.h"),
         missing=r"fatal error: ([\w./]+): No such file",
+        uses=r"^\s*#\s*include\s*[<\"]{0}[>\"]",
         needs=lambda name: _cpp("needs", f"#include <{name}>\nint main() {{}}\n", name),
     ),
 }

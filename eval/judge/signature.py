@@ -1,6 +1,7 @@
 """The signature of the function that tests call, read from trusted source by tree-sitter."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tree_sitter import Node
@@ -9,7 +10,19 @@ from eval.tree import nodes_of, text_of
 from train.data.filters import parser
 
 _DEFINITION = {"cpp": "function_definition", "java": "method_declaration"}
-_NAMED = {"python": "function_definition", "javascript": "function_declaration", **_DEFINITION}
+_NAMED = {
+    "python": ("function_definition",),
+    "javascript": ("function_declaration", "generator_function_declaration", "variable_declarator"),
+    "java": ("method_declaration",),
+    "cpp": ("function_definition",),
+}
+_INNER = {  # what is defined within one of these cannot be called from outside, or not by its name alone
+    "python": ("function_definition", "class_definition"),
+    "javascript": ("function_declaration", "generator_function_declaration", "function_expression", "arrow_function", "class_declaration"),
+    "java": ("method_declaration", "object_creation_expression"),
+    "cpp": ("function_definition", "class_specifier", "struct_specifier"),
+}
+_JAVA_TYPES = ("class_declaration", "interface_declaration", "enum_declaration", "record_declaration")
 
 
 @dataclass(frozen=True)
@@ -49,16 +62,45 @@ def read_signature(trusted: str, lang: str) -> Signature:
     return _java(last, source) if lang == "java" else _cpp(last, source)
 
 
-def function_names(source: str, lang: str) -> list[str]:
-    """The functions that `source` defines, in order; of anything that is not code, []."""
+@dataclass(frozen=True)
+class Function:
+    name: str
+    owner: str = ""  # Java: the class, as Class.forName wants it
+
+
+def functions(source: str, lang: str) -> list[Function]:
+    """The functions of `source` that can be called from outside, in order; of anything that is not code, []."""
     data = source.encode("utf-8", "replace")
-    found = sorted(
-        (node for node in nodes_of(parser(lang).parse(data).root_node) if node.type == _NAMED[lang]), key=lambda node: node.start_byte
-    )
+    found = [node for node in nodes_of(parser(lang).parse(data).root_node) if node.type in _NAMED[lang]]
+    outer = [node for node in found if not any(above.type in _INNER[lang] for above in _above(node))]
+    named = [Function(_name(node, data, lang), _owner(node, data)) for node in sorted(outer, key=lambda node: node.start_byte)]
+    return [function for function in named if function.name.isidentifier()]
+
+
+def _above(node: Node) -> Iterator[Node]:
+    """What `node` stands in, the innermost first."""
+    above = node.parent
+    while above:
+        yield above
+        above = above.parent
+
+
+def _name(node: Node, data: bytes, lang: str) -> str:
+    """The function's name; empty where it is none."""
     if lang == "cpp":
-        found = [node for row in found for node in nodes_of(row) if node.type == "function_declarator"]
-    names = [text_of(node.child_by_field_name("declarator" if lang == "cpp" else "name"), data) for node in found]
-    return [name for name in names if name.isidentifier()]
+        declarator = node.child_by_field_name("declarator")
+        function = next((part for part in nodes_of(declarator) if part.type == "function_declarator"), None) if declarator else None
+        return text_of(function.child_by_field_name("declarator"), data) if function else ""
+    if node.type == "variable_declarator":
+        value = node.child_by_field_name("value")
+        if value is None or value.type not in ("arrow_function", "function_expression", "generator_function"):
+            return ""
+    return text_of(node.child_by_field_name("name"), data)
+
+
+def _owner(node: Node, data: bytes) -> str:
+    names = [text_of(above.child_by_field_name("name"), data) for above in _above(node) if above.type in _JAVA_TYPES]
+    return "$".join(reversed(names))
 
 
 def _java(method: Node, source: bytes) -> Signature:

@@ -33,6 +33,7 @@ def read(row: dict[str, Any], lang: str) -> Task:
         reference=code,
         stop=NEXT_PROMPT,
         whole=True,
+        problem=row.get("family", ""),
     )
 
 

@@ -4,11 +4,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from model.languages import LANGUAGES
+from model.languages import LANGUAGES, get_language
 
 # A base goes on behind a program with the next prompt of the project's template.
 NEXT_PROMPT = tuple(f"\n### {title}\n" for title in (*(language.title for language in LANGUAGES.values()), "Code"))
-_FENCED = re.compile(r"^```[^\n`]*\n(.*?)(?:^```|\Z)", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^```([^\n`]*)$\n?", re.MULTILINE)  # group 1: the tag, which only a fence that opens has
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,15 @@ class Task:
     stop: tuple[str, ...] = ()  # a completion ends before the first of these
     whole: bool = False  # the completion is a whole program, asked for by `text`, and may name its function itself
     classes: bool = False  # the tests use a program's module or classes, whose objects stay in its process
+    problem: str = ""  # of which the set has several wordings, each a task; "": it has this one alone
+
+    def __post_init__(self) -> None:
+        check_stop(self.stop)
+
+    @property
+    def group(self) -> str:
+        """What tasks share that are not independent of each other."""
+        return self.problem or self.task_id
 
     def program(self, completion: str) -> str:
         return self.preamble + self.prompt + completion + self.ending
@@ -42,10 +51,37 @@ class Task:
         return cut(completion, self.stop)
 
 
-def unfenced(answer: str) -> str:
-    """A whole program as a chat model gives it: the text of the first fenced block of Markdown, else all of `answer`."""
-    found = _FENCED.search(answer)
-    return found[1] if found else answer
+def unfenced(answer: str, lang: str) -> str:
+    """A whole program as a chat model gives it: a fenced block of Markdown, or what ends at a lone closing fence; else all of `answer`.
+
+    Of several blocks the first that is tagged as `lang`, else the first without a tag, else the longest. The last may be cut off.
+    """
+    fences = list(_FENCE.finditer(answer))
+    tags = [fence[1].strip().lower().partition(" ")[0] for fence in fences]
+    if not fences:
+        return answer
+    before = answer[: fences[0].start()]
+    if before.strip() and _closes_first(tags):
+        return before
+    ends = [fence.start() for fence in fences[1::2]] + [len(answer)]
+    blocks = [(tag, answer[fence.end() : end]) for tag, fence, end in zip(tags[::2], fences[::2], ends, strict=False)]
+    language = get_language(lang)
+    for wanted in ({language.name, language.title.lower(), language.suffix[1:]}, {""}):
+        if named := [text for tag, text in blocks if tag in wanted]:
+            return named[0]
+    return max((text for _, text in blocks), key=len)
+
+
+def _closes_first(tags: Sequence[str]) -> bool:
+    """Whether the first of the fences with these `tags` ends a block whose opening is not there; the others open and close in turn."""
+    closing_in_turn, after_a_lone_one = tags[1::2], tags[::2]
+    return not any(after_a_lone_one) and (len(tags) % 2 == 1 or any(closing_in_turn))
+
+
+def check_stop(stop: Sequence[str]) -> None:
+    """ValueError for an empty stop text."""
+    if "" in stop:
+        raise ValueError("a stop text is empty: every completion would end before its first character")
 
 
 def cut(completion: str, stop: Sequence[str]) -> str:

@@ -245,6 +245,11 @@ def test_mistakes_in_given_completions(
     assert not (tmp_path / "run").exists()
 
 
+def test_an_empty_stop_text_is_refused(data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*flags(data_folder, tmp_path / "run"), "--stop", "END", "") == 2
+    assert "a stop text is empty" in capsys.readouterr().err
+
+
 def test_the_compile_rate_leaves_out_what_could_not_be_compiled(
     data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

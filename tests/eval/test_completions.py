@@ -79,6 +79,8 @@ def test_an_interrupted_run_goes_on_with_its_batches(base_folder: Path, tmp_path
     first, *_, last = log.read_text().splitlines()
     log.write_text(f"{first}\n{{}}\n{last}\n")  # a batch is known by its place: none behind a lost one may be kept
     assert generated(flags, tasks, 1, tmp_path / "parts")[0] == expected
+    log.write_text("\n".join(log.read_text().splitlines()[1:]) + "\n")  # nor may one take the place of one that is gone
+    assert generated(flags, tasks, 1, tmp_path / "parts")[0] == expected
     monkeypatch.setattr(completions, "load_model", None)
     assert generated(flags, tasks, 1, tmp_path / "parts")[0] == expected
 
@@ -86,6 +88,15 @@ def test_an_interrupted_run_goes_on_with_its_batches(base_folder: Path, tmp_path
 FENCED = {
     "closed": ("Here it is:\n\n```python\n" + PROGRAM + "```\n\nIt returns `a`:\n```\nf(1)\n```\n", PROGRAM),
     "cut off": ("```\n" + PROGRAM, PROGRAM),
+    "cut off behind a sentence": ("Here:\n```python\n" + PROGRAM, PROGRAM),
+    "closed alone": (PROGRAM + "```\n\nIt returns `a`.\n", PROGRAM),
+    "closed alone at the end": (PROGRAM + "```", PROGRAM),
+    "closed alone, then an example": (PROGRAM + "```\nUse it:\n```python\nf(1)\n```\n", PROGRAM),
+    "closed alone, then an example cut off": (PROGRAM + "```\nUse it:\n```python\nf(1", PROGRAM),
+    "behind a command": ("First:\n```bash\npip install x\n```\nthen\n```Python\n" + PROGRAM + "```\n", PROGRAM),
+    "behind a command, without a tag": ("```bash\npip install a-package-of-a-long-name\n```\n```\n" + PROGRAM + "```\n", PROGRAM),
+    "with a tag of its own": ("```text\n1\n```\n```python3 title=f.py\n" + PROGRAM + "```\n", PROGRAM),
+    "with a tag, behind one without": ("```\n1 2\n```\n```py\n" + PROGRAM + "```\n", PROGRAM),
     "none": (PROGRAM, PROGRAM),
     "in a line": ("x = '```'\n" + PROGRAM, "x = '```'\n" + PROGRAM),
 }

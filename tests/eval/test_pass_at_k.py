@@ -3,12 +3,14 @@
 import gzip
 import itertools
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import eval.pass_at_k as command
 from eval import completions
@@ -18,7 +20,7 @@ from eval.pass_at_k import run
 from eval.pass_rates import pass_at_k
 from eval.sandbox import Limits, Sandbox, SandboxError
 from eval.tasks import Task, load_tasks
-from model.load import load_tokenizer
+from model.load import load_tokenizer, model_fingerprint
 from model.output import check_manifest, locked
 from model.prompt import format_prompt
 from train.data.preferences import load_preferences
@@ -287,12 +289,14 @@ def test_k_is_a_list_of_counts(k: str, files: dict[str, Path], capsys: pytest.Ca
         ("--temperature=0.8", "--temperature would do nothing"),
         ("--stop=x", "--stop would do nothing"),
         ("--device=cpu", "--device would do nothing"),
-        ("--timeout=0", "--timeout must be a number of seconds above 0, not 0.0"),
+        ("--timeout=0", "--timeout must be a number of seconds above 0, at most 86400 (a day), not 0.0"),
+        ("--timeout=1e20", "--timeout must be"),
         ("--timeout=-5", "--timeout must be"),
         ("--timeout=nan", "--timeout must be"),
         ("--timeout=inf", "--timeout must be"),
         ("--memory=0", "--memory must be at least 1, not 0"),
         ("--memory=-1", "--memory must be"),
+        ("--memory=99999999999999", "--memory must be at most 16777216 MiB (16 TiB), not 99999999999999"),
         ("--limit=0", "--limit must be"),
         ("--limit=-1", "--limit must be"),
         ("--jobs=0", "--jobs must be"),
@@ -313,9 +317,12 @@ def test_no_flag_makes_every_program_wrong_or_does_nothing(
 def test_a_model_writes_and_is_judged(
     sandbox: Sandbox, base_folder: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--model", str(base_folder), "--tasks", str(files["tasks"]), "--lang", "python", "-k", "1,2", "--out", str(files["out"])]
+    model = Path(shutil.copytree(base_folder, files["out"].with_name("model")))
+    arguments = ["--model", str(model), "--tasks", str(files["tasks"]), "--lang", "python", "-k", "1,2", "--out", str(files["out"])]
     assert run(arguments) == 2, "equal completions would be counted as two"
     assert "at --temperature 0 all completions of a task are equal" in capsys.readouterr().err
+    assert run([*arguments, "-k", "1", "--stop", ""]) == 2
+    assert "a stop text is empty" in capsys.readouterr().err
     sampled = [*arguments, "-k", "1,3", "-n", "2", "--temperature", "1", "--max-new-tokens", "8", "--device", "cpu"]
     sampled += ["--stop", "\nend", "\n@"]
 
@@ -328,6 +335,11 @@ def test_a_model_writes_and_is_judged(
         capsys.readouterr()
         assert run([*sampled, *other]) == 2
         assert f"({other[0][2:].replace('-', '_')} was" in capsys.readouterr().err
+    trained = load_file(model / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in trained.items()}, model / "model.safetensors", {"format": "pt"})
+    assert run(sampled) == 2, "another model, trained into the same folder"
+    assert "(fingerprint differs)" in capsys.readouterr().err
+    save_file(trained, model / "model.safetensors", {"format": "pt"})
     with monkeypatch.context() as patch:
         patch.setattr(completions, "load_model", stop)  # completions are not written again
         assert run(sampled) == 0
@@ -336,7 +348,7 @@ def test_a_model_writes_and_is_judged(
     assert len(rows) == 6 and len({row["completion"] for row in rows}) > 1
     facts = json.loads((files["out"] / "run.json").read_text())
     cost = facts["cost"]
-    assert facts["precision"] == "exact"
+    assert facts["precision"] == "exact" and facts["fingerprint"] == model_fingerprint(base_folder)
     assert {"\nend", "\n@", "\ndef "} < set(facts["stop"])
     assert facts["n"] == 3  # the largest k, if that is more
     assert facts["top_k"] == 0  # of a sampled run: none is cut off

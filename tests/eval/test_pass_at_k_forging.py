@@ -1,11 +1,13 @@
 """Wrong programs that try to be judged right, or not to be judged at all. None may pass, and none may leave the count."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from eval.judge import Judge
+from eval.judge.languages import TOOLCHAINS
 from eval.sandbox import Limits, Sandbox
 from eval.tasks import Task
 
@@ -100,6 +102,7 @@ JAVASCRIPT = {
     "patches the module loader": "require('module')._load = () => ({}); require('v8').serialize = () => Buffer.from('passed'); }",
     "writes verdicts": "require('fs').writeSync(4, 'passed'); require('fs').writeSync(2, '\\npassed\\n'); }",
     "claims that a module is missing": "throw new Error(\"Cannot find module 'assert'\"); }",
+    "breaks the line of the verdict": r"throw new Error('a\n\r\u2028\u2029\u0085\ud800b'); }",
 }
 JAVA = {
     "exits with 0": "System.exit(0); return null; } }",
@@ -264,6 +267,22 @@ def test_values_cross_as_they_are(judge: Judge) -> None:
     assert judge.judge(listed, "    return range(2)\n").outcome == "failed"  # as in one process
 
 
+def test_a_value_of_an_own_class_crosses_as_the_plain_one(judge: Judge) -> None:
+    """Whatever that class says its text or number is."""
+    classes = "    from enum import Enum\n    class C(str, Enum):\n        RED = 'red'\n"
+    classes += (
+        "    class I(int):\n        __int__ = __index__ = lambda self: 7\n    class F(float):\n        __float__ = lambda self: 7.0\n"
+    )
+    tests = "r = f(0)\nassert r == ['red', 3, 0.5] and [type(v) for v in r] == [str, int, float], r\n"
+    assert verdict_on(judge, replace(TASKS["python"], tests=tests), classes + "    return [C.RED, I(3), F(0.5)]\n") == ("passed", "")
+
+
+def test_a_dataclass_can_be_made_where_annotations_are_texts(judge: Judge) -> None:
+    task = replace(TASKS["python"], prompt="", tests="assert f(2) == 2\n")
+    source = "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    x: int\n"
+    assert verdict_on(judge, task, source + "def f(x):\n    return A(x).x\n") == ("passed", "")
+
+
 def test_a_changed_argument_is_seen_by_the_tests(judge: Judge) -> None:
     task = Task("t", "python", "", "def f(x):\n", "f", "", "a = [3, 1, 2]\nassert f(a) is None\nassert a == [1, 2, 3]\n")
     assert judge.judge(task, "    x.sort()\n").outcome == "passed"
@@ -282,6 +301,14 @@ def test_an_argument_that_comes_back_is_the_same_one(lang: str, tests: str, comp
     assert judge.judge(replace(TASKS[lang], tests=tests), completion.replace("x", "[1]")).outcome == "failed"
 
 
+@pytest.mark.parametrize("place", ["'__proto__'", "'constructor'", "'0'", "1", "-2", "0.5"])
+def test_only_an_argument_comes_back_as_itself(place: str, judge: Judge) -> None:
+    """Its place is what the program says. Of anything else tests would hand their own objects to the program, or fail to."""
+    task = replace(TASKS["javascript"], tests="f(f([1]));\n" + TASKS["javascript"].tests)
+    lie = f"Array.prototype.indexOf = () => {place}; return x * x + 1; }}"
+    assert verdict_on(judge, task, lie) == ("failed", "the program's answer is malformed")
+
+
 def test_a_lone_array_is_one_argument(judge: Judge) -> None:
     head = "class Solution {\n    public static String[] f(String[] x) {\n"
     tests = (
@@ -298,11 +325,64 @@ def test_an_exception_reaches_the_tests(judge: Judge) -> None:
     assert judge.judge(task, "    raise TypeError('why')\n").outcome == "failed"
 
 
+@pytest.mark.parametrize(
+    ("error", "caught"),
+    [
+        ("b'\\xff'.decode()", "UnicodeError"),
+        ("__import__('json').loads('{')", "ValueError"),
+        ("(_ for _ in ()).throw(type('Mine', (KeyError,), {})('why'))", "LookupError"),
+        ("(_ for _ in ()).throw(type('Mine', (Exception,), {})('why'))", "Exception"),
+    ],
+    ids=["five arguments", "of a library", "own", "own without another ancestor"],
+)
+def test_an_exception_without_a_counterpart_arrives_as_its_ancestor(error: str, caught: str, judge: Judge) -> None:
+    source = f"try:\n    f(1)\nexcept {caught} as error:\n    assert not isinstance(error, (TypeError, RuntimeError)) and str(error)\n"
+    task = replace(TASKS["python"], tests=source + "else:\n    assert False\n")
+    assert verdict_on(judge, task, f"    {error}\n") == ("passed", "")
+
+
 def test_what_the_task_needs_and_is_not_there_is_no_wrong_answer(judge: Judge) -> None:
     task = Task("t", "python", "", "import no_such_module\ndef f(x):\n", "f", "", "assert f(1) == 2\n")
     found = judge.judge(task, RIGHT["python"])
     assert (found.outcome, "no_such_module" in found.detail) == ("tool missing", True)
     assert judge.judge(TASKS["python"], "    import no_such_module\n").outcome == "failed"
+
+
+# Words of a task and of none of its statements, and a program that asks for one of them.
+WORDS = {
+    "python": ('def f(x):\n    """From a number to its roman numeral; import nothing. import romans"""\n', "import roman"),
+    "python, said": ("def f(number):\n", "raise ImportError(\"No module named 'number'\")"),
+    "javascript": ("// require('number') is not there\nfunction f(number) {\n", "return require('num'); }"),
+    "java": ("class Solution {\n    // import roman\n    public static Object f(int roman) {\n", "return 1; } }\nclass A { roman.B b; }"),
+    "cpp": ("#include <vector>\nint f(int x) {\n", "return 1; }\n#include <vect>\n"),
+}
+
+
+@pytest.mark.parametrize("case", WORDS)
+def test_a_word_of_the_task_is_no_library_that_it_needs(case: str, judge: Judge) -> None:
+    lang = case.partition(",")[0]
+    prompt, completion = WORDS[case]
+    task = replace(TASKS[lang], prompt=prompt, trusted="" if lang in ("python", "javascript") else prompt)
+    if lang == "javascript":
+        task = replace(task, tests=prompt.partition("function")[0] + task.tests)
+    assert verdict_on(judge, task, f"    {completion}\n")[0] in WRONG
+
+
+STATEMENTS = {
+    "python": ("import roman", "from roman import x", "import os, roman as r", "    import roman.x", "from roman.x import y"),
+    "javascript": ("const r = require('roman');", 'import r from "roman"', "import('roman')", "import 'roman';"),
+    "java": ("import roman.*;", "import static roman.A.b;"),
+    "cpp": ("#include <roman>", '# include "roman"'),
+}
+
+
+@pytest.mark.parametrize("lang", STATEMENTS)
+def test_statements_that_need_a_library(lang: str) -> None:
+    pattern = TOOLCHAINS[lang].uses.format("roman")
+    for statement in STATEMENTS[lang]:
+        assert re.search(pattern, f"x\n{statement}\n", re.MULTILINE), statement
+        for other in ("romans", "aroman"):
+            assert not re.search(pattern, statement.replace("roman", other), re.MULTILINE), statement
 
 
 def test_what_the_tests_own_imports_need_and_is_not_there_is_no_wrong_answer(judge: Judge) -> None:
@@ -311,6 +391,13 @@ def test_what_the_tests_own_imports_need_and_is_not_there_is_no_wrong_answer(jud
     task = Task("t", "java", "", "", "", imports, "class Main { public static void main(String[] a) {} }\n", whole=True, classes=True)
     assert verdict_on(judge, task, "class A {}")[0] == "tool missing"
     assert judge.judge(replace(task, trusted=""), imports + "class A {}").outcome == "compile error"
+
+
+@pytest.mark.parametrize("lang", ["python", "cpp"])
+def test_tests_that_never_got_going_say_nothing_of_the_program(lang: str, sandbox: Sandbox) -> None:
+    with Judge(sandbox, Limits(memory_mib=2)) as judge:
+        outcome, detail = verdict(judge, lang, RIGHT[lang])
+    assert (outcome, detail.partition(":")[0]) == ("sandbox error", "the tests did not start")
 
 
 def test_tests_that_cannot_run_are_no_wrong_answer(judge: Judge) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.judge.signature import function_names, read_signature
+from eval.judge.signature import Function, functions, read_signature
 
 
 @pytest.mark.parametrize(
@@ -56,12 +56,20 @@ def test_source_without_a_function_is_refused() -> None:
 @pytest.mark.parametrize(
     ("lang", "source", "names"),
     [
-        ("python", "def a():\n    def inner(): pass\n\n\ndef b(): pass\n", ["a", "inner", "b"]),
+        ("python", "def a():\n    def inner(): pass\n\n\ndef b(): pass\n", ["a", "b"]),
         ("javascript", "function a() {}\nfunction b() {}\n", ["a", "b"]),
         ("java", "class A { static int a() { return 1; } static int b() { return 2; } }", ["a", "b"]),
         ("cpp", "int a() { return 1; }\nstd::vector<int> b(int x) { return {}; }\n", ["a", "b"]),
+        ("javascript", "const a = function () {};\nlet b = (x) => { const c = () => x; };\nvar d = [1].map((x) => x);", ["a", "b"]),
+        ("cpp", "int* a(int n) { vector<int> v(n); return 0; }\nstruct S { int c() { return 1; } };\nint d(int f(int)) {}", ["a", "d"]),
         ("cpp", "this is no code {{{", []),
     ],
 )
 def test_functions_of_a_program(lang: str, source: str, names: list[str]) -> None:
-    assert function_names(source, lang) == names
+    assert [function.name for function in functions(source, lang)] == names
+
+
+def test_a_java_function_has_its_class() -> None:
+    source = "class A { int a() { return new Object() { int x() { return 1; } }.x(); }\n"
+    source += "  static class B { int b() { return 1; } } }\nrecord C() { int c() {} }"
+    assert functions(source, "java") == [Function("a", "A"), Function("b", "A$B"), Function("c", "C")]

@@ -173,6 +173,7 @@ def test_a_run_of_other_weights_or_settings_is_refused(
     ("changes", "sentence"),
     [
         ({"lenghts": [1]}, "unknown key 'lenghts'; did you mean 'lengths'"),
+        ({"systems": [{"name": "base", "model": "m", "stop": ["END", ""]}]}, "system 1 (base): a stop text is empty"),
         ({"systems": []}, "systems must be a list of at least one system"),
         ({"systems": [{"name": "a"}]}, "(a) has no model"),
         ({"systems": [{"name": "a/b", "model": "m"}]}, "it names a folder"),

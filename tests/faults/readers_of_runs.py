@@ -63,8 +63,9 @@ def run_files(folder: Path) -> Iterator[Reader]:
         assert render(made, {}, {}, read_routing(inputs.routing, PROGRAMS))
 
     def counts() -> None:
-        found = read_counts(passed, [Namespace(task_id=name) for name in ("t0", "t1")], PASSED)
-        pass_rate_change(found, [{"task_id": "t0", "n": 2, "passed": 2}], [1], "0")
+        tasks = [Namespace(task_id=name, group=name) for name in ("t0", "t1")]
+        found = read_counts(passed, tasks, PASSED)
+        pass_rate_change(tasks, found, [{"task_id": "t0", "n": 2, "passed": 2}], [1], "0")
 
     def resume() -> None:
         with redirect_stderr(StringIO()), suppress(_Stop), resumable_folder(folder / "facts", {"recipe": "0" * 8, "--seed": "0"}):

@@ -85,6 +85,14 @@ def test_the_context_is_the_limit(loaded):
         complete(model, tokenizer, ["a" * 300], max_new_tokens=1, batch_size=1, progress=False)
 
 
+def test_a_row_has_its_own_room_and_not_the_batches_least(loaded):
+    rows = [[1] * length for length in (20, 248, 30, 248)]  # of a context of 256
+    settings = {"max_new_tokens": 50, "progress": False}
+    alone = [complete_ids(*loaded, [row], batch_size=1, **settings)[0] for row in rows]
+    assert len(alone[1]) == 8 and min(len(alone[0]), len(alone[2])) > 8
+    assert complete_ids(*loaded, rows, batch_size=4, **settings) == alone
+
+
 # Each changes what `model.generate` returns, or makes it fail, where the call does not name it.
 OF_ANY = {
     **{"num_beams": 3, "no_repeat_ngram_size": 1, "repetition_penalty": 5.0, "encoder_repetition_penalty": 5.0, "guidance_scale": 5.0},

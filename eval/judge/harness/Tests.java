@@ -15,6 +15,7 @@ public final class Tests {
 
     /** Argument: the class whose main is the tests. */
     public static void main(String[] args) {
+        say(""); // that the tests got going
         try {
             var main = Class.forName(args[0]).getDeclaredMethod("main", String[].class);
             main.setAccessible(true);
@@ -168,7 +169,11 @@ public final class Tests {
 
     private static void finish(String outcome, String detail) {
         String plain = detail.replaceAll("[^ !#-\\[\\]-~]", " ");
-        ERR.println("\n" + System.getenv("NONCE") + " [\"" + outcome + "\", \"" + plain.substring(0, Math.min(500, plain.length())) + "\"]");
+        say("[\"" + outcome + "\", \"" + plain.substring(0, Math.min(500, plain.length())) + "\"]");
         Runtime.getRuntime().halt(0);
+    }
+
+    private static void say(String text) {
+        ERR.println("\n" + System.getenv("NONCE") + " " + text);
     }
 }

@@ -2,19 +2,21 @@
 
 import os
 import sys
+import types
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import wire
 
 channel = wire.Channel()
-namespace: dict = {"__name__": "program"}
+module = sys.modules["program"] = types.ModuleType("program")  # dataclasses look their module up
+namespace = vars(module)
 
 
 def attempt(action):
     try:
         return {"ok": action()}
     except BaseException as error:
-        return {"error": [type(error).__name__, str(error)[:500]]}
+        return {"error": wire.described(error)}
 
 
 def load():

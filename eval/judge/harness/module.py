@@ -78,7 +78,7 @@ try:
         exec(compile(file.read(), "program.py", "exec"), vars(module))
     loaded = {"ok": refer(module)}
 except BaseException as error:
-    loaded = {"error": [type(error).__name__, str(error)[:500]]}
+    loaded = {"error": wire.described(error)}
 channel.send(loaded)
 try:
     serve()

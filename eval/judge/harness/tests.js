@@ -6,8 +6,12 @@ const vm = require("vm");
 const wire = require(path.join(__dirname, "wire.js"));
 const { writeBack } = require(path.join(__dirname, "values.js"));
 
+function say(text) {
+    fs.writeSync(2, `\n${process.env.NONCE} ${text}\n`);
+}
+
 function finish(outcome, detail = "") {
-    fs.writeSync(2, `\n${process.env.NONCE} ${JSON.stringify([outcome, String(detail).slice(0, 500)])}\n`);
+    say(JSON.stringify([outcome, String(detail).slice(0, 500)]));
     process.reallyExit(0);
 }
 
@@ -40,10 +44,14 @@ function call(...args) {
         throw error;
     }
     const [result, after, same] = Array.isArray(reply.ok) ? reply.ok : [];
+    if (!Number.isInteger(same) || same < -1 || same >= args.length) {
+        finish("failed", "the program's answer is malformed");
+    }
     args.forEach((arg, place) => writeBack(arg, Array.isArray(after) ? after[place] : undefined));
-    return same in args ? args[same] : result; // a function that returns the array that it was given
+    return same >= 0 ? args[same] : result; // a function that returns the array that it was given
 }
 
+say(""); // that the tests got going
 const loaded = answer();
 if (loaded.error) {
     finish(loaded.error[0] === "SyntaxError" ? "compile error" : "failed", loaded.error.join(": "));

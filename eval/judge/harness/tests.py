@@ -1,6 +1,7 @@
 """Runs in the tests' sandbox, where no candidate code is: the names that the candidate defines are calls to its process."""
 
 import builtins
+import contextlib
 import json
 import os
 import sys
@@ -10,8 +11,12 @@ import objects
 import wire
 
 
+def say(text):
+    os.write(2, f"\n{os.environ['NONCE']} {text}\n".encode())
+
+
 def finish(outcome, detail=""):
-    os.write(2, f"\n{os.environ['NONCE']} {json.dumps([outcome, str(detail)[:500]])}\n".encode())
+    say(json.dumps([outcome, str(detail)[:500]]))
     os._exit(0)
 
 
@@ -37,11 +42,7 @@ def call(*arguments):
         finish("gone", "the program ended before it was called")
     reply = answer()
     if "error" in reply:
-        kind, text = map(str, reply["error"])
-        if kind == "MemoryError":
-            finish("memory", text)
-        known = getattr(builtins, kind, None)
-        raise known(text) if isinstance(known, type) and issubclass(known, Exception) else RuntimeError(f"{kind}: {text}")
+        raise raised(*reply["error"])
     try:
         result, after, same = map(wire.decode, reply["ok"])
         for mine, theirs in zip(arguments, after, strict=True):
@@ -53,12 +54,25 @@ def call(*arguments):
     return result
 
 
+def raised(kinds, text):
+    """What the program raised, as the nearest of Python's own errors among its ancestors `kinds` that takes a text alone."""
+    if "MemoryError" in kinds:
+        finish("memory", text)
+    for kind in kinds:
+        known = getattr(builtins, str(kind), None)
+        if isinstance(known, type) and issubclass(known, Exception):
+            with contextlib.suppress(TypeError):  # UnicodeDecodeError takes five arguments
+                return known(str(text))
+    return RuntimeError(f"{kinds[0]}: {text}")
+
+
 channel = wire.Channel()
+say("")  # that the tests got going
 loaded = answer()
 if "error" in loaded:
-    kind, text = map(str, loaded["error"])
-    compiling = dict.fromkeys(("SyntaxError", "IndentationError", "TabError"), "compile error")
-    finish({**compiling, "MemoryError": "memory"}.get(kind, "failed"), f"{kind}: {text}")
+    kinds, text = loaded["error"]
+    outcome = "compile error" if "SyntaxError" in kinds else "memory" if "MemoryError" in kinds else "failed"
+    finish(outcome, f"{kinds[0]}: {text}")
 with open("tests.json", encoding="utf-8") as file:
     plan = json.load(file)
 namespace: dict[str, object] = {"__name__": "__main__"}

@@ -17,9 +17,12 @@ def encode(value, refer=None):
         return {"reference": reference}
     if value is None or isinstance(value, bool):
         return value
-    for plain in (int, float, str):
-        if isinstance(value, plain):
-            return plain(value)
+    if isinstance(value, int):  # not int(value): a class of its own, such as an Enum, may say something else
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, str):
+        return str.__str__(value)
     if isinstance(value, list):
         return [encode(part, refer) for part in value]
     if isinstance(value, dict):
@@ -58,6 +61,11 @@ def decode(value, resolve=None):
     if kind == "reference" and resolve:
         return resolve(data)
     raise ValueError(f"unknown kind of value {kind!r}")
+
+
+def described(error):
+    """The names of its class and that one's ancestors, and its text."""
+    return [[kind.__name__ for kind in type(error).__mro__], str(error)[:500]]
 
 
 def write_back(mine, theirs):
