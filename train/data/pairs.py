@@ -39,7 +39,7 @@ class Loaded:
     rows: list[Pair]
     dropped: dict[str, int]  # rule: rows it dropped, every rule in the order of its turn
     sha256: str  # of the texts and codes of `rows`, in order
-    source: str  # which data set this is, and why if it was chosen here
+    source: str  # which data set this is, why if it was chosen here, and that it was decoded
 
 
 def load_pairs(
@@ -80,6 +80,10 @@ def load_pairs(
     identity = COLUMNS if level == "snippet" else ("text",) if paraphrased else ("code",)
     earlier = {_key(row, identity) for name in SPLITS[: SPLITS.index(split)] for row in _read_if_there(path, lang, name, level, max_bad)}
     in_two = [_key(row, identity) in earlier for row in rows]
+    if token_form is None:
+        token_form = lang in LANGUAGES and is_token_form([row["code"] for row in rows])
+    if token_form:
+        note += ", decoded from XLCoST's token form"
     pairs = _pairs(rows, lang, token_form)
 
     dropped = {MALFORMED: bad}
@@ -118,9 +122,7 @@ def _read_if_there(path: Path, lang: str, split: str, level: str, max_bad: int |
         return []
 
 
-def _pairs(rows: list[Row], lang: str, token_form: bool | None) -> list[Pair]:
-    if token_form is None:
-        token_form = lang in LANGUAGES and is_token_form([row["code"] for row in rows])
+def _pairs(rows: list[Row], lang: str, token_form: bool) -> list[Pair]:
     source = {row["code"]: row["code"] for row in rows}
     if token_form:
         get_language(lang)

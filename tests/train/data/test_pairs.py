@@ -108,6 +108,18 @@ def test_token_form_can_be_forced(tmp_path: Path) -> None:
     assert load_pairs(tmp_path, "cpp", "train", token_form=True).rows[0].code == "int f() {\n    return 1;\n}\n"
 
 
+def test_one_line_source_text_is_kept_as_it_is(tmp_path: Path) -> None:
+    codes = ['greeting = "good  morning all"', "total = first + second", "count += 1", "flag = not done"]
+    write(tmp_path, "snippet.train", [{"text": f"row {number}", "code": code} for number, code in enumerate(codes)], lang="python")
+    loaded = load_pairs(tmp_path, "python", "train", level="snippet")
+    assert [pair.code for pair in loaded.rows] == codes and loaded.source == str(tmp_path)
+
+
+def test_what_was_decoded_is_said(tmp_path: Path) -> None:
+    write(tmp_path, "train", [{"text": "a", "code": "int f ( ) { return 1 ; }"}])
+    assert load_pairs(tmp_path, "cpp", "train").source == f"{tmp_path}, decoded from XLCoST's token form"
+
+
 def test_snippets_need_not_parse(tmp_path: Path) -> None:
     write(tmp_path, "snippet.train", [{"text": "loop", "code": "for ( int i = 0 ; i < n ; i ++ ) {"}])
     assert load_pairs(tmp_path, "cpp", "train", level="snippet").rows[0].code == "for (int i = 0; i < n; i++) {\n"
