@@ -61,7 +61,7 @@ def load_pairs(
     level: "program", or "snippet": fragments, which no parser is asked about.
     limit: at most so many pairs, drawn with `seed`; a smaller limit's pairs are a larger one's first.
     token_form: whether the code is in XLCoST's token form; by default decided for the whole split by `is_token_form`.
-    max_bad: see `reading.read_rows`.
+    max_bad: see `reading.read_well_formed`.
 
     Rows with a `family` column are paraphrases: many texts of one program. Among them near duplicates are kept.
     A row stands in two splits if its code stands in an earlier one too (in the order above); a paraphrase, if its text does;

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .pairs import MALFORMED
 from .prompts import IGNORED, LONG_COMPLETION, LONG_PROMPT, Example, encode_text
-from .reading import Row, first_columns, read_rows
+from .reading import Row, first_columns, read_well_formed
 
 PAIR = ("prompt", "chosen", "rejected")
 SAMPLE = ("task_id", "prompt", "completion", "outcome")
@@ -63,7 +63,7 @@ def load_preferences(paths: Iterable[Path], pairs_per_task: int, seed: int) -> t
         if columns is None:
             needed = f"{', '.join(PAIR)} are needed, or {', '.join(SAMPLE)}, as eval.pass_at_k writes them"
             raise ValueError(f"{file} has the columns {', '.join(sorted(found)) or 'none'}; {needed}")
-        rows, bad = read_rows(file, columns=columns, may_be_empty=("chosen", "rejected", "completion"))
+        rows, bad = read_well_formed(file, columns=columns, may_be_empty=("chosen", "rejected", "completion"))
         dropped[MALFORMED] += bad
         if columns == PAIR:
             pairs += [_preference(row) for row in rows]

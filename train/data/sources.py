@@ -10,7 +10,7 @@ import torch
 
 from model.languages import LANGUAGES, get_language
 
-from .reading import SUFFIXES, Row, read_rows
+from .reading import SUFFIXES, Row, read_well_formed
 
 XLCOST = "codeparrot/xlcost-text-to-code"
 SPLITS = ("train", "valid", "test")
@@ -45,7 +45,7 @@ def find_source(source: str | Path, lang: str, level: str) -> tuple[Path, str]:
 
 def check_levels(path: Path) -> None:
     """`ValueError` if a data set cannot say which of its rows are programs and which are snippets."""
-    if path.is_file() and not any("level" in row for row in read_rows(path)[0]):
+    if path.is_file() and not any("level" in row for row in read_well_formed(path)[0]):
         raise ValueError(f"{path} has no column level (program or snippet), so its levels cannot be mixed by weight")
 
 
@@ -91,7 +91,7 @@ def read_splits(path: Path, lang: str, split: str, level: str, max_bad: int | No
     """
     wanted = SPLITS[: SPLITS.index(split) + 1]
     if path.is_file():
-        rows, bad = read_rows(path, max_bad)
+        rows, bad = read_well_formed(path, max_bad)
         split_of = _division(rows, path)
         if not any("split" in row for row in rows):
             wanted = SPLITS
@@ -106,7 +106,7 @@ def read_splits(path: Path, lang: str, split: str, level: str, max_bad: int | No
             if name == split:
                 raise
             continue
-        read = [read_rows(file, max_bad) for file in files]
+        read = [read_well_formed(file, max_bad) for file in files]
         parts[name] = _of_language([row for rows, _ in read for row in rows], path, lang)
         bad = sum(bad for _, bad in read)
     return parts, bad
