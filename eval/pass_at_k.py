@@ -80,8 +80,8 @@ def main(args: Namespace) -> int:
     with _work_folder(args.out, conditions) as work:
         if args.model:
             samples, cost = generated(args, tasks, args.n, work)
-        prompts = {task.task_id: prompt_of(task, args.template) for task in tasks}
-        samples = [{"lang": args.lang, "prompt": prompts[row["task_id"]], **row} for row in samples]
+        of_task = {task.task_id: {"prompt": prompt_of(task, args.template), "whole": task.whole} for task in tasks}
+        samples = [{"lang": args.lang, **of_task[row["task_id"]], **row} for row in samples]
         limits = Limits(wall_s=args.timeout, memory_mib=args.memory)
         rows, judging = judge_samples(tasks, samples, sandbox, limits, work / SAMPLES, args.jobs)
         figures, counts = summarise(tasks, rows, ks, f"{args.seed}")

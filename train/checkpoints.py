@@ -19,7 +19,7 @@ def is_over(state: TrainerState) -> bool:
 def check_exact(checkpoint: Path, process: int, number_of_processes: int) -> None:
     """`ValueError` if the checkpoint lacks something without which a run goes on, but not as the unbroken one would have."""
     rng = f"rng_state_{process}.pth" if number_of_processes > 1 else "rng_state.pth"
-    for name in ("optimizer", "scheduler", rng):  # FSDP2's optimizer is a folder
+    for name in ("optimizer", "scheduler", rng, f"since_log_{process}.pt"):  # FSDP2's optimizer is a folder
         if not any(checkpoint.glob(f"{name}*")):
             raise ValueError(f"cannot resume {checkpoint}: it has no {name}; remove {checkpoint.parent} to begin anew")
 

@@ -44,6 +44,8 @@ class GateTrainer(PairTrainer):
     `flags` are the command's; `routing_rows` are the rows of each language that are looked at, `names` what the experts are called.
     """
 
+    since_log = (*PairTrainer.since_log, "_parts")
+
     def __init__(self, *args: Any, flags: argparse.Namespace, routing_rows: dict[str, list[Example]], names: list[str], **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.flags, self.routing_rows, self.names = flags, routing_rows, names

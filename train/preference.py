@@ -97,6 +97,8 @@ class PreferenceTrainer(PairTrainer):
     `eval_`.
     """
 
+    since_log = (*PairTrainer.since_log, "_seen")
+
     def __init__(self, *args: Any, preference_loss: PreferenceLoss, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.preference_loss: PreferenceLoss = preference_loss

@@ -80,6 +80,8 @@ def training_arguments(args: argparse.Namespace, folder: Path, rows: int) -> Tra
     """Cosine schedule, clipping, best checkpoint kept; bf16 and a paged optimizer on CUDA, fp32 and AdamW on a CPU."""
     cuda = torch.cuda.is_available()
     steps = total_steps(args, rows)
+    if steps == 1 and args.warmup:
+        print("nothing is learned: the run has one step, and the first of the warm-up has the rate 0; take --warmup 0 or more steps")
     checkpointing: dict[str, Any] = {}
     if use_checkpointing(args, cuda):
         checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}

@@ -49,6 +49,7 @@ class PairTrainer(Trainer):
     """A Trainer over rows {"input_ids", "labels"} that orders, logs and stops as the module's docstring says."""
 
     megabatch = MEGABATCH
+    since_log: tuple[str, ...] = ("_tr_loss", "_globalstep_last_logged", "_total_loss_scalar")  # what the next log entry is made of
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -166,9 +167,23 @@ class PairTrainer(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
+        torch.save({name: getattr(self, name) for name in self.since_log}, self._since_log_of(output_dir))
         self.accelerator.wait_for_everyone()  # so that `trainer_state.json` comes last of all that all processes write
 
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """As Trainer's, before a resumed run's first step; and what was summed for the log since its last entry."""
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            for name, value in torch.load(self._since_log_of(checkpoint), map_location="cpu", weights_only=True).items():
+                setattr(self, name, value)
+            self._tr_loss = self._tr_loss.to(self.args.device)
+
+    def _since_log_of(self, checkpoint: str) -> Path:
+        return Path(checkpoint) / f"since_log_{self.args.process_index}.pt"
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "train_loss" in logs:  # Trainer divides the whole run's sum by the steps since the resume
+            logs["train_loss"] = self._total_loss_scalar / self.state.global_step
         logs |= {name: round(value, 3) for name, value in self.seconds().items()}
         super().log(logs, *args, **kwargs)
 

@@ -81,7 +81,7 @@ def test_given_samples_are_judged_and_counted(sandbox: Sandbox, files: dict[str,
     assert facts["tools"] == {"python3": python.strip()}
     assert "\ndef " in facts["stop"] and facts["fenced"] == 0 and facts["precision"] is None
     rows = [json.loads(line) for line in (files["out"] / "samples.jsonl").read_text().splitlines()]
-    assert [(row["task_id"], row["completion"]) for row in rows] == SAMPLES
+    assert [(row["task_id"], row["completion"]) for row in rows] == SAMPLES and not any(row["whole"] for row in rows)
     assert [row["sample"] for row in rows] == [0, 1, 2, 0, 1, 2]
     assert not list(files["out"].parent.glob(".*"))
 

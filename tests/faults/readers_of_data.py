@@ -22,7 +22,7 @@ from model.merging.config import read_merge_config
 from model.recipe import read_recipe
 from tests.faults.reader import Reader
 from train.data.preferences import load_preferences
-from train.data.reading import read_rows
+from train.data.reading import read_well_formed
 from train.lora import add_lora_flags, check_lora_flags
 from train.settings import add_training_flags, check_flags
 
@@ -92,7 +92,7 @@ def row_files(folder: Path) -> Iterator[Reader]:
     (files / "tasks.jsonl").write_text("".join(json.dumps({"task_id": f"CPP/{n}", **task}) + "\n" for n in range(3)))
 
     def read(file: Path) -> None:
-        found, bad = read_rows(file)
+        found, bad = read_well_formed(file)
         assert bad >= 0 and found and all(isinstance(row[key], str) and row[key].strip() for row in found for key in ("text", "code"))
 
     def gate() -> None:

@@ -30,7 +30,7 @@ from tests.model.conftest import make_tokenizer
 from train.data import load_pairs
 from train.data.pairs import Pair
 from train.data.prompts import encode_pairs
-from train.data.reading import read_rows
+from train.data.reading import read_well_formed
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,7 @@ def test_45_rows_that_nothing_can_be_learned_from(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"rows\.jsonl is empty"):
-        read_rows(path)
+        read_well_formed(path)
     path.write_bytes(good + b'{"text": "\xff", "code": "x"}\n')
     with pytest.warns(UserWarning, match=r"rows\.jsonl:7: .*utf-8.*; row dropped"):
         loaded = load_pairs(path, "cpp", "train")

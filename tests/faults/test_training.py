@@ -127,7 +127,7 @@ def losses(out: Path) -> list[tuple]:
     return [(entry["step"], entry.get("loss"), entry.get("eval_loss"), entry.get("grad_norm")) for entry in entries[:-1]]
 
 
-@pytest.mark.parametrize("name", ["rng_state.pth", "optimizer.pt", "scheduler.pt"])
+@pytest.mark.parametrize("name", ["rng_state.pth", "optimizer.pt", "scheduler.pt", "since_log_0.pt"])
 def test_43_state_missing_on_resume(train, tmp_path, monkeypatch, capsys, name):
     """transformers goes on without any of them, on another path, and says nothing."""
     stopped(train, monkeypatch, 3)

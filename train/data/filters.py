@@ -85,24 +85,49 @@ def repeated(keys: Iterable[object]) -> list[bool]:
 
 
 def near_duplicates(texts: Sequence[str]) -> list[bool]:
-    """For each text, whether an earlier one that is kept has at least 0.85 of their 5-token shingles in common (Jaccard).
+    """For each text, whether an earlier one that is kept has at least 0.85 of their 5-token shingles in common (Jaccard)."""
+    rows = [_shingles(text) for text in texts]
+    kept = _Shingled(rows)
+    near = []
+    for row in tqdm(rows, desc="near duplicates", unit="row"):
+        near.append(kept.has_near(row))
+        if not near[-1]:
+            kept.add(row)
+    return near
+
+
+def near_any(texts: Sequence[str], others: Sequence[str]) -> list[bool]:
+    """For each text, whether one of `others` is as near."""
+    rows, other_rows = ([_shingles(text) for text in part] for part in (texts, others))
+    known = _Shingled([*rows, *other_rows])
+    for row in other_rows:
+        known.add(row)
+    return [known.has_near(row) for row in tqdm(rows, desc="near duplicates in other splits", unit="row")]
+
+
+class _Shingled:
+    """Sets of shingles, and whether one of them is near to another set.
 
     Exact, by prefix filtering (Bayardo et al., WWW 2007): two sets of Jaccard similarity >= t share an element among
     the first |x| - ceil(t |x|) + 1 of each, in any one order; with the rarest shingles first, few others share them.
     """
-    shingles = [_shingles(text) for text in texts]
-    frequency = Counter(shingle for row in shingles for shingle in row)
-    index: dict[int, list[int]] = defaultdict(list)
-    near = []
-    for number, row in enumerate(tqdm(shingles, desc="near duplicates", unit="row")):
-        ordered = sorted(row, key=lambda shingle: (frequency[shingle], shingle))
-        prefix = ordered[: len(row) - math.ceil(NEAR * len(row)) + 1]
-        candidates = {other for shingle in prefix for other in index[shingle]}
-        near.append(any(_jaccard(row, shingles[other]) >= NEAR for other in candidates))
-        if not near[-1]:
-            for shingle in prefix:
-                index[shingle].append(number)
-    return near
+
+    def __init__(self, rows: Sequence[set[int]]) -> None:
+        """`rows`: all that will be added or asked for, which say how rare a shingle is."""
+        self.frequency = Counter(shingle for row in rows for shingle in row)
+        self.index: dict[int, list[set[int]]] = defaultdict(list)
+
+    def has_near(self, row: set[int]) -> bool:
+        candidates = {id(other): other for shingle in self._prefix(row) for other in self.index.get(shingle, ())}
+        return any(_jaccard(row, other) >= NEAR for other in candidates.values())
+
+    def add(self, row: set[int]) -> None:
+        for shingle in self._prefix(row):
+            self.index[shingle].append(row)
+
+    def _prefix(self, row: set[int]) -> list[int]:
+        ordered = sorted(row, key=lambda shingle: (self.frequency[shingle], shingle))
+        return ordered[: len(row) - math.ceil(NEAR * len(row)) + 1]
 
 
 def _shingles(text: str) -> set[int]:

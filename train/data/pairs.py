@@ -10,10 +10,10 @@ from tqdm import tqdm
 
 from model.languages import LANGUAGES, get_language, language_title
 
-from .filters import CODE_RULES, near_duplicates, parses, repeated, squeeze
+from .filters import CODE_RULES, near_any, near_duplicates, parses, repeated, squeeze
 from .gaps import Gap
 from .reading import COLUMNS, Row
-from .sources import LEVELS, SPLITS, find_source, group_of, read_split
+from .sources import LEVELS, SPLITS, find_source, group_of, read_splits
 from .xlcost import decode, is_token_form
 
 MALFORMED = "malformed row"
@@ -21,6 +21,7 @@ UNPARSED = "does not parse"
 DUPLICATE = "exact duplicate"
 NEAR_DUPLICATE = "near duplicate"
 TWO_SPLITS = "also in an earlier split"
+NEAR_LATER = "near duplicate in a later split"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Loaded:
     rows: list[Pair]
     dropped: dict[str, int]  # rule: rows it dropped, every rule in the order of its turn
     sha256: str  # of the texts and codes of `rows`, in order
-    source: str  # which data set this is, and why if it was chosen here
+    source: str  # which data set this is, why if it was chosen here, and that it was decoded
 
 
 def load_pairs(
@@ -60,11 +61,12 @@ def load_pairs(
     level: "program", or "snippet": fragments, which no parser is asked about.
     limit: at most so many pairs, drawn with `seed`; a smaller limit's pairs are a larger one's first.
     token_form: whether the code is in XLCoST's token form; by default decided for the whole split by `is_token_form`.
-    max_bad: see `reading.read_rows`.
+    max_bad: see `reading.read_well_formed`.
 
     Rows with a `family` column are paraphrases: many texts of one program. Among them near duplicates are kept.
     A row stands in two splits if its code stands in an earlier one too (in the order above); a paraphrase, if its text does;
-    a snippet, if both do: "return count;" belongs to many programs.
+    a snippet, if both do: "return count;" belongs to many programs. From a file that is divided here also those rows are dropped whose code
+    (of snippets: text and code) is nearly that of a row in a later split; a division that comes with the data is taken as it is.
 
     Of a language that is not one of `LANGUAGES` no parser is asked, and its code is taken as it is.
     """
@@ -75,15 +77,21 @@ def load_pairs(
     if limit is not None and limit < 1:
         raise ValueError(f"the limit must be at least 1 row, not {limit}")
     path, note = find_source(source, lang, level)
-    rows, bad = read_split(path, lang, split, level, max_bad)
-    paraphrased = any("family" in row for row in rows)
+    rows_of, bad = read_splits(path, lang, split, level, max_bad)
+    paraphrased = any("family" in row for row in rows_of[split])
     identity = COLUMNS if level == "snippet" else ("text",) if paraphrased else ("code",)
-    earlier = {_key(row, identity) for name in SPLITS[: SPLITS.index(split)] for row in _read_if_there(path, lang, name, level, max_bad)}
-    in_two = [_key(row, identity) in earlier for row in rows]
+    fresh = _without_those_of_earlier(rows_of, identity)
+    rows = fresh[split]
+    if token_form is None:
+        token_form = lang in LANGUAGES and is_token_form([row["code"] for row in rows])
+    if token_form:
+        note += ", decoded from XLCoST's token form"
     pairs = _pairs(rows, lang, token_form)
 
-    dropped = {MALFORMED: bad}
-    pairs = _drop(dropped, TWO_SPLITS, pairs, in_two)
+    dropped = {MALFORMED: bad, TWO_SPLITS: len(rows_of[split]) - len(rows)}
+    if (later := [row for name in SPLITS[SPLITS.index(split) + 1 :] for row in fresh.get(name, ())]) and not paraphrased:
+        ours, theirs = (["\n".join(row[column] for column in identity) for row in part] for part in (rows, later))
+        pairs = _drop(dropped, NEAR_LATER, pairs, near_any(ours, theirs))
     for rule, is_bad in CODE_RULES.items():
         pairs = _drop(dropped, rule, pairs, (is_bad(pair.code) for pair in pairs))
     if level == "program" and lang in LANGUAGES:
@@ -107,20 +115,18 @@ def format_table(dropped: dict[str, int]) -> str:
     return "\n".join([f"{'rule':<{width}}  rows dropped", *(f"{rule:<{width}}  {count:12,}" for rule, count in dropped.items())])
 
 
-def _key(row: Row, columns: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(squeeze(row[column]) for column in columns)
+def _without_those_of_earlier(rows_of: dict[str, list[Row]], columns: tuple[str, ...]) -> dict[str, list[Row]]:
+    """The rows of each split without those that agree in `columns`, but for white space, with one of an earlier split."""
+    earlier: set[tuple[str, ...]] = set()
+    fresh = {}
+    for split, rows in rows_of.items():
+        keys = [tuple(squeeze(row[column]) for column in columns) for row in rows]
+        fresh[split] = [row for row, key in zip(rows, keys, strict=True) if key not in earlier]
+        earlier.update(keys)
+    return fresh
 
 
-def _read_if_there(path: Path, lang: str, split: str, level: str, max_bad: int | None) -> list[Row]:
-    try:
-        return read_split(path, lang, split, level, max_bad)[0]
-    except FileNotFoundError:  # a folder may have a test split alone
-        return []
-
-
-def _pairs(rows: list[Row], lang: str, token_form: bool | None) -> list[Pair]:
-    if token_form is None:
-        token_form = lang in LANGUAGES and is_token_form([row["code"] for row in rows])
+def _pairs(rows: list[Row], lang: str, token_form: bool) -> list[Pair]:
     source = {row["code"]: row["code"] for row in rows}
     if token_form:
         get_language(lang)
@@ -141,7 +147,7 @@ def _drop(dropped: dict[str, int], rule: str, pairs: list[Pair], verdicts: Itera
 
 
 def _counts(dropped: dict[str, int]) -> str:
-    return ", ".join(f"{rule} {count}" for rule, count in dropped.items() if count) or "it is empty"
+    return ", ".join(f"{rule} {count}" for rule, count in dropped.items() if count) or "none is in that split"
 
 
 def _digest(pairs: list[Pair]) -> str:

@@ -7,7 +7,7 @@ preferred to one that failed. What could not be judged says nothing about a prog
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from random import Random
 
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .pairs import MALFORMED
 from .prompts import IGNORED, LONG_COMPLETION, LONG_PROMPT, Example, encode_text
-from .reading import Row, first_columns, read_rows
+from .reading import Row, first_columns, read_well_formed
 
 PAIR = ("prompt", "chosen", "rejected")
 SAMPLE = ("task_id", "prompt", "completion", "outcome")
@@ -41,13 +41,15 @@ class Preference:
     chosen: str
     rejected: str
     task: str  # pairs of one task stand in one split
+    whole: bool = True  # whether the completions are texts of their own; else they go on with the prompt's, in mid-program
 
 
 def load_preferences(paths: Iterable[Path], pairs_per_task: int, seed: int) -> tuple[list[Preference], dict[str, int]]:
     """The pairs of all files, shuffled with `seed`, and how many rows or pairs each rule dropped, in the order of their turn.
 
     paths: .jsonl[.gz], .json or .parquet files with the columns of PAIR (and `task_id` or `group`, where several prompts are of one task)
-        or of SAMPLE (and `lang`), or folders that eval.pass_at_k wrote. The files of one task's samples are taken together.
+        or of SAMPLE (and `lang`), or folders that eval.pass_at_k wrote. The files of one task's samples are taken together. Completions
+        of rows whose `whole` is false are encoded as the rest of a text.
     pairs_per_task: pairs that are kept of a prompt at most, drawn with `seed`, so that no task outweighs the others.
     ValueError for other columns, an unknown outcome, or if no pair is left; FileNotFoundError for a missing file.
     """
@@ -61,7 +63,7 @@ def load_preferences(paths: Iterable[Path], pairs_per_task: int, seed: int) -> t
         if columns is None:
             needed = f"{', '.join(PAIR)} are needed, or {', '.join(SAMPLE)}, as eval.pass_at_k writes them"
             raise ValueError(f"{file} has the columns {', '.join(sorted(found)) or 'none'}; {needed}")
-        rows, bad = read_rows(file, columns=columns, may_be_empty=("chosen", "rejected", "completion"))
+        rows, bad = read_well_formed(file, columns=columns, may_be_empty=("chosen", "rejected", "completion"))
         dropped[MALFORMED] += bad
         if columns == PAIR:
             pairs += [_preference(row) for row in rows]
@@ -97,7 +99,7 @@ def encode_preferences(
     rows: list[Example] = []
     dropped = {LONG_PROMPT: 0, LONG_COMPLETION: 0}
     for pair in tqdm(pairs, desc="tokenise", unit="pair", disable=None):
-        chosen, rejected = (encode_text(pair.prompt, text, tokenizer) for text in (pair.chosen, pair.rejected))
+        chosen, rejected = (encode_text(pair.prompt, text, tokenizer, pair.whole) for text in (pair.chosen, pair.rejected))
         if max(len(chosen["input_ids"]), len(rejected["input_ids"])) <= max_length:
             rows.append({**chosen, "rejected": rejected})  # type: ignore[dict-item]
         else:
@@ -107,11 +109,12 @@ def encode_preferences(
 
 def digest(pairs: Iterable[Preference]) -> str:
     """SHA-256 of the pairs, in order."""
-    return hashlib.sha256(repr([(pair.prompt, pair.chosen, pair.rejected, pair.task) for pair in pairs]).encode()).hexdigest()
+    return hashlib.sha256(repr([astuple(pair) for pair in pairs]).encode()).hexdigest()
 
 
 def _preference(row: Row) -> Preference:
-    return Preference(row["prompt"], row["chosen"], row["rejected"], str(row.get("group") or row.get("task_id") or row["prompt"]))
+    task = str(row.get("group") or row.get("task_id") or row["prompt"])
+    return Preference(row["prompt"], row["chosen"], row["rejected"], task, row.get("whole") is not False)
 
 
 def _pair_up(rows: list[Row], dropped: Counter[str], seed: int) -> list[Preference]:
@@ -137,7 +140,10 @@ def _pair_up(rows: list[Row], dropped: Counter[str], seed: int) -> list[Preferen
     good, bad = (random.sample(list(side.values()), len(side)) for side in (passed, failed))
     together = ((good[i % len(good)], bad[i % len(bad)]) for i in range(max(len(good), len(bad))))
     # The prompt is the failing row's: a reference solution may come from a run that never asked this model.
-    return [Preference(worse["prompt"], better["completion"], worse["completion"], worse["task_id"]) for better, worse in together]
+    return [
+        Preference(worse["prompt"], better["completion"], worse["completion"], worse["task_id"], worse.get("whole") is not False)
+        for better, worse in together
+    ]
 
 
 def _distinct(pairs: list[Preference], dropped: Counter[str]) -> list[Preference]:

@@ -19,13 +19,14 @@ LONG_COMPLETION = "completion over the length"
 Example = dict[str, list[int]]
 
 
-def encode_text(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> Example:
-    """The example of a prompt, as the model is asked it, and its completion.
+def encode_text(prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase, whole: bool = True) -> Example:
+    """The example of a prompt, as the model is asked it, and its completion: a text of its own (`whole`), or the rest of the prompt's.
 
     The two parts are tokenised apart, as they are when the model generates: no token spans the boundary, and the mask
     needs no search for it.
     """
-    return _example(encode_prompts(tokenizer, [prompt])[0], tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer)
+    ids = tokenizer(completion, add_special_tokens=False)["input_ids"] if whole else encode_piece(tokenizer, completion)
+    return _example(encode_prompts(tokenizer, [prompt])[0], ids, tokenizer)
 
 
 def encode_pair(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> Example:

@@ -30,7 +30,7 @@ _FEW = 64  # bytes: more than gzip takes for nothing, which ends in zeros
 _BATCH = 4  # rows of a Parquet file that are unpacked before their size is known
 
 
-def read_rows(
+def read_well_formed(
     path: Path, max_bad: int | None = None, columns: tuple[str, ...] = COLUMNS, may_be_empty: tuple[str, ...] = ()
 ) -> tuple[list[Row], int]:
     """The well-formed rows of `path`, each with its place `where` ("name:line"), and the number of malformed ones.
@@ -69,7 +69,7 @@ def read_rows(
 
 
 def first_columns(path: Path) -> list[str]:
-    """The columns of the first row of `path` that is an object; none if no row is. Errors of a missing or damaged file as `read_rows`."""
+    """The columns of the first row of `path` that is an object; none if no row is. A missing or damaged file as for `read_well_formed`."""
     for _, value in _values(path):
         with suppress(ValueError):
             row = parse_json(value) if isinstance(value, bytes) else value

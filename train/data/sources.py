@@ -2,13 +2,15 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from model.languages import LANGUAGES, get_language
 
-from .reading import SUFFIXES, Row, read_rows
+from .reading import SUFFIXES, Row, read_well_formed
 
 XLCOST = "codeparrot/xlcost-text-to-code"
 SPLITS = ("train", "valid", "test")
@@ -43,7 +45,7 @@ def find_source(source: str | Path, lang: str, level: str) -> tuple[Path, str]:
 
 def check_levels(path: Path) -> None:
     """`ValueError` if a data set cannot say which of its rows are programs and which are snippets."""
-    if path.is_file() and not any("level" in row for row in read_rows(path)[0]):
+    if path.is_file() and not any("level" in row for row in read_well_formed(path)[0]):
         raise ValueError(f"{path} has no column level (program or snippet), so its levels cannot be mixed by weight")
 
 
@@ -80,27 +82,55 @@ def _download(lang: str, level: str) -> Path:
     return folder
 
 
-def read_split(path: Path, lang: str, split: str, level: str, max_bad: int | None) -> tuple[list[Row], int]:
-    """The rows of `split` in language `lang`, and the number of malformed rows in its files.
+def read_splits(path: Path, lang: str, split: str, level: str, max_bad: int | None) -> tuple[dict[str, list[Row]], int]:
+    """The rows of `split` in language `lang` and of the splits before it, in the order of SPLITS, and the malformed rows in its files.
 
-    A folder has one or more files per split. A single file has a column `split`, or is divided by `group`; if it has a column `level`,
-    only rows of that level are read.
+    A folder has one or more files per split. A single file has a column `split`, or is divided here by `group`, with the rows of all
+    languages and levels, so that a problem stands in one split whatever is asked for; the splits behind `split` are then returned, too.
+    If it has a column `level`, only rows of that level are read.
     """
-    files = _split_files(path, lang, split, level) if path.is_dir() else [path]
-    read = [read_rows(file, max_bad) for file in files]
-    rows, bad = [row for rows, _ in read for row in rows], sum(bad for _, bad in read)
-    if any("lang" in row for row in rows):
+    wanted = SPLITS[: SPLITS.index(split) + 1]
+    if path.is_file():
+        rows, bad = read_well_formed(path, max_bad)
+        split_of = _division(rows, path)
+        if not any("split" in row for row in rows):
+            wanted = SPLITS
+        rows = _of_level(_of_language(rows, path, lang), path, lang, level)
+        return {name: [row for row in rows if split_of(row) in _SPLIT_NAMES[name]] for name in wanted}, bad
+    parts: dict[str, list[Row]] = {}
+    bad = 0
+    for name in wanted:
+        try:
+            files = _split_files(path, lang, name, level)
+        except FileNotFoundError:  # a folder may have a test split alone
+            if name == split:
+                raise
+            continue
+        read = [read_well_formed(file, max_bad) for file in files]
+        parts[name] = _of_language([row for rows, _ in read for row in rows], path, lang)
+        bad = sum(bad for _, bad in read)
+    return parts, bad
+
+
+def _of_language(rows: list[Row], path: Path, lang: str) -> list[Row]:
+    """Those whose column `lang` says so, if there is one."""
+    if not any("lang" in row for row in rows):
+        return rows
+    found = [row for row in rows if row.get("lang") == lang]
+    if not found:
         spoken = Counter(str(row.get("lang")) for row in rows)
-        rows = [row for row in rows if row.get("lang") == lang]
-        if not rows:
-            raise ValueError(f"{path} has no rows of the language {lang!r}; found: {', '.join(sorted(spoken))}")
-    if path.is_dir():
-        return rows, bad
-    if any("level" in row for row in rows):
-        rows = [row for row in rows if row.get("level") == level]
-        if not rows:
-            raise ValueError(f"{path} has no rows in {lang} whose column level is {level!r}")
-    return _divide(rows, path, split), bad
+        raise ValueError(f"{path} has no rows of the language {lang!r}; found: {', '.join(sorted(spoken))}")
+    return found
+
+
+def _of_level(rows: list[Row], path: Path, lang: str, level: str) -> list[Row]:
+    """Those whose column `level` says so, if there is one."""
+    if not any("level" in row for row in rows):
+        return rows
+    found = [row for row in rows if row.get("level") == level]
+    if not found:
+        raise ValueError(f"{path} has no rows in {lang} whose column level is {level!r}")
+    return found
 
 
 def _split_files(folder: Path, lang: str, split: str, level: str) -> list[Path]:
@@ -120,20 +150,19 @@ def _split_files(folder: Path, lang: str, split: str, level: str) -> list[Path]:
     raise FileNotFoundError(f"{folder} has no {split} split of {level}s in {lang}: no {stem}.{split}.jsonl.gz nor any of its like")
 
 
-def _divide(rows: list[Row], path: Path, split: str) -> list[Row]:
-    """The rows of `split` by the column `split`, else by `group`: 5 % of the groups each for valid and test, at least one.
+def _division(rows: list[Row], path: Path) -> Callable[[Row], Any]:
+    """The split of a row: its column `split`, else by its group: 5 % of the groups each for valid and test, at least one.
 
     Groups are ranked by the SHA-256 of their name, so the division depends on nothing but the set of groups.
     """
     if any("split" in row for row in rows):
-        return [row for row in rows if row.get("split") in _SPLIT_NAMES[split]]
+        return lambda row: row.get("split")
     ranked = sorted({group_of(row) for row in rows}, key=lambda group: hashlib.sha256(group.encode()).digest())
     valid, test = (max(1, round(share * len(ranked))) for share in (VALID_SHARE, TEST_SHARE))
     if len(ranked) < 3:
         raise ValueError(f"{path} has {len(ranked)} problem(s); a file to be divided into {', '.join(SPLITS)} needs at least 3")
-    parts = {"valid": ranked[:valid], "test": ranked[valid : valid + test], "train": ranked[valid + test :]}
-    wanted = set(parts[split])
-    return [row for row in rows if group_of(row) in wanted]
+    named = dict.fromkeys(ranked[:valid], "valid") | dict.fromkeys(ranked[valid : valid + test], "test")
+    return lambda row: named.get(group_of(row), "train")
 
 
 def group_of(row: Row) -> str:

@@ -29,15 +29,26 @@ _LITERALS = {
 _NUMBER = r"(?:\d|\.\d)(?:[\w.]|(?<=[eE])[+-](?=\d)|'(?=\d))*"
 _SPACED = re.compile(r"\s+")
 _GLUED = re.compile(r"\w[(\[;:,]|[(\[]\w")  # outside of literals, only source text has punctuation touching a word
+_MARK = re.compile(r"▁|\b(?:NEW_LINE|STRNEWLINE|TABSYMBOL)\b")
+_APART = re.compile(r"(?<!\S)[()\[\];](?!\S)")  # no braces: `} else {` is how source text is written, too
+_WORDS = re.compile(r"[^\W_]\s+[^\W_]")  # in literals without a mark, only source text has a space between two words
 
 
 def is_token_form(codes: list[str]) -> bool:
-    """Whether most of `codes` are tokens of one line: no line break, and no bracket or comma that touches a word."""
-    return 2 * sum(map(_is_tokenised, codes)) > len(codes)
+    """Whether most of those of `codes` that show either form are tokens; one such as `x = a + b` shows neither and does not count."""
+    return sum(map(_vote, codes)) > 0
 
 
-def _is_tokenised(code: str) -> bool:
-    return "\n" not in code and not _GLUED.search(re.sub(_STRING, "", code))
+def _vote(code: str) -> int:
+    """1 for tokens (a mark, or a bracket or semicolon apart), -1 for source text (punctuation or line breaks as tokens have none), or 0."""
+    outside = re.sub(_STRING, "", code)
+    if "\n" in code or _GLUED.search(outside):
+        return -1
+    if _MARK.search(code):
+        return 1
+    if any(_WORDS.search(literal) for literal in re.findall(_STRING, code)):
+        return -1
+    return int(bool(_APART.search(outside)))
 
 
 def decode(code: str, lang: str) -> str:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from train.data.mixing import mix, parse_levels
-from train.data.sources import check_levels, read_split
+from train.data.sources import check_levels, read_splits
 
 ROWS = {"program": list(range(100)), "snippet": list(range(1000, 2000))}
 
@@ -47,7 +47,7 @@ def test_one_file_with_a_column_level(tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     check_levels(file)
     read = {
-        level: [row["code"] for split in ("train", "valid", "test") for row in read_split(file, "rust", split, level, None)[0]]
+        level: [row["code"] for split in ("train", "valid", "test") for row in read_splits(file, "rust", split, level, None)[0][split]]
         for level in ROWS
     }
     assert sorted(read["program"]) == sorted(f"x{number}" for number in range(0, 20, 2)) and len(read["snippet"]) == 10

@@ -86,6 +86,28 @@ def test_code_of_an_earlier_split_is_dropped(tmp_path: Path) -> None:
     assert len(load_pairs(tmp_path, "cpp", "train").rows) == 1
 
 
+def test_near_duplicates_of_a_later_split_leave_training(tmp_path: Path) -> None:
+    """60 long programs in one file, each with a copy that has one more line and another title."""
+    long = {number: function(number) * 2 for number in range(60)}
+    rows = [{"text": f"program {number}", "code": code} for number, code in long.items()]
+    rows += [{"text": f"copy {number}", "code": f"{code}int more = {number};\n"} for number, code in long.items()]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = {split: load_pairs(path, "cpp", split) for split in ("train", "valid", "test")}
+    numbers = {split: {pair.text.split()[1] for pair in one.rows} for split, one in loaded.items()}
+    assert not numbers["train"] & (numbers["valid"] | numbers["test"]) and not numbers["valid"] & numbers["test"]
+    assert [one.dropped.get("near duplicate in a later split") for one in loaded.values()] == [8, 1, None]
+    assert [sum(one.dropped.values()) + len(one.rows) for one in loaded.values()] == [108, 6, 6]
+
+    for number, row in enumerate(rows):
+        row["split"] = "test" if number < 6 else "train"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = load_pairs(path, "cpp", "train")  # a division that comes with the file is taken as it is
+    assert {f"copy {number}" for number in range(6)} < {
+        pair.text for pair in train.rows
+    } and "near duplicate in a later split" not in train.dropped
+
+
 def test_paraphrases_are_kept_and_split_by_their_text(tmp_path: Path) -> None:
     """Rows with a family: many texts of one program are the point, and so is a known program under new words in the test."""
     family = {"code": "int f ( int n ) { return n + 1 ; }", "family": "successor"}
@@ -106,6 +128,18 @@ def test_token_form_can_be_forced(tmp_path: Path) -> None:
     write(tmp_path, "train", [{"text": "a", "code": "int f() { return 1; }"}])
     assert load_pairs(tmp_path, "cpp", "train").rows[0].code == "int f() { return 1; }"
     assert load_pairs(tmp_path, "cpp", "train", token_form=True).rows[0].code == "int f() {\n    return 1;\n}\n"
+
+
+def test_one_line_source_text_is_kept_as_it_is(tmp_path: Path) -> None:
+    codes = ['greeting = "good  morning all"', "total = first + second", "count += 1", "flag = not done"]
+    write(tmp_path, "snippet.train", [{"text": f"row {number}", "code": code} for number, code in enumerate(codes)], lang="python")
+    loaded = load_pairs(tmp_path, "python", "train", level="snippet")
+    assert [pair.code for pair in loaded.rows] == codes and loaded.source == str(tmp_path)
+
+
+def test_what_was_decoded_is_said(tmp_path: Path) -> None:
+    write(tmp_path, "train", [{"text": "a", "code": "int f ( ) { return 1 ; }"}])
+    assert load_pairs(tmp_path, "cpp", "train").source == f"{tmp_path}, decoded from XLCoST's token form"
 
 
 def test_snippets_need_not_parse(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from eval import judge
+from model.generation import decode_behind
+from model.infill import encode_piece
 from train.data import preferences
 from train.data.preferences import Preference, divide, encode_preferences, load_preferences
 from train.data.prompts import IGNORED
@@ -20,7 +22,7 @@ def write(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def sample(task: str, completion: str, outcome: str, **more: str) -> dict:
+def sample(task: str, completion: str, outcome: str, **more: object) -> dict:
     return {"task_id": task, "prompt": f"do {task}\n", "completion": completion, "outcome": outcome, "lang": "python", **more}
 
 
@@ -119,6 +121,21 @@ def test_both_completions_follow_one_prompt_and_end(tiny_base):
         assert row["labels"][:start] == [IGNORED] * start and row["labels"][start:] == row["input_ids"][start:]
         assert tokenizer.decode(row["input_ids"][1:start]) == "int f(" and row["input_ids"][0] == tokenizer.bos_token_id
         assert tokenizer.decode(row["input_ids"][start:-1]) == completion and row["input_ids"][-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("kind", ["pairs", "samples"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_goes_on_with_a_prompt_gets_the_tokens_that_are_generated_there(whole, kind, tmp_path, metaspace):
+    """A continuation is encoded as if text stood before it; what is a text of its own as in training, with the space of its beginning."""
+    texts = ["\n    return x", "x + 1"]
+    rows = [sample("a", text, outcome, whole=whole) for text, outcome in zip(texts, ("passed", "failed"), strict=True)]
+    if kind == "pairs":
+        rows = [{"prompt": "def f(x):", "chosen": texts[0], "rejected": texts[1], "whole": whole}]
+    (row,), _ = encode_preferences(load_preferences([write(tmp_path / "rows.jsonl", rows)], 1, seed=0)[0], metaspace, 64)
+    for example, text in zip((row, row["rejected"]), texts, strict=True):
+        learned = [label for label in example["labels"] if label != IGNORED][:-1]
+        assert learned == (metaspace(text, add_special_tokens=False)["input_ids"] if whole else encode_piece(metaspace, text))
+        assert decode_behind(metaspace, learned, "" if whole else "def f(x):") == text
 
 
 @pytest.mark.parametrize(

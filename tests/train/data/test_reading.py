@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from train.data.reading import read_rows
+from train.data.reading import read_well_formed
 
 
 def good(number: int) -> bytes:
@@ -40,21 +40,21 @@ def write(path: Path, lines: list[bytes]) -> Path:
 def test_malformed_row_is_named_by_file_and_line_and_dropped(tmp_path: Path, line: bytes, reason: str) -> None:
     path = write(tmp_path / "rows.jsonl", [good(1), line, b"", good(2)])
     with pytest.warns(UserWarning, match=rf"rows\.jsonl:2: .*{reason}.*row dropped"):
-        rows, bad = read_rows(path)
+        rows, bad = read_well_formed(path)
     assert [row["code"] for row in rows] == ["x = 1", "x = 2"] and bad == 1
     assert [row["where"] for row in rows] == ["rows.jsonl:1", "rows.jsonl:4"]
     with pytest.raises(ValueError, match=r"1 malformed rows out of 3, and 0 are allowed; the first: .*rows\.jsonl:2"):
-        read_rows(path, max_bad=0)
+        read_well_formed(path, max_bad=0)
 
 
 def test_limit_is_ten_rows_or_one_percent_but_never_half(tmp_path: Path) -> None:
     broken = b"{"
     with pytest.warns(UserWarning):
-        assert read_rows(write(tmp_path / "a.jsonl", [good(i) for i in range(90)] + [broken] * 10))[1] == 10
-        assert read_rows(write(tmp_path / "b.jsonl", [good(i) for i in range(1980)] + [broken] * 20))[1] == 20
+        assert read_well_formed(write(tmp_path / "a.jsonl", [good(i) for i in range(90)] + [broken] * 10))[1] == 10
+        assert read_well_formed(write(tmp_path / "b.jsonl", [good(i) for i in range(1980)] + [broken] * 20))[1] == 20
     for name, lines in {"c": [good(1)] * 90 + [broken] * 11, "d": [good(1)] * 1979 + [broken] * 21, "e": [good(1), broken, broken]}.items():
         with pytest.raises(ValueError, match="malformed rows"):
-            read_rows(write(tmp_path / f"{name}.jsonl", lines))
+            read_well_formed(write(tmp_path / f"{name}.jsonl", lines))
 
 
 def test_every_container_gives_the_same_rows(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_every_container_gives_the_same_rows(tmp_path: Path) -> None:
     (tmp_path / "d.json").write_bytes(lines)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(values), tmp_path / "e.parquet")
     for path in tmp_path.iterdir():
-        rows, bad = read_rows(path)
+        rows, bad = read_well_formed(path)
         assert bad == 0 and [(row["text"], row["code"]) for row in rows] == [(row["text"], row["code"]) for row in values]
 
 
@@ -75,7 +75,7 @@ def test_an_array_may_follow_any_white_space(tmp_path: Path, before: int) -> Non
     content = b"\n" * before + b"[" + good(1) + b",\n" + good(2) + b"]"
     for name, data in {"a.json": content, "b.json.gz": gzip.compress(content)}.items():
         (tmp_path / name).write_bytes(data)
-        assert [row["code"] for row in read_rows(tmp_path / name)[0]] == ["x = 1", "x = 2"]
+        assert [row["code"] for row in read_well_formed(tmp_path / name)[0]] == ["x = 1", "x = 2"]
 
 
 def _damaged_parquet() -> bytes:
@@ -107,7 +107,7 @@ def test_refusals(tmp_path: Path, name: str, content: bytes, message: str) -> No
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match=message) as caught:
-            read_rows(tmp_path / name)
+            read_well_formed(tmp_path / name)
     assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -119,10 +119,10 @@ def test_the_systems_own_errors_are_not_called_damage(tmp_path: Path, monkeypatc
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     monkeypatch.setattr(pyarrow.parquet, "ParquetFile", fail)
     with pytest.raises(OSError, match="the system says so") as caught:
-        read_rows(tmp_path / "a.parquet")
+        read_well_formed(tmp_path / "a.parquet")
     assert caught.value.errno == number
 
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no file .*nothing\.jsonl"):
-        read_rows(tmp_path / "nothing.jsonl")
+        read_well_formed(tmp_path / "nothing.jsonl")

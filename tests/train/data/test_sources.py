@@ -1,6 +1,7 @@
 """Which files a source stands for, and how one file is divided."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from train.data import sources
-from train.data.sources import find_source, group_of, read_split
+from train.data.sources import find_source, group_of, read_splits
 
 NAMINGS = [
     ("cpp.{}.jsonl", "program", "valid"),
@@ -35,6 +36,10 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def read(path: Path, lang: str, split: str, level: str = "program") -> list[dict[str, Any]]:
+    return read_splits(path, lang, split, level, None)[0][split]
+
+
 def row(number: int, **more: str) -> dict[str, Any]:
     return {"text": f"title {number} | comment", "code": f"int x{number};", **more}
 
@@ -44,49 +49,64 @@ def test_every_naming_of_a_folder(tmp_path: Path, naming: str, level: str, valid
     for number, name in enumerate(("train", valid, "test")):
         write(tmp_path / naming.format(name), [row(number)])
     for number, split in enumerate(("train", "valid", "test")):
-        assert [one["code"] for one in read_split(tmp_path, "cpp", split, level, None)[0]] == [f"int x{number};"]
+        assert [one["code"] for one in read(tmp_path, "cpp", split, level)] == [f"int x{number};"]
     other = "snippet" if level == "program" else "program"
     with pytest.raises(FileNotFoundError, match=f"no train split of {other}s in cpp"):
-        read_split(tmp_path, "cpp", "train", other, None)
+        read(tmp_path, "cpp", "train", other)
     with pytest.raises(FileNotFoundError, match="in java"):
-        read_split(tmp_path, "java", "train", level, None)
+        read(tmp_path, "java", "train", level)
 
 
 def test_shards_are_read_in_order(tmp_path: Path) -> None:
     for shard in (1, 0, 2):
         write(tmp_path / "Python-program-level" / f"train-0000{shard}-of-00003.parquet", [row(shard)])
-    assert [one["code"] for one in read_split(tmp_path, "python", "train", "program", None)[0]] == ["int x0;", "int x1;", "int x2;"]
+    assert [one["code"] for one in read(tmp_path, "python", "train")] == ["int x0;", "int x1;", "int x2;"]
 
 
 def test_single_file_is_divided_by_group(tmp_path: Path) -> None:
     rows = [row(number, group=f"g{number % 200}") for number in range(600)]
     path = write(tmp_path / "rows.jsonl", rows)
-    parts = {split: read_split(path, "cpp", split, "program", None)[0] for split in ("train", "valid", "test")}
+    parts = {split: read(path, "cpp", split) for split in ("train", "valid", "test")}
     groups = {split: {group_of(one) for one in part} for split, part in parts.items()}
     assert {split: len(names) for split, names in groups.items()} == {"train": 180, "valid": 10, "test": 10}
     assert len(set().union(*groups.values())) == 200 and sum(map(len, parts.values())) == 600
 
     assert sorted(groups["test"]) == ["g123", "g160", "g166", "g173", "g26", "g36", "g38", "g40", "g79", "g8"]  # in every process
     write(path, rows[::-1])  # the division hangs on the groups alone
-    assert {group_of(one) for one in read_split(path, "cpp", "test", "program", None)[0]} == groups["test"]
+    assert {group_of(one) for one in read(path, "cpp", "test")} == groups["test"]
 
 
 def test_small_file_still_has_every_split(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [row(number) for number in range(3)])
-    assert [len(read_split(path, "cpp", split, "program", None)[0]) for split in ("train", "valid", "test")] == [1, 1, 1]
+    assert [len(read(path, "cpp", split)) for split in ("train", "valid", "test")] == [1, 1, 1]
     write(path, [row(1), row(2)])
     with pytest.raises(ValueError, match=r"2 problem.*at least 3"):
-        read_split(path, "cpp", "train", "program", None)
+        read(path, "cpp", "train")
+
+
+@pytest.mark.parametrize("column", ["lang", "level"])
+def test_a_problem_stands_in_one_split_whatever_is_asked_for(tmp_path: Path, column: str) -> None:
+    """The second half of the file has problems of its own, so a division of its rows alone would cut elsewhere."""
+    asked = {"lang": [("cpp", "program"), ("java", "program")], "level": [("cpp", "program"), ("cpp", "snippet")]}[column]
+    rows = [row(n, lang=lang, level=level) for half, (lang, level) in enumerate(asked) for n in range(60 * half, 120)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    splits: dict[str, set[str]] = {}
+    for lang, level in asked:
+        for split in ("train", "valid", "test"):
+            for one in read(path, lang, split, level):
+                splits.setdefault(group_of(one), set()).add(split)
+    assert len(splits) == 120 and all(len(found) == 1 for found in splits.values())
+    assert Counter(split for (split,) in splits.values()) == {"train": 108, "valid": 6, "test": 6}
 
 
 def test_columns_split_and_lang_are_obeyed(tmp_path: Path) -> None:
     rows = [row(0, split="train", lang="cpp"), row(1, split="validation", lang="cpp"), row(2, split="train", lang="java")]
     path = write(tmp_path / "rows.jsonl", rows)
-    assert [one["code"] for one in read_split(path, "cpp", "train", "program", None)[0]] == ["int x0;"]
-    assert [one["code"] for one in read_split(path, "cpp", "valid", "program", None)[0]] == ["int x1;"]
-    assert [one["code"] for one in read_split(path, "java", "train", "program", None)[0]] == ["int x2;"]
+    assert [one["code"] for one in read(path, "cpp", "train")] == ["int x0;"]
+    assert [one["code"] for one in read(path, "cpp", "valid")] == ["int x1;"]
+    assert [one["code"] for one in read(path, "java", "train")] == ["int x2;"]
     with pytest.raises(ValueError, match="no rows of the language 'python'; found: cpp, java"):
-        read_split(path, "python", "train", "program", None)
+        read(path, "python", "train")
 
 
 def test_group_is_the_title_where_nothing_says_otherwise() -> None:
@@ -116,7 +136,7 @@ def test_hub_copy_is_found_by_configuration(tmp_path: Path, monkeypatch: pytest.
         "allow_patterns": "data/C++-program-level/*.json",
     }
     assert name == "codeparrot/xlcost-text-to-code"
-    assert [one["code"] for one in read_split(path, "cpp", "train", "program", None)[0]] == ["int x7;"]
+    assert [one["code"] for one in read(path, "cpp", "train")] == ["int x7;"]
     with pytest.raises(ValueError, match="lacks Java-program-level"):
         find_source("xlcost", "java", "program")
 

@@ -190,6 +190,21 @@ def test_source_text_is_not_token_form(shared_data: Path) -> None:
     assert not is_token_form(["int result = 0;", "foo(a, b)", "a[0] = 1"])
 
 
+@pytest.mark.parametrize(
+    ("codes", "tokens"),
+    [
+        (['greeting = "good  morning all"', "x = a + b", "count += 1", "} else {"], False),  # nothing that shows either form
+        (['say = ( "good morning all" )', "x = a + b"], False),
+        (["x = ( a + b )", "print(x)", "y = x[0]", "x += 1"], False),
+        (["x = ( a + b )", "print ( x )", "y = x[0]", "x += 1"], True),
+        (["result ++ ; } }", "x . y", 'cout << " a ▁ b "'], True),
+        (["else :", "x = 1 NEW_LINE y = 2"], True),
+    ],
+)
+def test_only_rows_that_show_a_form_count(codes: list[str], tokens: bool) -> None:
+    assert is_token_form(codes) is tokens
+
+
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
