@@ -24,7 +24,7 @@ from transformers import MixtralConfig
 from moe_kernels.nf4 import NF4Weight, dequantize_nf4
 from moe_kernels.nf4_format import NF4, dtype_name
 
-from .checkpoint import CONFIG, DTYPES, model_folder, parse_dtype
+from .checkpoint import CONFIG, DTYPES, check_finite, model_folder, parse_dtype
 from .checkpoint_writer import CheckpointWriter
 from .cli import make_parser, run_command
 from .configuration_moe import MoEConfig
@@ -60,7 +60,7 @@ def export_mixtral(model: "MoEForCausalLM", out: Path, dtype: torch.dtype = torc
 def _write(model: "MoEForCausalLM", config: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:
     with CheckpointWriter(folder) as writer:
         for name, tensor in tqdm(mixtral_tensors(model), desc="Exporting", unit="tensor", leave=False):
-            writer.add(name, tensor.to(dtype))
+            writer.add(name, check_finite(tensor.to(dtype), f"{name} of the exported model, in {dtype_name(dtype)},"))
     write_json(folder / CONFIG, config)
     model.generation_config.save_pretrained(folder)
     if model.name_or_path:
