@@ -79,11 +79,10 @@ def checked(request: Mapping[str, Any], *, chat: bool, vocab: int) -> dict[str, 
 
     `vocab`: how many tokens there are.
     """
-    given = _given(request)
+    given = _given(request, _OF_CHATS if chat else _OF_COMPLETIONS, "")
     needed = "messages" if chat else "prompt"
     if needed not in given:
         raise Refused(400, f"{needed} is missing or empty")
-    _check_fields(given, _OF_CHATS if chat else _OF_COMPLETIONS, "")
     _check_stops(given.get("stop"))
     if chat:
         given["messages"] = [_message(message) for message in given["messages"]]
@@ -106,15 +105,13 @@ def parse_object(data: bytes, name: str) -> dict[str, Any]:
     return value
 
 
-def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value not in (None, "", [], {})}
-
-
-def _check_fields(given: Mapping[str, Any], fields: Mapping[str, Field], where: str) -> None:
+def _given(request: Mapping[str, Any], fields: Mapping[str, Field], where: str) -> dict[str, Any]:
+    given = {name: value for name, value in request.items() if value is not None}
     for name, value in given.items():
         if name not in fields:
             raise Refused(400, f"{where}{name[:80]} is not taken")
         _check(f"{where}{name}", value, fields[name])
+    return {name: value for name, value in given.items() if value not in ("", [], {})}
 
 
 def _check(name: str, value: Any, field: Field) -> None:
@@ -163,8 +160,7 @@ def _check_tokens(name: str, tokens: Iterable[Any], vocab: int) -> None:
 
 
 def _generation(text: str, vocab: int) -> dict[str, Any]:
-    config = _given(parse_object(text.encode(), "generation_config"))
-    _check_fields(config, _GENERATION, "generation_config's ")
+    config = _given(parse_object(text.encode(), "generation_config"), _GENERATION, "generation_config's ")
     for name in ("bos_token_id", "pad_token_id", "eos_token_id"):
         tokens = config.get(name, [])
         _check_tokens(f"generation_config's {name}", tokens if isinstance(tokens, list) else [tokens], vocab)

@@ -76,6 +76,7 @@ def test_a_good_request_is_passed_on_within_the_context(models):
         ("/v1/completions", {"prompt": "a" * 256}, 400, "do not fit"),
         ("/v1/completions", {"prompt": "a", "temperature": float("nan")}, 400, "temperature must be from 0 to 2, not nan"),
         ("/v1/completions", {"prompt": "a", "stop": [""]}, 400, "stop must be"),
+        ("/v1/completions", {"prompt": "a", "stop": {}}, 400, "stop must be str or list"),
         ("/v1/completions", {"prompt": "a", "stop": ["a" * 65]}, 400, "stop must be"),
         ("/v1/completions", {"prompt": "a", "stop": "\u4e2d"}, 400, "stop: Stop string preprocessing was unable to identify tokens"),
         ("/v1/completions", {"prompt": "\ud800"}, 400, "surrogates not allowed"),
