@@ -9,7 +9,6 @@ Shapes: E experts, D model width, F expert hidden width.
 
 import argparse
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -32,14 +31,11 @@ from .experts import DenseExperts, LoraExperts
 from .output import output_folder, refuse_existing, write_json, write_run
 from .quantization import MatrixModule, quantized_matrices
 from .strict_json import read_json
+from .tokenizer import copy_tokenizer
 
 if TYPE_CHECKING:
     from .modeling_moe import MoEForCausalLM
 
-_TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"),
-)
 _PLAIN = re.compile(
     r"(model\.embed_tokens|model\.norm|lm_head)\.weight"
     r"|model\.layers\.\d+\.(self_attn\.[qkvo]_proj|input_layernorm|post_attention_layernorm)\.weight"
@@ -69,9 +65,7 @@ def _write(model: "MoEForCausalLM", config: dict[str, Any], folder: Path, dtype:
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:
-    for name in _TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    copy_tokenizer(source, folder)
     path = folder / "tokenizer_config.json"
     if path.is_file() and (settings := read_json(path)).get("tokenizer_class") == "TokenizersBackend":
         write_json(path, {**settings, "tokenizer_class": "PreTrainedTokenizerFast"})  # the name that transformers 4 knows too
