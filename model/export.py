@@ -9,7 +9,6 @@ Shapes: E experts, D model width, F expert hidden width.
 
 import argparse
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +23,7 @@ from transformers import MixtralConfig
 from moe_kernels.nf4 import NF4Weight, dequantize_nf4
 from moe_kernels.nf4_format import NF4, dtype_name
 
-from .checkpoint import CONFIG, DTYPES, model_folder, parse_dtype
+from .checkpoint import CONFIG, DTYPES, check_finite, model_folder, parse_dtype
 from .checkpoint_writer import CheckpointWriter
 from .cli import make_parser, run_command
 from .configuration_moe import MoEConfig
@@ -32,14 +31,11 @@ from .experts import DenseExperts, LoraExperts
 from .output import output_folder, refuse_existing, write_json, write_run
 from .quantization import MatrixModule, quantized_matrices
 from .strict_json import read_json
+from .tokenizer import copy_tokenizer
 
 if TYPE_CHECKING:
     from .modeling_moe import MoEForCausalLM
 
-_TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"),
-)
 _PLAIN = re.compile(
     r"(model\.embed_tokens|model\.norm|lm_head)\.weight"
     r"|model\.layers\.\d+\.(self_attn\.[qkvo]_proj|input_layernorm|post_attention_layernorm)\.weight"
@@ -60,7 +56,7 @@ def export_mixtral(model: "MoEForCausalLM", out: Path, dtype: torch.dtype = torc
 def _write(model: "MoEForCausalLM", config: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:
     with CheckpointWriter(folder) as writer:
         for name, tensor in tqdm(mixtral_tensors(model), desc="Exporting", unit="tensor", leave=False):
-            writer.add(name, tensor.to(dtype))
+            writer.add(name, check_finite(tensor.to(dtype), f"{name} of the exported model, in {dtype_name(dtype)},"))
     write_json(folder / CONFIG, config)
     model.generation_config.save_pretrained(folder)
     if model.name_or_path:
@@ -69,9 +65,7 @@ def _write(model: "MoEForCausalLM", config: dict[str, Any], folder: Path, dtype:
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:
-    for name in _TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    copy_tokenizer(source, folder)
     path = folder / "tokenizer_config.json"
     if path.is_file() and (settings := read_json(path)).get("tokenizer_class") == "TokenizersBackend":
         write_json(path, {**settings, "tokenizer_class": "PreTrainedTokenizerFast"})  # the name that transformers 4 knows too

@@ -34,10 +34,9 @@ from .output import refuse_existing, write_json, write_run
 from .resume import Overflow, resumable_folder
 from .same_tokenizer import brings_tokenizer, take_chat_template
 from .strict_json import read_json
-from .tokenizer import read_tokenizer
+from .tokenizer import copy_tokenizer, read_tokenizer
 
 CONFIG_COPY = "mergekit_config.yml"  # as mergekit calls it
-_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja")
 
 
 def write_weights(folder: Path, merger: Merger, steps: list[Step]) -> torch.dtype:
@@ -82,9 +81,7 @@ def write_tokenizer(folder: Path, merge: Merge) -> None:
     template = merge.config.chat_template
     adapters = [source.adapter.folder for source in merge.sources.values() if source.adapter and brings_tokenizer(source.adapter.folder)]
     if merge.alignment is None and template is None and not adapters:
-        for path in [path for pattern in _TOKENIZER_FILES for path in merge.reference.folder.glob(pattern)]:
-            shutil.copy(path, folder / path.name)
-        return
+        return copy_tokenizer(merge.reference.folder, folder)
     tokenizer = merge.alignment.tokenizer if merge.alignment is not None else read_tokenizer(merge.reference.folder)
     if template == "auto":
         found = Counter(map(_chat_template, merge.sources.values()))

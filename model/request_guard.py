@@ -1,36 +1,35 @@
 """What `model.serve` refuses before `transformers serve` sees it: that answers most malformed requests with 500, generates past the context
 for whoever asks, and loads or unloads models for any client, even where the command names one."""
 
+import asyncio
+import inspect
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+import sys
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
-from transformers import GenerationConfig
+from transformers import PreTrainedTokenizerBase
+from transformers.cli.serving.utils import BaseHandler, Modality
+from transformers.generation.stopping_criteria import StopStringCriteria
 
 from .generation import context_of
-from .strict_json import parse_json
+from .request_checks import Refused, checked, parse_object
 
 LONGEST_BODY = 1 << 20  # bytes
 MOST_WAITING = 64  # requests in work or in the queue for the one thread that generates
 GENERATE, LOAD = ("/v1/completions", "/v1/chat/completions"), "/load_model"  # `transformers chat` asks for its model first
 PATHS = dict.fromkeys((*GENERATE, LOAD), "POST") | {"/v1/models": "GET", "/health": "GET"}
 
+_OWN = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters} - {"kwargs"}  # not the template's
+
 Message = MutableMapping[str, Any]
 
 
-class Refused(Exception):
-    """A request that is not passed on: its status, and why."""
-
-    def __init__(self, status: int, why: str) -> None:
-        super().__init__(why)
-        self.status = status
-
-
 class RequestGuard:
-    """ASGI middleware. `models`: the server's `ModelManager`."""
+    """ASGI middleware. `models`: the server's `ModelManager`; `template_kwargs`: what the command gives to chat templates."""
 
-    def __init__(self, app: Callable[..., Awaitable[None]], models: Any) -> None:
-        self._app, self._models = app, models
+    def __init__(self, app: Callable[..., Awaitable[None]], models: Any, template_kwargs: Mapping[str, Any] | None = None) -> None:
+        self._app, self._models, self._template_kwargs = app, models, template_kwargs or {}
         self._waiting = 0
 
     async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
@@ -57,8 +56,8 @@ class RequestGuard:
         if scope["path"] == LOAD:
             self._check_load(request)
         else:
-            check(request, chat=scope["path"] == GENERATE[1])
-            request = self._within_context(request)
+            request = self._within_context(request, chat=scope["path"] == GENERATE[1])
+            await self._check_stops(request.get("stop"))
         if self._waiting >= MOST_WAITING:
             raise Refused(503, f"{MOST_WAITING} requests are waiting already")
         return json.dumps(request).encode()
@@ -84,29 +83,48 @@ class RequestGuard:
         if not isinstance(asked, str) or ours not in (None, asked):
             raise Refused(400, f"model must be {ours or 'a name'}, not {str(asked)[:80]!r}")
 
-    def _within_context(self, request: dict[str, Any]) -> dict[str, Any]:
-        """`request` with max_tokens: what it asks for, else what the context leaves; `Refused` if prompt and answer do not fit."""
-        if self._models.force_model is None:  # the request names what is to be loaded
-            return request
-        loaded = self._models.loaded_models[self._models.process_model_name(self._models.force_model)]
-        tokenizer, room = loaded.processor, context_of(loaded.model)
-        if "messages" in request:
-            if not tokenizer.chat_template:
-                raise Refused(400, "this model has no chat template; use /v1/completions")
+    async def _check_stops(self, stop: str | list[str] | None) -> None:
+        """`Refused` for a text that no token ends. What transformers works out of the vocabulary, in seconds at the most, it keeps."""
+        if stop is not None and self._models.force_model is not None:
             try:
-                prompt = tokenizer.apply_chat_template(request["messages"], add_generation_prompt=True, return_dict=False)
-            except Exception as error:  # a template is a program of the model's
-                raise Refused(400, f"the chat template refuses these messages: {error}") from error
-        else:
-            prompt = tokenizer(request["prompt"])["input_ids"]
+                await asyncio.to_thread(StopStringCriteria, self._loaded().processor, stop)
+            except ValueError as error:
+                raise Refused(400, f"stop: {error}") from error
+
+    def _loaded(self) -> Any:
+        return self._models.loaded_models[self._models.process_model_name(self._models.force_model)]
+
+    def _within_context(self, request: dict[str, Any], *, chat: bool) -> dict[str, Any]:
+        """`request`, checked, with max_tokens: its own, else what the context leaves; `Refused` if prompt and answer do not fit."""
+        if self._models.force_model is None:  # the request names what is to be loaded
+            return checked(request, chat=chat, vocab=sys.maxsize)
+        loaded = self._loaded()
+        tokenizer, room = loaded.processor, context_of(loaded.model)
+        request = checked(request, chat=chat, vocab=loaded.model.config.get_text_config().vocab_size)
+        prompt = self._chat_prompt(tokenizer, request) if chat else tokenizer(request["prompt"])["input_ids"]
         if not prompt:
             raise Refused(400, "the prompt has no tokens")
-        name = "max_completion_tokens" if request.get("max_completion_tokens") else "max_tokens"
+        name = "max_completion_tokens" if "max_completion_tokens" in request else "max_tokens"
         wanted = request.get(name)
         if len(prompt) + (wanted or 1) > room:
             raise Refused(400, f"a prompt of {len(prompt)} tokens and {wanted or 1} new ones do not fit into a context of {room}")
-        most = parse_json((request.get("generation_config") or "{}").encode()).get("max_new_tokens") or 1024
+        most = json.loads(request.get("generation_config", "{}")).get("max_new_tokens", 1024)
         return {**request, name: wanted or min(room - len(prompt), most)}
+
+    def _chat_prompt(self, tokenizer: Any, request: dict[str, Any]) -> list[int]:
+        """The prompt's tokens as the server's handler makes them."""
+        if not tokenizer.chat_template:
+            raise Refused(400, "this model has no chat template; use /v1/completions")
+        kwargs = request.get("chat_template_kwargs", {})
+        if taken := _OWN & kwargs.keys():
+            raise Refused(400, f"chat_template_kwargs are the template's own; not {', '.join(sorted(taken))}")
+        settings = {"add_generation_prompt": True, "load_audio_from_video": False, "tools": request.get("tools")}
+        try:
+            messages = BaseHandler.get_processor_inputs_from_messages(request["messages"], Modality.LLM)
+            inputs = tokenizer.apply_chat_template(messages, **settings, **{**self._template_kwargs, **kwargs})
+        except Exception as error:  # a template is a program of the model's
+            raise Refused(400, f"the chat template refuses these messages: {type(error).__name__}: {error}") from error
+        return list(inputs["input_ids"])
 
 
 async def _read(receive: Callable[[], Awaitable[Message]]) -> dict[str, Any]:
@@ -119,84 +137,7 @@ async def _read(receive: Callable[[], Awaitable[Message]]) -> dict[str, Any]:
         more = message.get("more_body", False)
         if len(data) > LONGEST_BODY:
             raise Refused(413, f"a request may have {LONGEST_BODY} bytes")
-    try:
-        request = parse_json(data)
-    except ValueError as error:
-        raise Refused(400, f"the request is not JSON: {error}") from error
-    if not isinstance(request, dict):
-        raise Refused(400, f"the request must be a JSON object, not {type(request).__name__}")
-    return request
-
-
-_TYPES: dict[str, tuple[type, ...]] = {
-    "model": (str,), "stream": (bool,), "seed": (int,), "max_tokens": (int,), "max_completion_tokens": (int,), "temperature": (int, float),
-    "top_p": (int, float), "frequency_penalty": (int, float), "stop": (str, list), "suffix": (str,), "generation_config": (str,),
-    "logit_bias": (dict,), "tools": (list,), "chat_template_kwargs": (dict,), "messages": (list,), "prompt": (str,),
-}  # fmt: skip
-_RANGES: dict[str, tuple[float, float]] = {
-    "temperature": (0, 2),
-    "top_p": (0, 1),
-    "frequency_penalty": (-0.9, 2),
-    "max_tokens": (1, 1 << 31),
-    "seed": (0, 1 << 63),
-}
-_RANGES["max_completion_tokens"] = _RANGES["max_tokens"]
-
-
-def check(request: dict[str, Any], *, chat: bool) -> None:
-    """`Refused` with status 400 naming the field that is missing, of a wrong type or out of range."""
-    needed = "messages" if chat else "prompt"
-    if not request.get(needed):
-        raise Refused(400, f"{needed} is missing or empty")
-    for name, value in request.items():
-        if value is None or name not in _TYPES:
-            continue
-        if not isinstance(value, _TYPES[name]) or (isinstance(value, bool) and bool not in _TYPES[name]):
-            raise Refused(400, f"{name} must be {' or '.join(kind.__name__ for kind in _TYPES[name])}, not {str(value)[:40]!r}")
-    for name, (low, high) in _RANGES.items():
-        value = request.get(name)
-        if value is not None and not low <= value <= high:
-            raise Refused(400, f"{name} must be from {low} to {high}, not {str(value)[:40]}")
-    if not all(isinstance(mark, str) and mark for mark in _as_list(request.get("stop"))):
-        raise Refused(400, "stop must be a text or several, none of them empty")
-    for message in request["messages"] if chat else ():
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or not _is_text(message.get("content")):
-            raise Refused(400, f"a message is an object with a role and a text content, not {str(message)[:80]}")
-    for token, bias in (request.get("logit_bias") or {}).items():
-        if not token.isdecimal() or not isinstance(bias, int | float):
-            raise Refused(400, f"logit_bias maps token numbers to numbers, not {token[:40]!r} to {str(bias)[:40]}")
-    if request.get("generation_config") is not None:
-        _check_generation(request["generation_config"])
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def _is_text(content: Any) -> bool:
-    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    return bool(parts) and all(
-        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in parts
-    )
-
-
-def _check_generation(text: str) -> None:
-    """What `transformers chat` sends. One answer by one beam: more of either takes memory at the client's will."""
-    try:
-        config = parse_json(text.encode())
-    except ValueError as error:
-        raise Refused(400, f"generation_config is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise Refused(400, "generation_config must be a JSON object")
-    if not isinstance(most := config.get("max_new_tokens") or 1, int) or most < 1:
-        raise Refused(400, f"generation_config's max_new_tokens must be a positive number, not {str(most)[:40]}")
-    for name in ("num_beams", "num_return_sequences"):
-        if config.get(name) not in (None, 1):
-            raise Refused(400, f"generation_config may have {name} 1, not {config[name]}")
-    try:
-        GenerationConfig(**config)
-    except Exception as error:  # of many types, as it checks little of what it takes
-        raise Refused(400, f"generation_config: {error}") from error
+    return parse_object(data, "the request")
 
 
 async def _answer(send: Callable[[Message], Awaitable[None]], status: int, content: dict[str, Any]) -> None:

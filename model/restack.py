@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from moe_kernels.nf4 import NF4Weight, quantize_nf4
-from moe_kernels.nf4_format import FACTS_KEY, NF4
+from moe_kernels.nf4_format import FACTS_KEY, NF4, dtype_name
 
 from .adapters import Adapter
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, check_finite
 from .configuration_moe import MoEConfig
 from .sources import ExpertSource
 
@@ -49,7 +49,7 @@ def edited_tensors(weights: Checkpoint, edit: Edit) -> Iterator[dict[str, Tensor
             yield {name: _restack_factors(weights.tensor(name), edit, name)}
         elif stacked:
             old = weights.tensor(name)
-            yield {name: torch.stack([_new_matrix(edit, name).to(old.dtype) if index is NEW else old[index] for index in edit.order])}
+            yield {name: torch.stack([_new_matrix(edit, name, old.dtype) if index is NEW else old[index] for index in edit.order])}
         else:
             yield {name: weights.tensor(name)}
 
@@ -68,7 +68,7 @@ def _routed(edit: Edit) -> list[int | None]:
 def _gate_row(weights: Checkpoint, edit: Edit, gate: str, short: str) -> Tensor:
     """Wg's row of the new expert, or a row of zeros in Wnoise: it begins without noise."""
     old_ED = weights.tensor(f"{gate}.{short}")
-    return torch.zeros_like(old_ED[0]) if short == "noise_weight" else edit.gate_rows[gate].to(old_ED.dtype)
+    return torch.zeros_like(old_ED[0]) if short == "noise_weight" else _cast(edit.gate_rows[gate], old_ED.dtype, f"{gate}.{short}")
 
 
 def _restack_factors(old: Tensor, edit: Edit, name: str) -> Tensor:
@@ -79,28 +79,32 @@ def _restack_factors(old: Tensor, edit: Edit, name: str) -> Tensor:
     shape[axis] = rank
     stack = old.new_zeros(shape)
     for place, index in enumerate(edit.order):
-        factor = _new_factor(edit, name) if index is NEW else old[index]
+        factor = _new_factor(edit, name, old.dtype) if index is NEW else old[index]
         if factor is not None:
             stack[place, : factor.shape[0], : factor.shape[1]] = factor
     return stack
 
 
-def _new_factor(edit: Edit, name: str) -> Tensor | None:
+def _new_factor(edit: Edit, name: str, dtype: torch.dtype) -> Tensor | None:
     adapter = edit.source.adapter if isinstance(edit.source, ExpertSource) else edit.source
     module = name[: -len("_lora_A")].replace(".experts.", ".")
     factors = adapter.factors(module) if adapter else None
     if factors is None or adapter is None:
         return None
-    return factors[0] if name.endswith("_A") else factors[1] * adapter.scaling(module)
+    return _cast(factors[0] if name.endswith("_A") else factors[1] * adapter.scaling(module), dtype, name)
 
 
-def _new_matrix(edit: Edit, name: str) -> Tensor:
+def _new_matrix(edit: Edit, name: str, dtype: torch.dtype) -> Tensor:
     """The new expert's matrix of the dense layout."""
     assert isinstance(edit.source, ExpertSource)
     layer = name.partition(".experts.")[0]
-    if name.endswith("down_proj"):
-        return edit.source.matrix(f"{layer}.down_proj")
-    return torch.cat([edit.source.matrix(f"{layer}.gate_proj"), edit.source.matrix(f"{layer}.up_proj")])
+    modules = ("down_proj",) if name.endswith("down_proj") else ("gate_proj", "up_proj")
+    return _cast(torch.cat([edit.source.matrix(f"{layer}.{module}") for module in modules]), dtype, name)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """The new expert's part of the tensor `name` in the mixture's dtype; ValueError if that cannot hold its values."""
+    return check_finite(tensor.to(dtype), f"the new expert's part of {name}, in {dtype_name(dtype)},")
 
 
 def _restack_nf4(old: NF4Weight, edit: Edit, name: str) -> NF4Weight:
@@ -112,7 +116,7 @@ def _restack_nf4(old: NF4Weight, edit: Edit, name: str) -> NF4Weight:
             f"experts can be edited whose values are multiples of {NF4.block * NF4.nested_block}"
         )
     experts = [
-        quantize_nf4(_new_matrix(edit, name).to(old.dtype), nested_offset=old.nested_offset) if index is NEW else old.expert(index)
+        quantize_nf4(_new_matrix(edit, name, old.dtype), nested_offset=old.nested_offset) if index is NEW else old.expert(index)
         for index in edit.order
     ]
     tensors: dict[str, Any] = {field: torch.cat([expert.tensors()[field] for expert in experts]) for field in old.tensors()}

@@ -1,10 +1,18 @@
 """The tokenizer of a folder, from its own files alone."""
 
+import shutil
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 _CAUSE = 500  # characters of the error's cause: it may quote the whole file
+_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.*")
+
+
+def copy_tokenizer(source: Path, out: Path) -> None:
+    """Copies the files of the tokenizer in the folder `source` to the folder `out`, as they are."""
+    for path in [path for pattern in _FILES for path in source.glob(pattern) if path.is_file()]:
+        shutil.copyfile(path, out / path.name)
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

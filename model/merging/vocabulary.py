@@ -66,14 +66,12 @@ def align(choice: str, sources: Mapping[str, SourceModel], base: str | None, bes
 
     ValueError or FileNotFoundError if it cannot be made.
     """
-    if choice == "base" and base is None:
-        raise ValueError("tokenizer_source is 'base', but there is no base_model; name a model, or union")
     tokenizers = {name: read_tokenizer(source.folder) for name, source in sources.items()}
     vocabularies = [_with_rows(tokenizers[name], source) for name, source in sources.items()]
     if choice == "union":
         tokenizer = _unite(list(tokenizers.values()), vocabularies)
     elif choice == "base":
-        tokenizer = tokenizers[str(base)]
+        tokenizer = next(iter(tokenizers.values()))  # the base's, or the first model's, as in mergekit
     else:
         tokenizer = tokenizers[choice] if choice in tokenizers else read_tokenizer(split_source(choice, beside)[0])
     tokens = tokenizer.get_vocab()

@@ -95,11 +95,11 @@ def alone(folder: Path) -> dict[tuple[str, int], str]:
 
 
 @contextmanager
-def server(folder: Path, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def server(folder: Path, log: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A served model: its process, and its port on loopback."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "model.serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    command = [sys.executable, "-m", "model.serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu", *flags]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     try:

@@ -13,12 +13,15 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     MixtralConfig,
     MixtralForCausalLM,
     pipeline,
 )
 from transformers.cli.serving import model_manager, server
 from transformers.cli.serving.model_manager import ModelManager
+from transformers.cli.serving.utils import BaseHandler, GenerationState
+from transformers.utils.import_utils import is_serve_available
 
 from model import MoEConfig, MoEForCausalLM, MoEModel, NF4ExpertsConfig
 from model import serve as model_serve
@@ -170,6 +173,7 @@ def serve(monkeypatch):
     monkeypatch.setattr(transformers, "MoEForCausalLM", None, raising=False)
     monkeypatch.setattr(model_manager, "ModelManager", model_manager.ModelManager)
     monkeypatch.setattr(server, "build_server", server.build_server)
+    monkeypatch.setattr(BaseHandler, "_build_generation_config", BaseHandler._build_generation_config)
 
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["model.serve", *arguments])
@@ -214,6 +218,52 @@ def test_the_server_ends_where_its_model_does_not_load(files, fault, serve, tmp_
     said = capsys.readouterr().err
     assert left.value.code == 2 and said.count("\n") == 1
     assert said.startswith("python -m model.serve: ") and str(tmp_path) in said and fault in said
+
+
+@pytest.mark.skipif(not is_serve_available(), reason="model.serve needs pip install .[serve]")
+@pytest.mark.parametrize(
+    ("flags", "fault"),
+    [
+        (["--quantization", "bnb-4bit"], "quantization_config"),
+        (["--attn-implementation", "flash_attention_2"], "FlashAttention2"),
+        (["--log-level", "foo"], "--log-level is 'foo'; allowed: detail, debug"),
+        (["--chat-template-kwargs", "{"], "property name"),
+    ],
+)
+def test_the_server_ends_where_a_flag_means_nothing(flags, fault, mixtral, serve, tmp_path, capsys):
+    MoEForCausalLM.from_pretrained(mixtral).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as left:
+        serve(str(tmp_path), "--device", "cpu", *flags)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert left.value.code == 2 and "python -m model.serve: " in said and fault in said
+
+
+def test_the_server_says_what_it_needs(serve, monkeypatch, capsys):
+    monkeypatch.setattr("transformers.cli.serve.is_serve_available", lambda: False)
+    with pytest.raises(SystemExit) as left:
+        serve()
+    assert left.value.code == 2 and capsys.readouterr().err.startswith("python -m model.serve: Missing dependencies")
+
+
+@pytest.mark.parametrize(
+    ("body", "own", "samples"),
+    [
+        ({}, {}, None),
+        ({}, {"do_sample": True, "temperature": 0.7}, True),
+        ({"temperature": 0.7}, {}, True),
+        ({"top_p": 0.9}, {}, True),
+        ({"temperature": 0}, {"do_sample": True}, False),
+        ({"temperature": 1e-320}, {}, False),
+        ({"generation_config": '{"do_sample": true, "temperature": 0}'}, {}, False),
+    ],
+)
+def test_the_server_samples_where_a_temperature_asks_for_it(body, own, samples, serve, monkeypatch):
+    monkeypatch.setattr("model.serve.app", lambda _: None)
+    serve()
+    config = BaseHandler(None, GenerationState())._build_generation_config(body, GenerationConfig(**own))
+    assert config.do_sample is samples and config.top_k == 0
 
 
 def test_an_activation_that_the_kernels_lack_is_refused():

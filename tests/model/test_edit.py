@@ -238,3 +238,15 @@ def test_an_adapter_of_another_shape_is_refused(wide, of_wide, adapters, run_com
     mixture = run_compose(of_wide[:2], base=wide)
     assert run(monkeypatch, mixture, tmp_path / "out", "--replace", "expert-0", adapters[0]) == 2
     assert ", but in the mixture it is [" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("layout", "name"), [("lora", "up_proj_lora_B"), ("dense", "down_proj")])
+def test_an_expert_too_large_for_the_mixtures_dtype_is_refused(
+    layout, name, base, adapters, make_adapter, run_compose, tmp_path, monkeypatch, capsys
+):
+    mixture = run_compose(adapters[:2], layout=layout, dtype="float16")
+    large = make_adapter(tmp_path / "large", lora_alpha=1e7, target_modules=[name.partition("_lora")[0]])
+    assert run(monkeypatch, mixture, tmp_path / "out", "--replace", "expert-1", large, "--base", base) == 2
+    said = capsys.readouterr().err
+    assert f"the new expert's part of model.layers.0.mlp.experts.{name}, in float16, has values that are infinite" in said
+    assert not (tmp_path / "out").exists()

@@ -118,6 +118,17 @@ def test_what_is_offloaded_to_the_disk_is_exported_too(adapters, run_compose, id
     assert model.lm_head.weight.device.type == "meta"  # still
 
 
+@pytest.mark.parametrize("layout", ["dense", "lora"])
+def test_what_the_dtype_cannot_hold_is_refused(adapters, run_compose, tmp_path, layout):
+    model = MoEForCausalLM.from_pretrained(run_compose(adapters, layout=layout))
+    experts = model.model.layers[0].mlp.experts
+    with torch.no_grad():
+        (experts.down_proj if layout == "dense" else experts.down_proj_lora_B)[1] *= 1e9
+    with pytest.raises(ValueError, match=r"0\.block_sparse_moe\.experts\.1\.w2\.weight of the exported model, in float16, has values"):
+        model.export_mixtral(tmp_path / "plain", torch.float16)
+    assert not (tmp_path / "plain").exists()
+
+
 def run_main(monkeypatch, *arguments) -> int:
     monkeypatch.setattr("sys.argv", ["export", *map(str, arguments)])
     return main()

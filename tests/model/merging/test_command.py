@@ -128,7 +128,6 @@ def test_mistakes_end_with_status_2_and_leave_nothing(models, with_more_tokens, 
         ),
         ({**make_config("breadcrumbs", [base, a, b, c]), "models": [entry(a, weight=1, gamma=1.5)]}, "gamma is 1.5 for"),
         ({**make_config("della", [base, a, b, c]), "models": [entry(a, weight=1, density=0.9)]}, "density 0.9 ± epsilon 0.15 for"),
-        ({**linear, "models": [entry(a)], "tokenizer_source": "base"}, "tokenizer_source is 'base', but there is no base_model"),
     ]
     inspected = {
         "merge_method": "ties",

@@ -158,3 +158,14 @@ def test_memory_stays_near_that_of_the_files(models, merge, tmp_path, monkeypatc
 
     added = added_memory(lambda: run(folders), lambda: run(models["bfloat16"]), tmp_path)
     assert added < 10 * rows * width * 2
+
+
+def test_without_a_base_the_tokenizer_is_the_first_models(models, with_more_tokens, merge):
+    """As in mergekit; a token that it lacks is left out, whatever the others have."""
+    folders = [with_more_tokens[1], with_more_tokens[0]]
+    config = {"merge_method": "linear", "models": [entry(folder, weight=0.5) for folder in folders], "dtype": "float32"}
+    found = merge({**config, "tokenizer_source": "base"})
+    first = AutoTokenizer.from_pretrained(folders[0]).get_vocab()
+    assert AutoTokenizer.from_pretrained(found).get_vocab() == first != AutoTokenizer.from_pretrained(folders[1]).get_vocab()
+    weight, own = (Checkpoint(folder).tensor("model.embed_tokens.weight") for folder in (found, folders[0]))
+    torch.testing.assert_close(weight[first["<tool>"]], own[first["<tool>"]])
