@@ -19,21 +19,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .adapters import Adapter, base_fact
-from .checkpoint import CONFIG, INDEX, WEIGHTS, Checkpoint, model_folder
+from .checkpoint import GENERATION, Checkpoint, model_folder
 from .checkpoint_writer import SHARD_BYTES, CheckpointWriter
 from .cli import make_parser, run_command
-from .compose import RECIPE_COPY
 from .config_file import moe_config, read_config
 from .configuration_moe import ATTENTION, MoEConfig
 from .experts import PROJECTIONS
-from .gate_report import GATE
 from .generation import encode_prompts, pad_left
 from .load import load_model
 from .new_expert import open_new_expert
-from .output import MANIFEST, RUN, output_folder, refuse_existing, write_run
+from .output import output_folder, refuse_existing, write_run
 from .restack import NEW, Edit, edited_tensors
 from .routers import MoERouter
 from .sources import ExpertSource, unique_names
+from .tokenizer import copy_tokenizer
 
 
 def edited_config(config: MoEConfig, experts: list[str], routed: int, attention: list[str], adapter: Adapter | None) -> MoEConfig:
@@ -141,10 +140,9 @@ def edit_mixture(args: argparse.Namespace) -> None:
         with CheckpointWriter(temporary, SHARD_BYTES) as writer:
             for group in tqdm(edited_tensors(weights, edit), desc="Editing", unit="tensor"):
                 writer.add_group(group)
-        own = {CONFIG, WEIGHTS, INDEX, MANIFEST, RUN, RECIPE_COPY, GATE}  # the last two no longer describe it
-        for file in folder.iterdir():
-            if file.is_file() and file.name not in own and file.suffix != ".safetensors":
-                shutil.copy(file, temporary / file.name)
+        copy_tokenizer(folder, temporary)
+        if (folder / GENERATION).is_file():
+            shutil.copyfile(folder / GENERATION, temporary / GENERATION)
         facts = {"model": str(folder), "experts": edit.config.expert_names, **base_fact(folder)}
         write_run(temporary, seed=args.seed, figures={}, **facts)
     shared = f", shared by every token: {', '.join(experts[routed:])}" if experts[routed:] else ""

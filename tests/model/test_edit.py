@@ -63,6 +63,17 @@ def logits_of_expert(mixture: MoEForCausalLM, expert: int, ids: torch.Tensor) ->
     return logits
 
 
+def test_only_files_of_a_model_go_along(adapters, run_compose, tmp_path, monkeypatch):
+    """Whoever made the mixture may have put anything beside it, such as a link to a file of the user's."""
+    mixture = run_compose(adapters[:3])
+    (tmp_path / "private").write_text("secret")
+    (mixture / "notes.txt").symlink_to(tmp_path / "private")
+    (mixture / "tokenizer.py").write_text("code")
+    assert run(monkeypatch, mixture, tmp_path / "out", "--remove", "expert-1") == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"tokenizer.json", "tokenizer_config.json"} < names and not names & {"notes.txt", "tokenizer.py"}
+
+
 @pytest.mark.parametrize(("layout", "quantize"), [("lora", "none"), ("lora", "nf4"), ("dense", "none"), ("dense", "nf4")])
 def test_an_expert_is_replaced_and_the_others_keep_their_bits(layout, quantize, wide, of_wide, run_compose, ids, tmp_path, monkeypatch):
     before = run_compose(of_wide[:3], base=wide, layout=layout, quantize=quantize)
