@@ -5,7 +5,7 @@ transformers takes more than data from a config: code (`auto_map`), and attentio
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,17 +108,29 @@ def model_config(folder: Path) -> PreTrainedConfig:
 
 
 def generation_config(folder: Path) -> GenerationConfig:
-    """The settings of generation in `folder`; ValueError naming their file where one has the wrong type or value."""
+    """The settings of generation in `folder`; ValueError naming their file where one has the wrong type or value.
+
+    Where they have no file of their own they are those of `config.json`, as older models have them.
+    """
     path = folder / GENERATION
+    if not path.is_file():
+        return _generation_config(folder / CONFIG, GenerationConfig.from_model_config)
     settings = read_json(path)
     for field in _TOKEN_IDS:
         value = settings.get(field)
         if value is not None and not all(type(token) is int and token >= 0 for token in (value if isinstance(value, list) else [value])):
             raise ValueError(f"{path} has {field} = {value!r}; it must be the number of a token, or several")
+    return _generation_config(path, GenerationConfig.from_dict)
+
+
+def _generation_config(path: Path, read: Callable[[dict[str, Any]], GenerationConfig]) -> GenerationConfig:
     try:
-        return GenerationConfig.from_dict(settings)
+        config = read(read_json(path))
     except (*_MISFITS, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    # As in `GenerationConfig.from_pretrained`: what was loaded as it is may be saved, even a temperature without sampling.
+    config._original_object_hash = hash(config)
+    return config
 
 
 def moe_config(settings: dict[str, Any], source: Path) -> MoEConfig:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from moe_kernels.nf4 import NF4Weight, dequantize_nf4, quantize_nf4_parts
 from moe_kernels.nf4_format import FACTS_KEY
 
-from .checkpoint import Checkpoint, some
+from .checkpoint import HEAD, Checkpoint, some
 from .quantization import quantized_matrices
 
 _EXPERT = re.compile(r"(.+\.mlp\.experts)\.(\d+)\.(w1|w2|w3|gate_proj|up_proj|down_proj)\.weight")
@@ -87,7 +87,7 @@ def load_weights(
     quantized = {matrix.full_name: matrix for matrix in quantized_matrices(model)}
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     shapes |= {name: matrix.shape for name, matrix in quantized.items()}
-    sources = _find_sources(checkpoint, shapes, optional, ignored=tied if model.can_generate() else {"lm_head.weight"})
+    sources = _find_sources(checkpoint, shapes, optional, ignored=tied if model.can_generate() else {HEAD})
     for name, shape in tqdm(shapes.items(), desc="Loading", unit="tensor", leave=False):
         parts = sources[name]
         if NF4_FACTS in parts:

@@ -7,7 +7,7 @@ import torch
 from accelerate import init_empty_weights
 from transformers.models.mixtral.modeling_mixtral import MixtralPreTrainedModel
 
-from .checkpoint import GENERATION, Checkpoint, model_folder, parse_dtype, stored_dtype
+from .checkpoint import Checkpoint, is_tied, model_folder, parse_dtype, stored_dtype
 from .config_file import generation_config, moe_config, read_config
 from .configuration_moe import MoEConfig
 from .conversion import load_weights
@@ -72,12 +72,13 @@ class StrictLoading(MixtralPreTrainedModel):
             attn_implementation = attn_implementation or config._attn_implementation  # a config's dict does not hold it
         config = resolve_config(folder, config, changes)
         checkpoint = Checkpoint(folder)
+        config.tie_word_embeddings = is_tied(checkpoint, config.tie_word_embeddings)
         model = _build(cls, config, (config.dtype or stored_dtype(checkpoint)) if dtype == "auto" else dtype, attn_implementation)
         devices = resolve_device_map(model, device_map, max_memory)
         load_weights(model, checkpoint, lambda name: device_of(name, devices), optional=".noise_weight" if is_quiet else None)
         model.tie_weights()
         model.name_or_path = config.name_or_path = str(pretrained_model_name_or_path)
-        if model.can_generate() and (folder / GENERATION).is_file():
+        if model.can_generate():
             model.generation_config = generation_config(folder)
         dispatch(model.eval().set_precision(precision), devices, offload_folder)
         if adapter is not None:
@@ -93,12 +94,10 @@ def _build(cls: Any, config: MoEConfig, dtype: torch.dtype | str, attn_implement
 
 
 def resolve_config(folder: Path, given: MoEConfig | None, changes: dict[str, Any]) -> MoEConfig:
-    """The given configuration or the folder's, with some fields changed; Mixtral's becomes ours, without noise."""
+    """The given configuration or the folder's, with some fields changed; Mixtral's becomes ours (`MoEConfig.from_dict`)."""
     settings = read_config(folder) if given is None else given.to_dict()
     kind = settings.get("model_type")
-    if kind == "mixtral":
-        settings |= {"model_type": MoEConfig.model_type, "router_type": "topk"}
-    elif kind != MoEConfig.model_type:
+    if kind not in (MoEConfig.model_type, "mixtral"):
         raise ValueError(f"{folder} is a {kind!r} model; expected {MoEConfig.model_type!r} or 'mixtral'")
     if stored := settings.pop("quantization_config", None):  # a Mixtral whose matrices another program quantised
         method = stored.get("quant_method") if isinstance(stored, dict) else stored

@@ -36,7 +36,7 @@ from .configuration_moe import MoEConfig
 from .decoder_layer import MoEDecoderLayer
 from .experts import DenseExperts, LoraExperts
 from .from_pretrained import StrictLoading
-from .quantization import MatrixModule, NF4Linear, quantized_matrices
+from .quantization import MatrixModule, NF4Linear, check_no_factors, quantized_matrices
 from .routers import SWITCH_LOSS, MoERouter, auxiliary_loss, expert_choices, mean_over_layers, new_tokens, noise_seeds, prompt_tokens
 from .saving import save_model
 
@@ -45,6 +45,7 @@ class MoEPreTrainedModel(StrictLoading):
     config: MoEConfig
     config_class = MoEConfig
     _no_split_modules = ["MoEDecoderLayer"]  # noqa: RUF012
+    _weight_conversions: list[Any] = []  # noqa: RUF012  # of saving: under our own names, not under those of `peft_names.py`
     _can_record_outputs = {  # noqa: RUF012
         "router_logits": OutputRecorder(MoERouter, index=0, layer_name="mlp"),
         "routings": OutputRecorder(MoERouter, index=1),
@@ -58,6 +59,12 @@ class MoEPreTrainedModel(StrictLoading):
         OSError or SafetensorError on a full disk, and then nothing has changed.
         """
         save_model(super().save_pretrained, Path(save_directory), is_main_process=is_main_process, **options)
+
+    def load_adapter(self, *args: Any, **options: Any) -> Any:
+        """As transformers'; ValueError naming the tensors of the adapter that find no place in this model."""
+        info = super().load_adapter(*args, **options)
+        check_no_factors(info.unexpected_keys)
+        return info
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
@@ -293,10 +300,15 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
             router_logits=outputs.router_logits,
         )
 
-    def prepare_inputs_for_generation(self, *args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> dict[str, Any]:
-        """As transformers', which with a static cache leaves no padding mask [B, S], by which padding has no vote, but a causal one."""
-        kwargs["attention_mask"] = attention_mask
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self, input_ids: Any, *, attention_mask: Tensor | None = None, inputs_embeds: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """As transformers', which with a static cache leaves no padding mask [B, S], by which padding has no vote, but a causal one.
+
+        `inputs_embeds` is named because `generate` refuses it otherwise.
+        """
+        kwargs |= {"attention_mask": attention_mask, "inputs_embeds": inputs_embeds}
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)  # type: ignore[misc]
         if inputs.get("attention_mask") is not attention_mask:
             tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
             inputs["token_mask"] = new_tokens(attention_mask, tokens)
