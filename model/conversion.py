@@ -22,6 +22,7 @@ from .checkpoint import HEAD, Checkpoint, some
 from .quantization import quantized_matrices
 
 _EXPERT = re.compile(r"(.+\.mlp\.experts)\.(\d+)\.(w1|w2|w3|gate_proj|up_proj|down_proj)\.weight")
+_ATTENTION = re.compile(r"\.self_attn\.[qkvo]_proj\.weight$")
 _NF4 = re.compile(rf"(.+)\.(absmax|quant_map|nested_absmax|nested_quant_map|{re.escape(FACTS_KEY)})")
 # A constant that old checkpoints carry along, and the noise that a model without noise has no use for.
 _LEFT_OUT = ("rotary_emb.inv_freq", ".gate.noise_weight")
@@ -58,6 +59,20 @@ def own_name(key: str) -> tuple[str, Part]:
     if match := _NF4.fullmatch(key):
         return match[1], Part(nf4=match[2])
     return key, WHOLE
+
+
+def stored_quantization(checkpoint: Checkpoint) -> str | None:
+    """How another program stored the experts: `nf4`, or None for plain ones, whatever it made of attention.
+
+    ValueError if they are in NF4 and attention is not: a model here has both or neither, and to choose would change a function or its size.
+    """
+    own = [own_name(key) for key in checkpoint]
+    nf4 = {name for name, part in own if part == NF4_FACTS}
+    if not any(".experts." in name for name in nf4):
+        return None
+    if plain := [name for name, _ in own if _ATTENTION.search(name) and name not in nf4]:
+        raise ValueError(f'{checkpoint.path} has experts in NF4 beside plain {some(plain)}; quantize="nf4" or "none" makes them all alike')
+    return "nf4"
 
 
 @dataclass

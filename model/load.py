@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from .adapters import Adapter, base_fingerprint, is_adapter
+from .adapters import Adapter, base_fingerprint, base_name, is_adapter
 from .checkpoint import GENERATION, Checkpoint, model_folder, parse_dtype
 from .config_file import generation_config, read_config
 from .configuration_moe import MoEConfig
@@ -67,10 +67,7 @@ def load_model(
 
 def base_of(adapter: Path) -> Path:
     """The folder of the base that an adapter names; ValueError if it names none."""
-    named = Adapter(adapter).config.get("base_model_name_or_path")
-    if not named:
-        raise ValueError(f"{adapter} does not name its base; give the base as the model and this as its adapter")
-    return model_folder(named)
+    return model_folder(base_name(Adapter(adapter).folder))
 
 
 def model_fingerprint(path: str | Path, adapter: str | Path | None = None) -> str:

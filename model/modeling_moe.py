@@ -56,8 +56,14 @@ class MoEPreTrainedModel(StrictLoading):
     def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **options: Any) -> None:  # type: ignore[override]
         """As transformers', with its options. Killed at any point, it leaves the old checkpoint or the new one, and other files alone.
 
-        OSError or SafetensorError on a full disk, and then nothing has changed.
+        OSError or SafetensorError on a full disk, and then nothing has changed. ValueError for a `variant`, which could not be loaded
+        again, and for a quantised model that has no matrices yet.
         """
+        if options.get("variant"):
+            raise ValueError(f"save_pretrained does not support variant={options['variant']!r}: from_pretrained reads no variants")
+        for module in self.modules():
+            if isinstance(module, MatrixModule):
+                module.check_loaded()
         save_model(super().save_pretrained, Path(save_directory), is_main_process=is_main_process, **options)
 
     def load_adapter(self, *args: Any, **options: Any) -> Any:
@@ -220,6 +226,25 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
         from .export import export_mixtral  # a command of its own, which runs this package first
 
         export_mixtral(self, Path(out), dtype)
+
+    @property
+    def router_aux_loss_coef(self) -> float:
+        """The configuration's, as Mixtral's attribute; it may be set."""
+        return self.config.router_aux_loss_coef
+
+    @router_aux_loss_coef.setter
+    def router_aux_loss_coef(self, value: float) -> None:
+        self.config.router_aux_loss_coef = value
+
+    @property
+    def num_experts(self) -> int:
+        """E of the configuration, as Mixtral's attribute."""
+        return self.config.num_local_experts
+
+    @property
+    def num_experts_per_tok(self) -> int:
+        """K of the configuration, as Mixtral's attribute."""
+        return self.config.num_experts_per_tok
 
     @can_return_tuple
     def forward(

@@ -47,8 +47,18 @@ class MatrixModule(nn.Module):
     def matrix(self, name: str) -> Tensor | NF4Weight:
         if not self._quantized:
             return getattr(self, name)
+        if name not in self._formats:
+            self.check_loaded()
         packed, absmax, nested_absmax = (getattr(self, f"{name}_{field}") for field in ("packed", "absmax", "nested_absmax"))
         return NF4Weight(packed, absmax, nested_absmax, shape=self._shapes[name], **self._formats[name])
+
+    def check_loaded(self) -> None:
+        """ValueError if a matrix has no values yet: those in NF4 come from a checkpoint alone."""
+        if absent := [name for name in self.quantized_matrices() if name not in self._formats]:
+            raise ValueError(
+                f"{type(self).__name__} has no values of {', '.join(absent)}: a model in NF4 is made by from_pretrained(quantize='nf4'), "
+                "from_pretrained of one that was saved, or load_state_dict"
+            )
 
     def set_nf4(self, name: str, weight: NF4Weight) -> None:
         """Gives the quantised matrix `name` its bytes; ValueError if the shape is another."""

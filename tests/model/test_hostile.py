@@ -367,6 +367,7 @@ def test_a_base_that_names_a_kernel_is_not_composed(base, adapters, make_recipe,
         ({"alpha_pattern": {"up_proj": "1"}}, "lora_alpha or alpha_pattern = '1'"),
         ({"alpha_pattern": {"(": 1}}, "is no regular expression"),
         ({"init_lora_weights": "pissa_niter_4"}, "changes the base's weights too"),
+        ({"init_lora_weights": "lora_ga"}, "changes the base's weights too"),
     ],
     ids=str,
 )
