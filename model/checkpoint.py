@@ -36,7 +36,7 @@ def model_folder(name: str | Path, beside: Path = Path(), cache_dir: str | Path 
     A save to it that was cut short after its commit is finished.
     """
     for folder in (Path(name), beside / name):
-        if folder.is_dir():
+        if fits_a_path(str(folder)) and folder.is_dir():
             finish_save(folder)
             return folder
     try:

@@ -71,7 +71,7 @@ def stored_quantization(checkpoint: Checkpoint) -> str | None:
     if not any(".experts." in name for name in nf4):
         return None
     if plain := [name for name, _ in own if _ATTENTION.search(name) and name not in nf4]:
-        raise ValueError(f'{checkpoint.path} has experts in NF4 beside plain {some(plain)}; quantize="nf4" or "none" makes them all alike')
+        raise ValueError(f'{checkpoint.path} has experts in NF4 beside plain {some(plain)}; quantize="nf4" or "none" makes them alike')
     return "nf4"
 
 

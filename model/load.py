@@ -11,9 +11,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from .adapters import Adapter, base_fingerprint, base_name, is_adapter
 from .checkpoint import GENERATION, Checkpoint, model_folder, parse_dtype
-from .config_file import generation_config, read_config
+from .config_file import generation_config, model_config, read_config
 from .configuration_moe import MoEConfig
 from .devices import present_device
+from .from_pretrained import resolve_config
 from .modeling_moe import MoEForCausalLM
 from .same_tokenizer import take_chat_template
 from .tokenizer import read_tokenizer
@@ -52,6 +53,10 @@ def load_model(
         raise ValueError(f"{folder} is a mixture; the adapter {adapter} belongs on its base")
     if kind not in _MIXTURES and precision != "exact":
         raise ValueError(f"precision {precision!r} is for mixtures; {folder} is a {kind} model, which transformers computes")
+    if kind in _MIXTURES:  # before the tokenizer's errors, which would tell of a wrong config too
+        resolve_config(folder, None, {})
+    else:
+        model_config(folder)
     tokenizer = _load_tokenizer(folder)
     if adapter is not None:
         take_chat_template(tokenizer, [model_folder(adapter)])
