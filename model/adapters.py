@@ -35,7 +35,7 @@ _UNSUPPORTED = (
     "target_parameters",
     "alora_invocation_tokens",
 )
-_CHANGING_THE_BASE = ("pissa", "olora", "corda", "loftq")  # initialisations after which the base's own weights are others
+_CHANGING_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations after which the base's own weights are others
 _SAMPLES = 64  # values of each tensor that a fingerprint reads
 
 
@@ -219,6 +219,13 @@ def _model_name(folder: Path) -> str:
     """The last part of a model's name: the folder's, or that of the hub model whose snapshot the folder is."""
     folder = folder.absolute()
     return folder.parent.parent.name.rpartition("--")[2] if folder.parent.name == "snapshots" else folder.name
+
+
+def base_name(folder: Path) -> str:
+    """The folder or the hub's name of the base that an adapter names; ValueError if it names none."""
+    if not (named := read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")):
+        raise ValueError(f"{folder} does not name its base; give the base as the model and this as its adapter")
+    return str(named)
 
 
 def is_adapter(folder: Path) -> bool:

@@ -4,6 +4,7 @@ What is read is not trusted: a folder may come from anywhere.
 """
 
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
+HEAD = "lm_head.weight"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DENSE_DTYPES = {**DTYPES, "float64": torch.float64}  # a mixture has it not: its kernels and NF4 stop at float32
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
@@ -34,7 +36,7 @@ def model_folder(name: str | Path, beside: Path = Path(), cache_dir: str | Path 
     A save to it that was cut short after its commit is finished.
     """
     for folder in (Path(name), beside / name):
-        if folder.is_dir():
+        if fits_a_path(str(folder)) and folder.is_dir():
             finish_save(folder)
             return folder
     try:
@@ -112,6 +114,24 @@ def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """Of the embeddings, which are never quantised: for a model whose config names no dtype."""
     names = (name for name in checkpoint if name.endswith("embed_tokens.weight"))
     return next((checkpoint.head(name, 1).dtype for name in names), torch.float32)
+
+
+def is_tied(checkpoint: Checkpoint, config_says: bool) -> bool:
+    """Whether the head is the embeddings; not where the file has a head of its own, whatever its configuration says (as in transformers).
+
+    A warning says so then.
+    """
+    name = next((name for name in checkpoint if name.endswith("embed_tokens.weight")), None)
+    if not config_says or name is None or HEAD not in checkpoint:
+        return config_says
+    head, embeddings = checkpoint.tensor(HEAD), checkpoint.tensor(name)
+    if head.dtype == embeddings.dtype and torch.equal(head, embeddings):
+        return True
+    warnings.warn(
+        f"{checkpoint.path} has tie_word_embeddings, but a {HEAD} that differs from {name}: they are not tied, and both are used",
+        stacklevel=2,
+    )
+    return False
 
 
 def check_finite(tensor: Tensor, where: str, error: type[ValueError] = ValueError) -> Tensor:

@@ -5,10 +5,11 @@ transformers takes more than data from a config: code (`auto_map`), and attentio
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -35,7 +36,9 @@ _SIZES = {
     "lora_rank": (0, 1 << 14),
     "attention_lora_rank": (0, 1 << 14),
     "num_shared_experts": (0, 1 << 10),
+    "sliding_window": (1, 1 << 30),
 }
+MOST_EXPERTS = _SIZES["num_local_experts"][1]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -96,6 +99,18 @@ def _check_relations(path: Path, settings: dict[str, Any]) -> None:
             raise ValueError(f"{path} has rope_theta = {theta!r}; it must be a positive number")
 
 
+def _check_rope(path: Path, config: PreTrainedConfig) -> None:
+    """ValueError if the frequencies of its rotary embedding cannot be made, as where a type's own fields are missing."""
+    rope = getattr(config, "rope_parameters", None)
+    kind = rope.get("rope_type") if isinstance(rope, dict) else None
+    if kind not in ROPE_INIT_FUNCTIONS:  # the default, which needs nothing, or one for each kind of layer
+        return
+    try:
+        ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
+    except (*_MISFITS, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} has rope_parameters of rope_type = {kind!r} that cannot be used: {error}") from error
+
+
 def model_config(folder: Path) -> PreTrainedConfig:
     """transformers' configuration of any model, from the folder alone; errors as of `read_config` and `moe_config`."""
     read_config(folder)  # first of all: transformers would follow what it names
@@ -104,21 +119,34 @@ def model_config(folder: Path) -> PreTrainedConfig:
     except _MISFITS as error:
         raise ValueError(f"{folder} has a {CONFIG} that cannot be read: {' '.join(str(error).split())}") from error
     _check_relations(folder / CONFIG, config.to_dict())  # again, with the defaults of what it does not say
+    _check_rope(folder / CONFIG, config)
     return config
 
 
 def generation_config(folder: Path) -> GenerationConfig:
-    """The settings of generation in `folder`; ValueError naming their file where one has the wrong type or value."""
+    """The settings of generation in `folder`; ValueError naming their file where one has the wrong type or value.
+
+    Where they have no file of their own they are those of `config.json`, as older models have them.
+    """
     path = folder / GENERATION
+    if not path.is_file():
+        return _generation_config(folder / CONFIG, GenerationConfig.from_model_config)
     settings = read_json(path)
     for field in _TOKEN_IDS:
         value = settings.get(field)
         if value is not None and not all(type(token) is int and token >= 0 for token in (value if isinstance(value, list) else [value])):
             raise ValueError(f"{path} has {field} = {value!r}; it must be the number of a token, or several")
+    return _generation_config(path, GenerationConfig.from_dict)
+
+
+def _generation_config(path: Path, read: Callable[[dict[str, Any]], GenerationConfig]) -> GenerationConfig:
     try:
-        return GenerationConfig.from_dict(settings)
+        config = read(read_json(path))
     except (*_MISFITS, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    # As in `GenerationConfig.from_pretrained`: what was loaded as it is may be saved, even a temperature without sampling.
+    config._original_object_hash = hash(config)
+    return config
 
 
 def moe_config(settings: dict[str, Any], source: Path) -> MoEConfig:
@@ -128,4 +156,9 @@ def moe_config(settings: dict[str, Any], source: Path) -> MoEConfig:
     except (*_MISFITS, ValueError) as error:
         raise ValueError(f"{source} has a {CONFIG} that cannot be read: {' '.join(str(error).split())}") from error
     _check_relations(source / CONFIG, config.to_dict())
+    _check_rope(source / CONFIG, config)
+    kind = "sliding_attention" if config.sliding_window else "full_attention"  # of all layers
+    if others := sorted(set(getattr(config, "layer_types", None) or ()) - {kind}):
+        rule = f"with sliding_window = {config.sliding_window} all layers are {kind}"
+        raise ValueError(f"{source / CONFIG} has layer_types {', '.join(others)}, but {rule}")
     return config

@@ -72,11 +72,17 @@ class MoEConfig(MixtralConfig):
 
     @classmethod
     def of(cls, config: MixtralConfig) -> "MoEConfig":
-        """The configuration itself, or Mixtral's as ours: its router has no noise."""
+        """The configuration itself, or Mixtral's as ours."""
         if isinstance(config, cls):
             return config
-        settings = {**config.to_dict(), "model_type": cls.model_type, "router_type": "topk"}
-        return cls.from_dict({**settings, "attn_implementation": config._attn_implementation})  # which is not in the dict
+        return cls.from_dict({**config.to_dict(), "attn_implementation": config._attn_implementation})  # which is not in the dict
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers'; Mixtral's router has no noise."""
+        if config_dict.get("model_type") == "mixtral":
+            config_dict = {"router_type": "topk", **config_dict, "model_type": cls.model_type}
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def routed_names(self) -> list[str] | None:

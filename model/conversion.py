@@ -18,10 +18,11 @@ from transformers import PreTrainedModel
 from moe_kernels.nf4 import NF4Weight, dequantize_nf4, quantize_nf4_parts
 from moe_kernels.nf4_format import FACTS_KEY
 
-from .checkpoint import Checkpoint, some
+from .checkpoint import HEAD, Checkpoint, some
 from .quantization import quantized_matrices
 
 _EXPERT = re.compile(r"(.+\.mlp\.experts)\.(\d+)\.(w1|w2|w3|gate_proj|up_proj|down_proj)\.weight")
+_ATTENTION = re.compile(r"\.self_attn\.[qkvo]_proj\.weight$")
 _NF4 = re.compile(rf"(.+)\.(absmax|quant_map|nested_absmax|nested_quant_map|{re.escape(FACTS_KEY)})")
 # A constant that old checkpoints carry along, and the noise that a model without noise has no use for.
 _LEFT_OUT = ("rotary_emb.inv_freq", ".gate.noise_weight")
@@ -60,6 +61,20 @@ def own_name(key: str) -> tuple[str, Part]:
     return key, WHOLE
 
 
+def stored_quantization(checkpoint: Checkpoint) -> str | None:
+    """How another program stored the experts: `nf4`, or None for plain ones, whatever it made of attention.
+
+    ValueError if they are in NF4 and attention is not: a model here has both or neither, and to choose would change a function or its size.
+    """
+    own = [own_name(key) for key in checkpoint]
+    nf4 = {name for name, part in own if part == NF4_FACTS}
+    if not any(".experts." in name for name in nf4):
+        return None
+    if plain := [name for name, _ in own if _ATTENTION.search(name) and name not in nf4]:
+        raise ValueError(f'{checkpoint.path} has experts in NF4 beside plain {some(plain)}; quantize="nf4" or "none" makes them alike')
+    return "nf4"
+
+
 @dataclass
 class _Mistakes:
     missing: list[str] = field(default_factory=list)
@@ -87,7 +102,7 @@ def load_weights(
     quantized = {matrix.full_name: matrix for matrix in quantized_matrices(model)}
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     shapes |= {name: matrix.shape for name, matrix in quantized.items()}
-    sources = _find_sources(checkpoint, shapes, optional, ignored=tied if model.can_generate() else {"lm_head.weight"})
+    sources = _find_sources(checkpoint, shapes, optional, ignored=tied if model.can_generate() else {HEAD})
     for name, shape in tqdm(shapes.items(), desc="Loading", unit="tensor", leave=False):
         parts = sources[name]
         if NF4_FACTS in parts:
@@ -144,8 +159,9 @@ def _find_sources(
 
 
 def _check_parts(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], parts: dict[Part, str], mistakes: _Mistakes) -> None:
-    expected = {WHOLE: shape} if WHOLE in parts else _part_shapes(name, shape)
-    mistakes.missing += dict.fromkeys(f"{name} of expert {part.expert}" for part in expected if part not in parts)
+    one = WHOLE in parts or len(shape) < 3  # the layout `lora` has one FFN, of which a checkpoint of dense experts has none
+    expected = {WHOLE: shape} if one else _part_shapes(name, shape)
+    mistakes.missing += dict.fromkeys(name if one else f"{name} of expert {part.expert}" for part in expected if part not in parts)
     for part, key in parts.items():
         if part not in expected:
             mistakes.unexpected.append(key)

@@ -19,7 +19,6 @@ import re
 from dataclasses import dataclass
 
 import torch
-from accelerate import init_empty_weights
 
 from moe_kernels.cards import Card
 from moe_kernels.grouping import active_experts
@@ -46,7 +45,7 @@ SHARED_KERNELS, ATTENTION_KERNELS, PROJECTION_KERNELS = 4, 5, 5
 
 def weight_bytes(config: MoEConfig) -> dict[str, int]:
     """Bytes of parameters and buffers by part."""
-    with init_empty_weights():
+    with torch.device("meta"):  # accelerate's init_empty_weights takes the memory of each parameter first
         model = MoEForCausalLM._from_config(config, dtype=_dtype(config))
     model.tie_weights()
     sizes = {name: tensor.nbytes for name, tensor in [*model.named_parameters(), *model.named_buffers()]}

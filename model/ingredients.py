@@ -5,7 +5,7 @@ from pathlib import Path
 
 from moe_kernels.nf4_format import dtype_name
 
-from .checkpoint import Checkpoint, parse_dtype, stored_dtype
+from .checkpoint import Checkpoint, is_tied, parse_dtype, stored_dtype
 from .configuration_moe import ATTENTION, MoEConfig
 from .experts import PROJECTIONS
 from .modeling_moe import MoEForCausalLM
@@ -75,6 +75,7 @@ def make_config(weights: Checkpoint, recipe: Recipe, sources: list[ExpertSource]
         "model_type": MoEConfig.model_type,
         "architectures": [MoEForCausalLM.__name__],
         "sliding_window": None,  # as mergekit-moe
+        "tie_word_embeddings": is_tied(weights, bool(settings.get("tie_word_embeddings"))),
         "num_local_experts": len(recipe.experts),
         "num_experts_per_tok": recipe.experts_per_token,
         "expert_layout": layout,

@@ -9,11 +9,12 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from .adapters import Adapter, base_fingerprint, is_adapter
+from .adapters import Adapter, base_fingerprint, base_name, is_adapter
 from .checkpoint import GENERATION, Checkpoint, model_folder, parse_dtype
-from .config_file import generation_config, read_config
+from .config_file import generation_config, model_config, read_config
 from .configuration_moe import MoEConfig
 from .devices import present_device
+from .from_pretrained import resolve_config
 from .modeling_moe import MoEForCausalLM
 from .same_tokenizer import take_chat_template
 from .tokenizer import read_tokenizer
@@ -52,6 +53,10 @@ def load_model(
         raise ValueError(f"{folder} is a mixture; the adapter {adapter} belongs on its base")
     if kind not in _MIXTURES and precision != "exact":
         raise ValueError(f"precision {precision!r} is for mixtures; {folder} is a {kind} model, which transformers computes")
+    if kind in _MIXTURES:  # before the tokenizer's errors, which would tell of a wrong config too
+        resolve_config(folder, None, {})
+    else:
+        model_config(folder)
     tokenizer = load_tokenizer(folder, adapter)
     if kind in _MIXTURES:
         changes: dict[str, Any] = {} if router_type is None else {"router_type": router_type}
@@ -79,10 +84,7 @@ def load_tokenizer(path: str | Path, adapter: str | Path | None = None) -> PreTr
 
 def base_of(adapter: Path) -> Path:
     """The folder of the base that an adapter names; ValueError if it names none."""
-    named = Adapter(adapter).config.get("base_model_name_or_path")
-    if not named:
-        raise ValueError(f"{adapter} does not name its base; give the base as the model and this as its adapter")
-    return model_folder(named)
+    return model_folder(base_name(Adapter(adapter).folder))
 
 
 def model_fingerprint(path: str | Path, adapter: str | Path | None = None) -> str:

@@ -36,7 +36,7 @@ from .configuration_moe import MoEConfig
 from .decoder_layer import MoEDecoderLayer
 from .experts import DenseExperts, LoraExperts
 from .from_pretrained import StrictLoading
-from .quantization import MatrixModule, NF4Linear, quantized_matrices
+from .quantization import MatrixModule, NF4Linear, check_no_factors, quantized_matrices
 from .routers import SWITCH_LOSS, MoERouter, auxiliary_loss, expert_choices, mean_over_layers, new_tokens, noise_seeds, prompt_tokens
 from .saving import save_model
 
@@ -45,6 +45,7 @@ class MoEPreTrainedModel(StrictLoading):
     config: MoEConfig
     config_class = MoEConfig
     _no_split_modules = ["MoEDecoderLayer"]  # noqa: RUF012
+    _weight_conversions: list[Any] = []  # noqa: RUF012  # of saving: under our own names, not under those of `peft_names.py`
     _can_record_outputs = {  # noqa: RUF012
         "router_logits": OutputRecorder(MoERouter, index=0, layer_name="mlp"),
         "routings": OutputRecorder(MoERouter, index=1),
@@ -55,9 +56,21 @@ class MoEPreTrainedModel(StrictLoading):
     def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **options: Any) -> None:  # type: ignore[override]
         """As transformers', with its options. Killed at any point, it leaves the old checkpoint or the new one, and other files alone.
 
-        OSError or SafetensorError on a full disk, and then nothing has changed.
+        OSError or SafetensorError on a full disk, and then nothing has changed. ValueError for a `variant`, which could not be loaded
+        again, and for a quantised model that has no matrices yet.
         """
+        if options.get("variant"):
+            raise ValueError(f"save_pretrained does not support variant={options['variant']!r}: from_pretrained reads no variants")
+        for module in self.modules():
+            if isinstance(module, MatrixModule):
+                module.check_loaded()
         save_model(super().save_pretrained, Path(save_directory), is_main_process=is_main_process, **options)
+
+    def load_adapter(self, *args: Any, **options: Any) -> Any:
+        """As transformers'; ValueError naming the tensors of the adapter that find no place in this model."""
+        info = super().load_adapter(*args, **options)
+        check_no_factors(info.unexpected_keys)
+        return info
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
@@ -214,6 +227,25 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
 
         export_mixtral(self, Path(out), dtype)
 
+    @property
+    def router_aux_loss_coef(self) -> float:
+        """The configuration's, as Mixtral's attribute; it may be set."""
+        return self.config.router_aux_loss_coef
+
+    @router_aux_loss_coef.setter
+    def router_aux_loss_coef(self, value: float) -> None:
+        self.config.router_aux_loss_coef = value
+
+    @property
+    def num_experts(self) -> int:
+        """E of the configuration, as Mixtral's attribute."""
+        return self.config.num_local_experts
+
+    @property
+    def num_experts_per_tok(self) -> int:
+        """K of the configuration, as Mixtral's attribute."""
+        return self.config.num_experts_per_tok
+
     @can_return_tuple
     def forward(
         self,
@@ -293,10 +325,15 @@ class MoEForCausalLM(MoEPreTrainedModel, GenerationMixin):
             router_logits=outputs.router_logits,
         )
 
-    def prepare_inputs_for_generation(self, *args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> dict[str, Any]:
-        """As transformers', which with a static cache leaves no padding mask [B, S], by which padding has no vote, but a causal one."""
-        kwargs["attention_mask"] = attention_mask
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self, input_ids: Any, *, attention_mask: Tensor | None = None, inputs_embeds: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """As transformers', which with a static cache leaves no padding mask [B, S], by which padding has no vote, but a causal one.
+
+        `inputs_embeds` is named because `generate` refuses it otherwise.
+        """
+        kwargs |= {"attention_mask": attention_mask, "inputs_embeds": inputs_embeds}
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, **kwargs)  # type: ignore[misc]
         if inputs.get("attention_mask") is not attention_mask:
             tokens = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
             inputs["token_mask"] = new_tokens(attention_mask, tokens)

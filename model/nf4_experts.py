@@ -75,6 +75,8 @@ class NF4ExpertsQuantizer(Bnb4BitHfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:  # type: ignore[override]
         super()._process_model_before_weight_loading(model, **kwargs)
+        if not self.pre_quantized:
+            _check_skipped(model, self.quantization_config.llm_int8_skip_modules or [])
         # Names of the experts that are, or are to be, in NF4.
         self._experts = {name for name, _ in experts_of(model) if should_convert_module(name, self.modules_to_not_convert)}
         for name in self._experts:
@@ -162,6 +164,17 @@ class _Deserialize(ConversionOps):
 
 def _parameter(weight: NF4Weight) -> nn.Parameter:
     return nn.Parameter(NF4Stack(weight), requires_grad=False)
+
+
+def _check_skipped(model: PreTrainedModel, patterns: list[str]) -> None:
+    """ValueError naming the first pattern that leaves no module alone; transformers ignores it."""
+    names = [name for name, module in model.named_modules() if not any(module.children())] + [name for name, _ in experts_of(model)]
+    for pattern in patterns:
+        if all(should_convert_module(name, [pattern]) for name in names):
+            raise ValueError(
+                f"llm_int8_skip_modules has {pattern!r}, which matches no module: it is a regular expression of a name from its start "
+                "to the end of one of its parts ('.*self_attn'), or a name's end"
+            )
 
 
 def _check_blocks(name: str, stack: Tensor) -> None:

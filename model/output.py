@@ -21,7 +21,7 @@ from typing import Any
 
 from .languages import LANGUAGES
 from .strict_json import fits_a_path, read_json
-from .unfinished import DONE, locked, remove_leftovers, writing
+from .unfinished import DONE, locked, remove_leftovers, unfinished, writing
 
 MANIFEST = "manifest.json"
 RUN = "run.json"
@@ -32,8 +32,10 @@ _PACKAGES = ("torch", "transformers", "bitsandbytes", "peft", "safetensors", "da
 def refuse_existing(target: Path) -> None:
     """`FileExistsError` if `target` exists and is not an empty folder: no command writes over earlier work.
 
-    What the command that made it left, if it was killed just then, is removed.
+    What the command that made it left, if it was killed just then, is removed. ValueError if there can be no such path.
     """
+    if not target.name or not fits_a_path(str(unfinished(target))):  # beside it lies what is not whole yet, with a longer name
+        raise ValueError(f"the output {str(target)[:100]!r} is no path that can be made: a name has 1 to 243 bytes")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         manifest = target / MANIFEST
         remove_leftovers(target, sha256_of(manifest) if manifest.is_file() else None)

@@ -14,6 +14,7 @@ from moe_kernels.cpu_card import measure_cpu
 from .budget import RUNTIME, Budget, card_of, room_of
 from .checkpoint import Checkpoint, model_folder, stored_dtype
 from .cli import make_parser, run_command
+from .config_file import MOST_EXPERTS
 from .configuration_moe import EXPERT_LAYOUTS, QUANTIZATIONS, MoEConfig
 from .footprint import ACTIVATIONS, CACHE, activation_bytes, cache_bytes, token_time, weight_bytes
 from .from_pretrained import resolve_config
@@ -47,6 +48,8 @@ def config_of(name: str, layout: str | None, quantization: str | None, rank: int
         return open_recipe(Path(name), layout, _quantization(quantization or "nf4")).config
     if (match := _NAME.fullmatch(name)) and match["base"] in _BASES and not Path(name).exists():
         experts = int(match["experts"])
+        if experts > MOST_EXPERTS:
+            raise ValueError(f"{name} has {experts} experts; there may be {MOST_EXPERTS}")
         shape = dict(zip(_SHAPE, _BASES[match["base"]], strict=True))
         settings = {"num_local_experts": experts, "num_experts_per_tok": min(2, experts), "dtype": "bfloat16"}
         config = MoEConfig.from_dict({**shape, **settings})

@@ -10,6 +10,8 @@ from moe_kernels.linear import linear_any
 from moe_kernels.nf4 import NF4Weight
 from moe_kernels.nf4_format import FACTS_KEY
 
+from .checkpoint import some
+
 
 class MatrixModule(nn.Module):
     """Base of modules with matrices that may be quantised.
@@ -45,8 +47,18 @@ class MatrixModule(nn.Module):
     def matrix(self, name: str) -> Tensor | NF4Weight:
         if not self._quantized:
             return getattr(self, name)
+        if name not in self._formats:
+            self.check_loaded()
         packed, absmax, nested_absmax = (getattr(self, f"{name}_{field}") for field in ("packed", "absmax", "nested_absmax"))
         return NF4Weight(packed, absmax, nested_absmax, shape=self._shapes[name], **self._formats[name])
+
+    def check_loaded(self) -> None:
+        """ValueError if a matrix has no values yet: those in NF4 come from a checkpoint alone."""
+        if absent := [name for name in self.quantized_matrices() if name not in self._formats]:
+            raise ValueError(
+                f"{type(self).__name__} has no values of {', '.join(absent)}: a model in NF4 is made by from_pretrained(quantize='nf4'), "
+                "from_pretrained of one that was saved, or load_state_dict"
+            )
 
     def set_nf4(self, name: str, weight: NF4Weight) -> None:
         """Gives the quantised matrix `name` its bytes; ValueError if the shape is another."""
@@ -73,6 +85,8 @@ class MatrixModule(nn.Module):
             destination.update(weight.state_dict(prefix + name))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, metadata: Any, strict: bool, missing: list, *rest: Any) -> None:
+        # If PEFT had a place for these, they would lie outside: it would have wrapped this module.
+        check_no_factors([key for key in state_dict if key.startswith(prefix) and ".lora_" in key[len(prefix) - 1 :]])
         for name in self.quantized_matrices():
             key = prefix + name
             own = {other: state_dict.pop(other) for other in list(state_dict) if other == key or other.startswith(f"{key}.")}
@@ -85,6 +99,15 @@ class MatrixModule(nn.Module):
             weight = NF4Weight.from_state_dict(own, key)
             self.set_nf4(name, weight if metadata.get("assign_to_params_buffers") else weight.to(getattr(self, f"{name}_packed").device))
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
+
+
+def check_no_factors(keys: Iterable[str]) -> None:
+    """ValueError naming the tensors of an adapter that found no place in the model, of which PEFT says nothing."""
+    if lost := sorted(keys):
+        raise ValueError(
+            f"the adapter has tensors that this model has no place for: {some(lost)}; "
+            "experts in NF4 have none (quantize='none' loads plain ones)"
+        )
 
 
 class QuantizedMatrix(NamedTuple):

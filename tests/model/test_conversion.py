@@ -216,3 +216,8 @@ def test_noise_is_left_out_of_a_model_without(adapters, run_compose, ids):
     folder = run_compose(adapters)
     expected = MoEForCausalLM.from_pretrained(folder)(ids).logits
     assert torch.equal(MoEForCausalLM.from_pretrained(folder, router_type="topk")(ids).logits, expected)
+
+
+def test_dense_experts_do_not_fit_one_ffn_and_factors(mixtral):
+    with pytest.raises(ValueError, match=r"does not fit the model: missing .*experts\.gate_proj.*unexpected .*w1\.weight"):
+        MoEForCausalLM.from_pretrained(mixtral, expert_layout="lora", lora_rank=4)

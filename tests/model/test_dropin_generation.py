@@ -36,6 +36,12 @@ def test_generates_what_mixtral_generates(ours, theirs, padded, options):
     assert torch.equal(*tokens)
 
 
+@pytest.mark.parametrize("options", [{}, {"cache_implementation": "static"}], ids=["dynamic-cache", "static-cache"])
+def test_generates_from_embeddings_what_mixtral_generates(ours, theirs, ids, padded, options):
+    inputs = {"inputs_embeds": ours.get_input_embeddings()(ids).detach(), "attention_mask": padded["attention_mask"]}
+    assert torch.equal(*(model.generate(**inputs, **GENERATION, **options) for model in (ours, theirs)))
+
+
 def test_quantised_cache_generates_what_mixtral_generates(ours, theirs, ids):
     pytest.importorskip("optimum.quanto")
     options = {"cache_implementation": "quantized", "cache_config": {"backend": "quanto", "nbits": 4, "q_group_size": 16}}

@@ -13,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     MixtralConfig,
     MixtralForCausalLM,
@@ -29,6 +30,8 @@ from model.load import load_model
 
 from .conftest import GENERATION, make_tokenizer
 
+BNB_NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+
 
 def test_quantize_is_the_spelling_of_from_pretrained(mixtral, ids, tmp_path):
     model = MoEForCausalLM.from_pretrained(mixtral, quantize="nf4")
@@ -38,15 +41,73 @@ def test_quantize_is_the_spelling_of_from_pretrained(mixtral, ids, tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path, quantize="none").config.quantization is None
     with pytest.raises(ValueError, match="quantize is 'int3'; allowed: nf4, none"):
         MoEForCausalLM.from_pretrained(mixtral, quantize="int3")
-    with pytest.raises(TypeError, match="unknown arguments: load_in_4bit"):
+    with pytest.raises(ValueError, match=r'does not support load_in_4bit=\'True\' \(quantize="nf4" quantises\)'):
         MoEForCausalLM.from_pretrained(mixtral, load_in_4bit=True)
 
 
-def test_another_revision_or_subfolder_is_not_dropped(mixtral):
-    MoEForCausalLM.from_pretrained(mixtral, revision="main", subfolder="")
-    for name in ("revision", "subfolder"):
-        with pytest.raises(TypeError, match=f"unknown arguments: {name}"):
-            MoEForCausalLM.from_pretrained(mixtral, **{name: "v2"})
+@pytest.mark.parametrize("keyword", ["subfolder", "variant", "experts_implementation"])
+def test_what_is_known_and_not_done_here_is_not_dropped(mixtral, keyword):
+    MoEForCausalLM.from_pretrained(mixtral, **{keyword: None})
+    with pytest.raises(ValueError, match=f"from_pretrained does not support {keyword}='v2'"):
+        MoEForCausalLM.from_pretrained(mixtral, **{keyword: "v2"})
+
+
+@pytest.mark.parametrize(
+    ("keywords", "read"),
+    [
+        ({"dtype": None}, lambda model: model.dtype),
+        ({"torch_dtype": None}, lambda model: model.dtype),
+        ({"output_attentions": True}, lambda model: model(torch.tensor([[5]])).attentions is not None),
+        ({"num_labels": 3}, lambda model: model.config.num_labels),
+        ({"use_cache": False}, lambda model: model.config.use_cache),
+        ({"num_experts": 4}, lambda model: model.config.num_local_experts),
+    ],
+    ids=["dtype", "torch_dtype", "output_attentions", "num_labels", "use_cache", "num_experts"],
+)
+def test_a_keyword_means_what_it_means_to_mixtral(mixtral, keywords, read):
+    ours, theirs = (cls.from_pretrained(mixtral, **keywords) for cls in (MoEForCausalLM, MixtralForCausalLM))
+    assert read(ours) == read(theirs)
+
+
+def test_the_config_may_be_named_by_its_folder(mixtral, tmp_path):
+    settings = json.loads((mixtral / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"num_experts_per_tok": 1}))
+    for folder in (tmp_path, str(tmp_path)):
+        model = MoEForCausalLM.from_pretrained(mixtral, config=folder)
+        assert (model.config.num_experts_per_tok, model.config.router_type) == (1, "topk")
+
+
+@torch.no_grad()
+def test_an_adapters_folder_is_its_base_with_it(mixtral, ids, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    model = MixtralForCausalLM.from_pretrained(mixtral)
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)).eval()
+    adapted.save_pretrained(str(tmp_path))
+    expected = adapted(input_ids=ids).logits
+    torch.testing.assert_close(MoEForCausalLM.from_pretrained(tmp_path)(ids).logits, expected, atol=1e-5, rtol=0)
+
+
+def test_a_variant_is_not_saved_as_it_could_not_be_loaded(ours, tmp_path):
+    with pytest.raises(ValueError, match="does not support variant='fp16'"):
+        ours.save_pretrained(tmp_path / "out", variant="fp16")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_in_nf4_without_its_matrices_is_refused(mixtral, ids, tmp_path):
+    model = MoEForCausalLM(MoEConfig.from_pretrained(mixtral, quantization="nf4"))
+    for use in (lambda: model(ids), lambda: model.save_pretrained(tmp_path / "out")):
+        with pytest.raises(ValueError, match="has no values of weight: a model in NF4 is made by"):
+            use()
+    assert not (tmp_path / "out").exists()
+
+
+def test_mixtrals_attributes_act_as_with_mixtral(ours, theirs, ids):
+    for model in (ours, theirs):
+        assert (model.num_experts, model.num_experts_per_tok) == (4, 2)
+        model.router_aux_loss_coef = 0.7
+        output = model(ids, labels=ids, output_router_logits=True)
+        torch.testing.assert_close(output.loss, model(ids, labels=ids).loss + 0.7 * output.aux_loss)
 
 
 def test_a_misspelt_option_is_refused_whatever_its_value(mixtral):
@@ -61,8 +122,9 @@ def cached(mixtral, tmp_path):
     """A cache of the hub with one model, acme/mix."""
     folder = tmp_path / "cache" / "models--acme--mix"
     (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text("abc")
-    shutil.copytree(mixtral, folder / "snapshots" / "abc")
+    for branch, snapshot in (("main", "abc"), ("v1", "def")):
+        (folder / "refs" / branch).write_text(snapshot)
+        shutil.copytree(mixtral, folder / "snapshots" / snapshot)
     make_tokenizer().save_pretrained(folder / "snapshots" / "abc")
     return tmp_path / "cache"
 
@@ -73,6 +135,16 @@ def test_the_cache_of_the_hub_may_lie_elsewhere(mixtral, cached, tmp_path, cls):
         cls.from_pretrained("acme/mix", local_files_only=True)
     model = cls.from_pretrained("acme/mix", cache_dir=cached, local_files_only=True)
     assert torch.equal(model.lm_head.weight, MixtralForCausalLM.from_pretrained(mixtral).lm_head.weight)
+
+
+def test_a_revision_is_the_one_that_is_loaded(cached):
+    config = cached / "models--acme--mix" / "snapshots" / "def" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rms_norm_eps": 0.5}))
+    for revision, eps in ((None, 1e-5), ("main", 1e-5), ("v1", 0.5)):
+        model = MoEForCausalLM.from_pretrained("acme/mix", cache_dir=cached, revision=revision)
+        assert model.config.rms_norm_eps == eps
+    with pytest.raises(FileNotFoundError):
+        MoEForCausalLM.from_pretrained("acme/mix", cache_dir=cached, revision="v2")
 
 
 def test_a_model_of_the_hub_keeps_its_name(cached, tmp_path, monkeypatch):
@@ -288,10 +360,30 @@ def test_a_device_map_that_leaves_out_nf4_is_refused(mixtral):
 
 @torch.no_grad()
 def test_a_mixtral_that_is_quantised_already_stays_so(mixtral, ids, tmp_path):
-    stored = AutoModelForCausalLM.from_pretrained(mixtral, quantization_config=NF4ExpertsConfig(llm_int8_skip_modules=["self_attn"]))
+    stored = AutoModelForCausalLM.from_pretrained(mixtral, quantization_config=NF4ExpertsConfig())
     stored.save_pretrained(tmp_path)
     model = MoEForCausalLM.from_pretrained(tmp_path)
     assert model.config.quantization == "nf4" and not hasattr(model.config, "quantization_config")
     assert torch.equal(
         model.model.layers[0].mlp.experts.matrix("down_proj").packed, stored.model.layers[0].mlp.experts.down_proj.weight.packed
     )
+
+
+@torch.no_grad()
+def test_plain_experts_beside_quantised_attention_stay_plain(mixtral, ids, tmp_path):
+    """As bitsandbytes leaves fused experts."""
+    MixtralForCausalLM.from_pretrained(mixtral, quantization_config=BNB_NF4).save_pretrained(tmp_path)
+    stored = MixtralForCausalLM.from_pretrained(tmp_path).dequantize()  # on a CPU bitsandbytes rounds what it multiplies to bf16
+    model = MoEForCausalLM.from_pretrained(tmp_path)
+    assert model.config.quantization is None
+    torch.testing.assert_close(model(ids).logits, stored(ids).logits, atol=2e-5, rtol=0)
+    assert MoEForCausalLM.from_pretrained(tmp_path, quantize="nf4").config.quantization == "nf4"
+
+
+def test_plain_attention_beside_quantised_experts_is_asked_about(mixtral, tmp_path):
+    config = NF4ExpertsConfig(llm_int8_skip_modules=[".*self_attn"])
+    MixtralForCausalLM.from_pretrained(mixtral, quantization_config=config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r'in NF4 beside plain model\.layers.*q_proj.*; quantize="nf4" or "none" makes them alike'):
+        MoEForCausalLM.from_pretrained(tmp_path)
+    for quantize in ("nf4", "none"):
+        MoEForCausalLM.from_pretrained(tmp_path, quantize=quantize)

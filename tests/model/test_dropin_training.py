@@ -171,6 +171,16 @@ def test_trainer_learns_and_resumes(mixtral, ids, tmp_path):
     assert MoEForCausalLM.from_pretrained(tmp_path / "whole" / "checkpoint-8").config.router_type == "topk"
 
 
+def test_label_smoothing_is_mixtrals(mixtral, ids, tmp_path):
+    losses = []
+    for cls in (MoEForCausalLM, MixtralForCausalLM):
+        options = arguments(tmp_path, max_steps=3, save_strategy="no", label_smoothing_factor=0.1)
+        trainer = Trainer(cls.from_pretrained(mixtral), options, train_dataset=Rows(ids))
+        trainer.train()
+        losses.append(losses_of(trainer))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
 def test_a_resumed_trainer_goes_on_with_the_noise_of_an_unbroken_one(noisy, ids, tmp_path):
     noisy.save_pretrained(tmp_path / "noisy")
     uneven = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "save_steps": 3}  # of an epoch's three batches

@@ -12,6 +12,8 @@ from model import MoEForCausalLM
 from model.load import load_model, model_folder
 from moe_kernels import backend
 
+from .conftest import make_tokenizer
+
 
 @torch.no_grad()
 def test_base_adapter_and_mixture_load_alike(base, adapters, run_compose, ids):
@@ -137,3 +139,15 @@ def test_a_precision_of_4_bit_weights_is_refused_where_there_are_none(mixtral):
     with pytest.raises(ValueError, match=r"precision 'int8' needs NF4 weights.*not a dense weight"):
         MoEForCausalLM.from_pretrained(mixtral, precision="int8")
     assert MoEForCausalLM.from_pretrained(mixtral, precision="int8", quantization="nf4").model.layers[0].mlp.experts.precision == "int8"
+
+
+def test_a_wrong_config_is_not_called_a_wrong_tokenizer(base, mixtral, tmp_path):
+    """transformers reads the config for the tokenizer too."""
+    for source in (base, mixtral):
+        folder = tmp_path / source.name
+        shutil.copytree(source, folder)
+        make_tokenizer().save_pretrained(folder)
+        settings = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(settings | {"rms_norm_eps": "x"}))
+        with pytest.raises(ValueError, match=r"has a config.json that cannot be read: .*rms_norm_eps"):
+            load_model(folder, device="cpu")

@@ -268,3 +268,9 @@ def test_one_stack_at_a_time_is_unquantised_while_loading(checkpoint, monkeypatc
     monkeypatch.setattr(nf4_experts, "quantize_nf4", quantize)
     load(checkpoint, quantization_config=NF4ExpertsConfig())
     assert alive == [0, 0, 0, 0]
+
+
+def test_a_skipped_name_that_matches_nothing_is_refused(mixtral):
+    """transformers ignores it, and quantises what was to be left alone."""
+    with pytest.raises(ValueError, match=r"llm_int8_skip_modules has 'self_attn', which matches no module"):
+        AutoModelForCausalLM.from_pretrained(mixtral, quantization_config=NF4ExpertsConfig(llm_int8_skip_modules=["q_proj", "self_attn"]))

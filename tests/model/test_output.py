@@ -102,3 +102,13 @@ def test_the_record_of_a_run_tells_how_to_repeat_it_and_on_what_it_was_made(tmp_
     monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=None))
     write_run(tmp_path, seed=0, figures={})
     assert read_json(tmp_path / "run.json")["command"][0] == "pass_at_k.py"
+
+
+@pytest.mark.parametrize("name", ["", "n" * 244, "a\0b"], ids=["empty", "long", "null"])
+def test_an_output_that_cannot_be_a_path_is_named(tmp_path, monkeypatch, name):
+    """Two names lie beside it until it is whole, the longer by twelve bytes."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="is no path that can be made"):
+        refuse_existing(Path(name))
+    with output_folder(Path("n" * 243)) as folder:
+        (folder / "file").write_text("it")

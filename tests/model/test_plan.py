@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -180,3 +181,21 @@ def _tiny(**changes):
         **{"vocab_size": 64, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
         **{"num_key_value_heads": 2, "num_local_experts": 4, **changes},
     }
+
+
+def test_a_count_of_experts_that_no_mixture_has_is_refused():
+    assert config_of("mistral-7b-x1024", None, None, 16).num_local_experts == 1024
+    with pytest.raises(ValueError, match="mistral-7b-x99999 has 99999 experts; there may be 1024"):
+        config_of("mistral-7b-x99999", None, None, 16)
+
+
+def test_a_plan_takes_no_memory_of_its_weights():
+    config = config_of("mistral-7b-x1024", "dense", "none", 16)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(
+        resource.RLIMIT_AS, (int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + (4 << 30), hard)
+    )
+    try:
+        assert weight_bytes(config)[EXPERTS] == 2 * 32 * 1024 * 3 * 4096 * 14336
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
