@@ -16,6 +16,7 @@ from .generation import context_of
 from .request_checks import Refused, checked, parse_object
 
 LONGEST_BODY = 1 << 20  # bytes
+LONGEST_READ = 30  # seconds; the server does not end before its last request
 MOST_WAITING = 64  # requests in work or in the queue for the one thread that generates
 GENERATE, LOAD = ("/v1/completions", "/v1/chat/completions"), "/load_model"  # `transformers chat` asks for its model first
 PATHS = dict.fromkeys((*GENERATE, LOAD), "POST") | {"/v1/models": "GET", "/health": "GET"}
@@ -128,6 +129,13 @@ class RequestGuard:
 
 
 async def _read(receive: Callable[[], Awaitable[Message]]) -> dict[str, Any]:
+    try:
+        return parse_object(await asyncio.wait_for(_body(receive), LONGEST_READ), "the request")
+    except TimeoutError:
+        raise Refused(408, f"a request must be whole after {LONGEST_READ} seconds") from None
+
+
+async def _body(receive: Callable[[], Awaitable[Message]]) -> bytes:
     data, more = b"", True
     while more:
         message = await receive()
@@ -137,7 +145,7 @@ async def _read(receive: Callable[[], Awaitable[Message]]) -> dict[str, Any]:
         more = message.get("more_body", False)
         if len(data) > LONGEST_BODY:
             raise Refused(413, f"a request may have {LONGEST_BODY} bytes")
-    return parse_object(data, "the request")
+    return data
 
 
 async def _answer(send: Callable[[Message], Awaitable[None]], status: int, content: dict[str, Any]) -> None:

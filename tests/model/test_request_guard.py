@@ -43,6 +43,20 @@ def request(models, path: str, body: object, method: str = "POST") -> tuple[int,
     return sent[0]["status"], json.loads(sent[1]["body"])
 
 
+def test_a_request_that_never_ends_is_refused(models, monkeypatch):
+    monkeypatch.setattr(request_guard, "LONGEST_READ", 0.01)
+    sent = []
+
+    async def receive() -> dict:
+        await asyncio.sleep(3600)
+
+    async def send(message) -> None:
+        sent.append(message)
+
+    asyncio.run(RequestGuard(None, models)({"type": "http", "path": "/v1/completions", "method": "POST", "headers": []}, receive, send))
+    assert sent[0]["status"] == 408 and "must be whole after" in sent[1]["body"].decode()
+
+
 def test_a_good_request_is_passed_on_within_the_context(models):
     wanted = {"prompt": "def f", "max_tokens": 9, "temperature": 0, "stream": True, "stop": ["\n"], "n": 1, "seed": 3}
     assert request(models, "/v1/completions", wanted) == (200, wanted)
