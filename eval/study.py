@@ -17,7 +17,7 @@ from model.adapters import is_adapter
 from model.cli import add_precision, make_parser, run_command
 from model.config_file import read_config
 from model.load import model_fingerprint, model_folder
-from model.output import RUN, write_json, write_run
+from model.output import RUN, output_folder, write_json, write_run
 from model.strict_json import read_json
 from model.unfinished import locked
 from train.data import load_pairs
@@ -101,7 +101,9 @@ def _score(
     for length in missing:
         outs[length].parent.mkdir(exist_ok=True)
         completions = {lang: row.texts(tokenizer, length, system.stop) for lang, row in answers.items()}
-        write_scores(settings[length], chosen, completions, answers, sandbox, **model_facts(settings[length], model, tokenizer), data=data)
+        made = model_facts(settings[length], model, tokenizer)
+        with output_folder(outs[length]) as folder:
+            write_scores(folder, settings[length], chosen, completions, answers, sandbox, **made, data=data)
 
 
 def _settings(args: Namespace, study: Study, system: System, source: Source, length: int, out: Path) -> Namespace:

@@ -125,7 +125,6 @@ def edit_mixture(args: argparse.Namespace) -> None:
     config, weights = moe_config(settings, folder), Checkpoint(folder)
     names = config.expert_names or [f"expert-{index}" for index in range(config.num_stored_experts)]
     order, routed = reorder(args, names, config.num_local_experts)
-    rows = gate_rows(args, names, config.num_local_experts, weights, folder)
     text = args.replace[1] if args.replace else args.add
     source = open_new_expert(text, config, folder, args.base) if text else None
     if isinstance(source, ExpertSource):
@@ -135,8 +134,10 @@ def edit_mixture(args: argparse.Namespace) -> None:
     adapter = source.adapter if isinstance(source, ExpertSource) else source
     attention = changed_attention(config, weights, order, adapter)
     experts = _edited_names(names, order, args.name, source.name if source else "")
-    edit = Edit(edited_config(config, experts, routed, attention, adapter), order, source, rows)
+    changed = edited_config(config, experts, routed, attention, adapter)
     with output_folder(out) as temporary:
+        rows = gate_rows(args, names, config.num_local_experts, weights, folder)  # may run the model: not before the output can be written
+        edit = Edit(changed, order, source, rows)
         edit.config.save_pretrained(temporary)
         with CheckpointWriter(temporary, SHARD_BYTES) as writer:
             for group in tqdm(edited_tensors(weights, edit), desc="Editing", unit="tensor"):

@@ -33,8 +33,12 @@ _PACKAGES = ("torch", "transformers", "bitsandbytes", "peft", "safetensors", "da
 def refuse_existing(target: Path) -> None:
     """`FileExistsError` if `target` exists and is not an empty folder: no command writes over earlier work.
 
+    ValueError if it is a place that no folder can be renamed to: an output appears by a rename, after all the work.
     What the command that made it left, if it was killed just then, is removed.
     """
+    if not target.name or target.is_symlink() or target.is_mount():
+        kind = "a link" if target.is_symlink() else "a mount point" if target.is_mount() else "no name of a folder"
+        raise ValueError(f"the output {target} is {kind}, and it would appear by a rename; name a folder within: {target / 'out'}")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         manifest = target / MANIFEST
         remove_leftovers(target, sha256_of(manifest) if manifest.is_file() else None)
