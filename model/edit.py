@@ -7,7 +7,6 @@ Shapes: D model width.
 """
 
 import argparse
-import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -164,8 +163,6 @@ class Once(argparse.Action):
 
 
 def _check_flags(args: argparse.Namespace) -> None:
-    if not math.isfinite(args.residual_scale):
-        raise ValueError(f"--residual-scale is {args.residual_scale}; it must be a finite number")
     if args.remove and args.name:
         raise ValueError("--name is of a new expert: it goes with --add or --replace")
     if not args.add and (args.prompts or args.like or args.shared):

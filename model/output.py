@@ -140,6 +140,17 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is an output of its own, by rename: what a full disk or a kill took half of is not called `path`."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_run(folder: Path, *, seed: int, figures: dict[str, Any], **facts: Any) -> None:
     """Writes `run.json`: command line, versions, machine, seed, prompt template, `figures`, and any further `facts`."""
     versions = {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
