@@ -43,14 +43,16 @@ def main(args: Namespace) -> None:
     check_stop(args.stop)
     sandbox = open_sandbox(args.unsafe_no_sandbox) if args.compile else None
     points, sources = load_points(args)
-    if args.samples:
-        given = {"path": str(args.samples), "sha256": sha256_of(args.samples)}
-        shown = write_scores(args, points, given_completions(args.samples, points), None, sandbox, samples=given, data=sources)
-    else:
-        model, tokenizer = load(args, points)
-        answers = answer(model, tokenizer, points, args)
-        completions = {lang: row.texts(tokenizer, args.max_new_tokens, args.stop) for lang, row in answers.items()}
-        shown = write_scores(args, points, completions, answers, sandbox, **model_facts(args, model, tokenizer), data=sources)
+    with output_folder(args.out) as folder:
+        if args.samples:
+            given = {"path": str(args.samples), "sha256": sha256_of(args.samples)}
+            shown = write_scores(folder, args, points, given_completions(args.samples, points), None, sandbox, samples=given, data=sources)
+        else:
+            model, tokenizer = load(args, points)
+            answers = answer(model, tokenizer, points, args)
+            completions = {lang: row.texts(tokenizer, args.max_new_tokens, args.stop) for lang, row in answers.items()}
+            facts = model_facts(args, model, tokenizer)
+            shown = write_scores(folder, args, points, completions, answers, sandbox, **facts, data=sources)
     print(f"{shown}\nwritten to {args.out}")
 
 
@@ -77,6 +79,7 @@ def answer(model: Any, tokenizer: Any, points: Points, args: Namespace) -> dict[
 
 
 def write_scores(
+    folder: Path,
     args: Namespace,
     points: Points,
     completions: dict[str, list[str]],
@@ -84,7 +87,7 @@ def write_scores(
     sandbox: Sandbox | None = None,
     **facts: Any,
 ) -> str:
-    """Measures the completions of each language, in the order of its points, writes the run `args.out`, and returns its table.
+    """Measures the completions of each language, in the order of its points, writes the run to `folder`, and returns its table.
 
     `answers`: of the model that made them, for the losses and the time, if it made them at this length.
     """
@@ -115,9 +118,8 @@ def write_scores(
         seconds = sum(own.seconds * len(own.ids) for own in answers.values())
         facts["cost"] = {**facts["cost"], **speed(sum(own.tokens for own in answers.values()), seconds, args.batch_size)}
     name = args.name or facts["role"]
-    with output_folder(args.out) as folder:
-        write_rows(folder / SAMPLES, samples)
-        write_run(folder, seed=args.seed, figures=figures, name=name, **facts)
+    write_rows(folder / SAMPLES, samples)
+    write_run(folder, seed=args.seed, figures=figures, name=name, **facts)
     if uncompiled := sum(row.get("uncompiled", 0) for kinds in figures.values() for row in kinds.values()):
         print(f"{uncompiled} programs could not be given to a compiler and leave the rate: see docs/evaluation.md", file=sys.stderr)
     return score_table(figures, name)

@@ -9,7 +9,6 @@ Programs run in a sandbox (docs/evaluation.md); if it does not hold on this mach
 """
 
 import json
-import math
 import os
 import shutil
 import sys
@@ -25,7 +24,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from model.cli import add_precision, make_parser, run_command
+from model.cli import add_precision, check_sampling, make_parser, run_command
 from model.languages import LANGUAGES
 from model.load import load_tokenizer, model_fingerprint
 from model.output import output_folder, sha256_of, write_json, write_run
@@ -124,8 +123,7 @@ def _check(args: Namespace) -> None:
         raise ValueError(f"--timeout must be a number of seconds above 0, at most {LONGEST_S} (a day), not {args.timeout}")
     if args.memory > MOST_MIB:
         raise ValueError(f"--memory must be at most {MOST_MIB} MiB (16 TiB), not {args.memory}")
-    if not 0 <= args.temperature < math.inf or not 0 < args.top_p <= 1:
-        raise ValueError(f"--temperature must be at least 0 and --top-p in (0, 1], not {args.temperature} and {args.top_p}")
+    check_sampling(args.temperature, args.top_p)
     parser = parse()
     if not args.model and (idle := [name for name in GENERATING if getattr(args, name) != parser.get_default(name)]):
         flags = ", ".join("-n" if name == "n" else f"--{name.replace('_', '-')}" for name in idle)

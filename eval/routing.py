@@ -37,20 +37,20 @@ def main(args: Namespace) -> None:
     if args.view < 0:
         raise ValueError(f"--view must be at least 0, not {args.view}")
     points, sources = load_points(args)
-    model, tokenizer = load_model(args.model, device=args.device, precision=args.precision)
-    names = expert_names(model, args)
-    languages = {lang: measure(model, tokenizer, lang, kinds, names, args.batch_size) for lang, kinds in points.items()}
-    nmi = {"nmi_language": by_layer(language_joint(languages))}
-    figures = {lang: {key: means(value) for key, value in row.items()} for lang, row in languages.items()}
-    figures[ALL] = {
-        "tokens": sum(row["tokens"] for row in languages.values()),
-        **{key: overall(languages, key) for key in ("own_top1", "own_topk", "entropy_bits", "load")},
-        "nmi_language": means(nmi["nmi_language"]),
-    }
-    facts = {"program": ROUTING, "experts": names, "top_k": model.config.num_experts_per_tok, "data": sources, **precision_facts(model)}
-    facts |= {key: getattr(args, key) for key in ("model", "split", "limit", "precision", "view", "max_new_tokens")}
-    facts["prompt_template"] = prompt_template(tokenizer)
     with output_folder(args.out) as folder:
+        model, tokenizer = load_model(args.model, device=args.device, precision=args.precision)
+        names = expert_names(model, args)
+        languages = {lang: measure(model, tokenizer, lang, kinds, names, args.batch_size) for lang, kinds in points.items()}
+        nmi = {"nmi_language": by_layer(language_joint(languages))}
+        figures = {lang: {key: means(value) for key, value in row.items()} for lang, row in languages.items()}
+        figures[ALL] = {
+            "tokens": sum(row["tokens"] for row in languages.values()),
+            **{key: overall(languages, key) for key in ("own_top1", "own_topk", "entropy_bits", "load")},
+            "nmi_language": means(nmi["nmi_language"]),
+        }
+        facts = {"program": ROUTING, "experts": names, "top_k": model.config.num_experts_per_tok, "data": sources, **precision_facts(model)}
+        facts |= {key: getattr(args, key) for key in ("model", "split", "limit", "precision", "view", "max_new_tokens")}
+        facts["prompt_template"] = prompt_template(tokenizer)
         write_json(folder / ARRAYS, {"experts": names, "classes": CLASSES, "languages": languages, **nmi})
         if args.view:
             programs = view(model, tokenizer, points, args.view, args.max_new_tokens)

@@ -18,7 +18,7 @@ from model.cli import add_precision, make_parser, run_command
 from model.config_file import read_config
 from model.cost import reset_peak
 from model.load import model_fingerprint, model_folder
-from model.output import RUN, write_json, write_run
+from model.output import RUN, output_folder, write_json, write_run
 from model.strict_json import read_json
 from model.unfinished import locked
 from train.data import load_pairs
@@ -106,7 +106,8 @@ def _score(
         made = model_facts(settings[length], model, tokenizer)
         if not resettable and model.device.type == "cpu":
             del made["cost"]["peak_bytes"]  # it would be that of the systems before
-        write_scores(settings[length], chosen, completions, answers, sandbox, **made, data=data)
+        with output_folder(outs[length]) as folder:
+            write_scores(folder, settings[length], chosen, completions, answers, sandbox, **made, data=data)
 
 
 def _settings(args: Namespace, study: Study, system: System, source: Source, length: int, out: Path) -> Namespace:

@@ -19,7 +19,7 @@ from .checkpoint import Checkpoint, check_finite
 from .configuration_moe import ATTENTION
 from .experts import PROJECTIONS
 from .output import RUN
-from .strict_json import read_json
+from .strict_json import is_finite, read_json, shown
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -79,8 +79,8 @@ class Adapter:
             )
         patterns = self.config.get("alpha_pattern") or {}
         for alpha in (self.config.get("lora_alpha"), *(patterns.values() if isinstance(patterns, dict) else [None])):
-            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-                raise ValueError(f"{self.folder} has lora_alpha or alpha_pattern = {alpha!r} in {ADAPTER_CONFIG}; they are numbers")
+            if not is_finite(alpha):
+                raise ValueError(f"{self.folder} has lora_alpha or alpha_pattern = {shown(alpha)} in {ADAPTER_CONFIG}; they are numbers")
         for pattern in patterns:
             try:
                 re.compile(pattern)

@@ -1,13 +1,16 @@
 """What every command of the project shares: how it starts, how it fails, and which seed it takes.
 
-A user's mistake is a `ValueError` (or a missing file, a full disk) with one clear sentence: it goes to stderr and
-the exit status is 2. With MOE_TRACEBACK=1 in the environment the traceback comes before it; other exceptions always keep
+A user's mistake is a `ValueError` (or what the system refuses: a missing file, a full or read-only disk) with one clear sentence: it
+goes to stderr and the exit status is 2. With MOE_TRACEBACK=1 in the environment the traceback comes before it; other exceptions always keep
 theirs. Ctrl-C and SIGTERM end a command with 130 and 143, once what it had begun to write is removed.
+What reads the output may end before it, as `head -1` does: that is no error to speak of.
 Of several processes that a launcher started, the first speaks.
 """
 
 import argparse
 import os
+import re
+import select
 import signal
 import sys
 import threading
@@ -21,13 +24,21 @@ from moe_kernels.backend import PRECISIONS
 
 from .flags_file import printed_config, with_config
 from .stopping import Terminated, stoppable
+from .strict_json import shown
 
 MISTAKES = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 NO_SPACE = 28  # errno.ENOSPC
+IN_LIBRARIES = re.compile(r"\(os error \d+\)")  # how Rust's libraries (safetensors, tokenizers) pass a system's error on, as text
+# No flag means anything beyond: a larger float overflows in fp32 once it is multiplied, a larger seed is none of numpy's.
+LARGEST = {float: 1e9, int: 2**32 - 1}
+COLDEST = 1e-4  # of temperatures: logits are divided by it, in fp32
 GRACE = 20.0  # seconds; torchrun ends the other processes within half a second of the first, on a busy machine in five and more
 # How it reads where the number is lost: safetensors and tokenizers pass the system's error on as text; torch.save's
 # writer says one of the others. (Reading a damaged file has other words.)
 NO_SPACE_TEXTS = (f"os error {NO_SPACE})", os.strerror(NO_SPACE), "PytorchStreamWriter failed", "unexpected pos", "iostream error")
+
+
+_SAID = 1000  # characters of what argparse says, which quotes the value
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -46,7 +57,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         _let_the_first_speak()
-        super().error(message)
+        super().error(message if len(message) <= _SAID else f"{message[:_SAID]}...")
 
 
 def is_first_process() -> bool:
@@ -83,22 +94,42 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0], help=text)
 
 
+def check_sampling(temperature: float, top_p: float) -> None:
+    """ValueError for a temperature or a nucleus that nothing can be drawn with."""
+    if not (temperature == 0 or temperature >= COLDEST):
+        raise ValueError(f"--temperature must be 0, for the likeliest token, or at least {COLDEST}, not {temperature}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"--top-p must lie in (0, 1], not {top_p}")
+
+
+def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """ValueError for the first flag whose number is infinite, none, or beyond the `LARGEST`; commands check their own flags' ranges."""
+    for action in parser._actions:
+        value, largest = getattr(args, action.dest, None), LARGEST.get(action.type)  # type: ignore[call-overload]
+        if largest and isinstance(value, int | float) and not -largest <= value <= largest:
+            name = action.option_strings[-1] if action.option_strings else action.dest
+            raise ValueError(f"{name} is {shown(value, 40)}; it must be a finite number of at most {largest}")
+
+
 def run_command(command: Callable[[argparse.Namespace], object], parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
     """Runs `command` on the parsed `argv` (default: this process's); returns the exit status."""
+    args = argparse.Namespace()
     try:
         args = parser.parse_args(with_config(parser, sys.argv[1:] if argv is None else argv))
+        check_numbers(parser, args)
         if (config := printed_config(parser, args)) is not None:
             print(config, end="")
             return 0
         with stoppable() as came, _quiet_threads(came):
             command(args)
-    except MISTAKES as error:
-        _let_the_first_speak()
-        return say_mistake(f"{parser.prog}: {error}")
+        sys.stdout.flush()
     except Exception as error:  # of a class of its own in each library; tokenizers' is Exception itself
-        if not _disk_is_full(error):
+        if isinstance(error, BrokenPipeError) and _readers_have_gone():
+            return 128 + signal.SIGPIPE
+        if (sentence := _sentence_of(error, getattr(args, "out", None))) is None:
             raise
-        return say_mistake(f"{parser.prog}: no space left on the disk: {getattr(error, 'filename', None) or error}")
+        _let_the_first_speak()
+        return say_mistake(f"{parser.prog}: {sentence}")
     except Terminated:
         print(f"{parser.prog}: terminated", file=sys.stderr)
         return 128 + signal.SIGTERM
@@ -128,6 +159,27 @@ def _quiet_threads(came: list[type[KeyboardInterrupt]]) -> Iterator[None]:
         yield
     finally:
         threading.excepthook = show
+
+
+def _sentence_of(error: Exception, out: object) -> str | None:
+    """What is said of a user's mistake or a system that refuses, naming the file or the output `out`; None for any other error."""
+    name = getattr(error, "filename", None)
+    if _disk_is_full(error):
+        return f"no space left on the disk: {name or out or error}"
+    if getattr(error, "errno", None) is not None or IN_LIBRARIES.search(str(error)):
+        return str(error) if name or out is None else f"{error}: {out}"
+    return str(error) if isinstance(error, MISTAKES) else None
+
+
+def _readers_have_gone() -> bool:
+    """Whether what read standard output or error has ended; what is left to say then goes nowhere: Python's last flush must not fail."""
+    poll = select.poll()
+    for number in (1, 2):
+        poll.register(number, 0)  # POLLERR, which a pipe without a reader has, is always told
+    gone = [number for number, event in poll.poll(0) if event & select.POLLERR]
+    for number in gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return bool(gone)
 
 
 def _disk_is_full(error: BaseException) -> bool:

@@ -7,7 +7,6 @@ Shapes: D model width.
 """
 
 import argparse
-import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -124,7 +123,6 @@ def edit_mixture(args: argparse.Namespace) -> None:
     config, weights = moe_config(settings, folder), Checkpoint(folder)
     names = config.expert_names or [f"expert-{index}" for index in range(config.num_stored_experts)]
     order, routed = reorder(args, names, config.num_local_experts)
-    rows = gate_rows(args, names, config.num_local_experts, weights, folder)
     text = args.replace[1] if args.replace else args.add
     source = open_new_expert(text, config, folder, args.base) if text else None
     if isinstance(source, ExpertSource):
@@ -134,8 +132,10 @@ def edit_mixture(args: argparse.Namespace) -> None:
     adapter = source.adapter if isinstance(source, ExpertSource) else source
     attention = changed_attention(config, weights, order, adapter)
     experts = _edited_names(names, order, args.name, source.name if source else "")
-    edit = Edit(edited_config(config, experts, routed, attention, adapter), order, source, rows)
+    changed = edited_config(config, experts, routed, attention, adapter)
     with output_folder(out) as temporary:
+        rows = gate_rows(args, names, config.num_local_experts, weights, folder)  # may run the model: not before the output can be written
+        edit = Edit(changed, order, source, rows)
         edit.config.save_pretrained(temporary)
         with CheckpointWriter(temporary, SHARD_BYTES) as writer:
             for group in tqdm(edited_tensors(weights, edit), desc="Editing", unit="tensor"):
@@ -161,8 +161,6 @@ class Once(argparse.Action):
 
 
 def _check_flags(args: argparse.Namespace) -> None:
-    if not math.isfinite(args.residual_scale):
-        raise ValueError(f"--residual-scale is {args.residual_scale}; it must be a finite number")
     if args.remove and args.name:
         raise ValueError("--name is of a new expert: it goes with --add or --replace")
     if not args.add and (args.prompts or args.like or args.shared):

@@ -28,7 +28,7 @@ from .checkpoint_writer import CheckpointWriter
 from .cli import make_parser, run_command
 from .configuration_moe import MoEConfig
 from .experts import DenseExperts, LoraExperts
-from .output import output_folder, refuse_existing, write_json, write_run
+from .output import output_folder, write_json, write_run
 from .quantization import MatrixModule, quantized_matrices
 from .strict_json import read_json
 from .tokenizer import copy_tokenizer
@@ -152,10 +152,9 @@ def export(args: argparse.Namespace) -> None:
     from .modeling_moe import MoEForCausalLM
 
     out, dtype = Path(args.out), parse_dtype(args.dtype)
-    refuse_existing(out)
-    model = MoEForCausalLM.from_pretrained(args.model)
-    config = mixtral_settings(model, dtype)
     with output_folder(out) as folder:
+        model = MoEForCausalLM.from_pretrained(args.model)
+        config = mixtral_settings(model, dtype)
         _write(model, config, folder, dtype)
         write_run(folder, seed=args.seed, figures={}, model=str(args.model), dtype=args.dtype)
     print(f"{out}: plain Mixtral, {config['num_local_experts']} experts, {args.dtype}")

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from .strict_json import shown
 from .strict_yaml import check_mapping, read_yaml
 
 _CONFIG, _PRINT = "config_file", "print_config"
@@ -62,14 +63,14 @@ def _flag(key: str, value: Any, action: argparse.Action, where: str) -> list[str
         return []
     if action.nargs == 0:
         if not isinstance(value, bool):
-            raise ValueError(f"{where} must be true or false, not {value!r}")
+            raise ValueError(f"{where} must be true or false, not {shown(value)}")
         return [f"--{key}"] if value else [f"--no-{key}"] * isinstance(action, argparse.BooleanOptionalAction)
     if isinstance(value, bool) and {"on", "off"} <= set(action.choices or ()):
         value = "on" if value else "off"  # YAML 1.1 reads both words as booleans
     if isinstance(value, list) and action.nargs is not None:
         return [f"--{key}", *map(str, value)]
     if isinstance(value, dict | list | bool):
-        raise ValueError(f"{where} must be one text or number, not {value!r}")
+        raise ValueError(f"{where} must be one text or number, not {shown(value)}")
     return [f"--{key}={value}"]
 
 

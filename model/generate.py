@@ -10,7 +10,7 @@ from transformers import set_seed
 
 from .adapters import Adapter, is_adapter
 from .checkpoint import model_folder
-from .cli import add_precision, make_parser, run_command
+from .cli import add_precision, check_sampling, make_parser, run_command
 from .config_file import read_config
 from .generation import WholeTextStreamer, encode_prompts, generate_as_told, pad_left, room_behind
 from .infill import ANCHOR, encode_infill
@@ -42,8 +42,9 @@ def read_gap(path: Path) -> tuple[str, str]:
 
 def generate(args: argparse.Namespace) -> None:
     """The command: one completion to standard output."""
-    if args.max_new_tokens < 1 or args.temperature < 0 or not 0 < args.top_p <= 1:
-        raise ValueError("--max-new-tokens must be at least 1, --temperature at least 0 and --top-p in (0, 1]")
+    if args.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens must be at least 1, not {args.max_new_tokens}")
+    check_sampling(args.temperature, args.top_p)
     check_language(args.lang, [model_folder(name) for name in (args.model, args.adapter) if name])
     gap = read_gap(Path(args.infill)) if args.infill else None
     set_seed(args.seed)

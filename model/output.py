@@ -32,10 +32,14 @@ _PACKAGES = ("torch", "transformers", "bitsandbytes", "peft", "safetensors", "da
 def refuse_existing(target: Path) -> None:
     """`FileExistsError` if `target` exists and is not an empty folder: no command writes over earlier work.
 
-    What the command that made it left, if it was killed just then, is removed. ValueError if there can be no such path.
+    ValueError if it is a place that no folder can be renamed to: an output appears by a rename, after all the work.
+    What the command that made it left, if it was killed just then, is removed.
     """
-    if not target.name or not fits_a_path(str(unfinished(target))):  # beside it lies what is not whole yet, with a longer name
+    if target.name and not fits_a_path(str(unfinished(target))):  # beside it lies what is not whole yet, with a longer name
         raise ValueError(f"the output {str(target)[:100]!r} is no path that can be made: a name has 1 to 243 bytes")
+    if not target.name or target.is_symlink() or target.is_mount():
+        kind = "a link" if target.is_symlink() else "a mount point" if target.is_mount() else "no name of a folder"
+        raise ValueError(f"the output {target} is {kind}, and it would appear by a rename; name a folder within: {target / 'out'}")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         manifest = target / MANIFEST
         remove_leftovers(target, sha256_of(manifest) if manifest.is_file() else None)
@@ -136,6 +140,17 @@ def write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
     temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a lone surrogate then is JSON's escape
     os.replace(temporary, path)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is an output of its own, by rename: what a full disk or a kill took half of is not called `path`."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_run(folder: Path, *, seed: int, figures: dict[str, Any], **facts: Any) -> None:

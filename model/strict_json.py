@@ -1,6 +1,7 @@
 """JSON files, and files of JSON lines, read strictly: of a bounded size, no key twice, no name that the system would not take."""
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,20 @@ def fits_a_path(name: str) -> bool:
     except UnicodeEncodeError:  # a lone surrogate, which comes through JSON
         return False
     return b"\0" not in path and len(path) <= _PATH and all(len(part) <= _PART for part in path.split(b"/"))
+
+
+def is_finite(value: object) -> bool:
+    """Whether `value` is a number that a float can hold: no bool, NaN or infinity, and no whole number of 400 digits."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def shown(value: object, most: int = 200) -> str:
+    """How an error quotes a value: its `repr`, of which it has at most so many characters."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 
+from .strict_json import is_finite, shown
+
 _BYTES = 1 << 18  # PyYAML reads some 100 KB a second; a recipe of a hundred experts has a tenth
 _DEPTH = 50  # of brackets in brackets: the scanner looks at each of them again for every token
-_SHOWN = 200  # characters that an error quotes
 _NODES = 100_000  # once every alias stands for what it names: a few lines of aliases of aliases are otherwise a terabyte in an error
 # What PyYAML's constructors let through: `!!int ""` is an IndexError, `!!bool x` a KeyError, `!!timestamp x` an AttributeError, ...
 _DAMAGE = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -70,10 +71,10 @@ def check_mapping(raw: Any, allowed: Iterable[str], where: str) -> dict[str, Any
     if raw is None:
         raise ValueError(f"{where} is empty; it must be a mapping with the keys {', '.join(allowed)}")
     if not isinstance(raw, dict):
-        raise ValueError(f"{where} must be a mapping with the keys {', '.join(allowed)}, not {repr(raw)[:_SHOWN]}")
+        raise ValueError(f"{where} must be a mapping with the keys {', '.join(allowed)}, not {shown(raw)}")
     for key in raw:
         if key not in allowed:
-            raise ValueError(f"{where}: unknown key {repr(key)[:_SHOWN]}; {hint(key, allowed)}")
+            raise ValueError(f"{where}: unknown key {shown(key)}; {hint(key, allowed)}")
     return raw
 
 
@@ -81,7 +82,7 @@ def text_field(raw: dict[str, Any], key: str, where: str, default: str | None = 
     """The text that a mapping has under `key`; ValueError if that is something else, or is not there and has no default."""
     value = raw.get(key, default)
     if not isinstance(value, str):
-        raise ValueError(f"{where}: {key} must be a text, not {value!r}")
+        raise ValueError(f"{where}: {key} must be a text, not {shown(value)}")
     return value
 
 
@@ -95,22 +96,22 @@ def dtype_field(raw: dict[str, Any], key: str, where: str, allowed: Iterable[str
     name = value.removeprefix("torch.") if isinstance(value, str) else value
     allowed = list(allowed)
     if name not in [None, *allowed]:
-        raise ValueError(f"{where}: {key} is {value!r}; {hint(name, allowed)}")
+        raise ValueError(f"{where}: {key} is {shown(value)}; {hint(name, allowed)}")
     return name
 
 
 def number_field(raw: dict[str, Any], key: str, where: str, default: float) -> float:
     """The finite number under `key`, `default` where there is none or null."""
     value = default if raw.get(key) is None else raw[key]
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError(f"{where}: {key} is {value!r}; it must be a number")
+    if not is_finite(value):
+        raise ValueError(f"{where}: {key} is {shown(value)}; it must be a number")
     return float(value)
 
 
 def list_field(raw: dict[str, Any], key: str, where: str) -> list[Any]:
     """The list under `key`, which must have an entry."""
     if not isinstance(raw.get(key), list) or not raw[key]:
-        raise ValueError(f"{where}: {key} must be a list with at least one entry, not {raw.get(key)!r}")
+        raise ValueError(f"{where}: {key} must be a list with at least one entry, not {shown(raw.get(key))}")
     return raw[key]
 
 

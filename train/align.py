@@ -7,7 +7,6 @@ Dropout and the gate's noise stay off, or the policy would differ from the refer
 """
 
 import argparse
-import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,13 +45,13 @@ def settle_flags(args: argparse.Namespace, kind: str) -> None:
             raise ValueError(f"--{name} says nothing about {args.model}, which is {kind}")
     if kind == WHOLE:
         check_factors(args)
-    if not (args.beta > 0 and math.isfinite(args.beta)):
+    if args.beta <= 0:
         raise ValueError(f"--beta must be above 0, not {args.beta}")
     if not 0 <= args.label_smoothing < 0.5:
         raise ValueError(f"--label-smoothing is the share of pairs that are the wrong way round, in [0, 0.5), not {args.label_smoothing}")
     if args.label_smoothing and args.loss == "ipo":
         raise ValueError("--label-smoothing belongs to --loss sigmoid")
-    if not (args.sft_weight >= 0 and math.isfinite(args.sft_weight)):
+    if args.sft_weight < 0:
         raise ValueError(f"--sft-weight must not be negative, but is {args.sft_weight}")
     if not 0 < args.valid_share < 1:
         raise ValueError(f"--valid-share is a share of the tasks and must lie in (0, 1), not {args.valid_share}")

@@ -9,7 +9,6 @@ The output is the mixture with its new gate, and how often the gate picks each l
 """
 
 import argparse
-import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ def check_gate_flags(args: argparse.Namespace) -> None:
     check_flags(args)
     for name in (*LOSS_FLAGS, "label_loss"):
         value = getattr(args, name)
-        if value is not None and not (value >= 0 and math.isfinite(value)):
+        if value is not None and value < 0:
             raise ValueError(f"--{name.replace('_', '-')} is a weight and must not be negative, but is {value}")
     if not 0 < args.share <= 1:
         raise ValueError(f"--share must lie in (0, 1], not {args.share}")
@@ -58,7 +57,7 @@ def check_gate_flags(args: argparse.Namespace) -> None:
         args.lora_learning_rate = LORA_LEARNING_RATE if args.train == "gate+lora" else None
     elif args.train == "gate":
         raise ValueError("--lora-learning-rate is that of the LoRA factors, which --train gate leaves as they are")
-    elif not (args.lora_learning_rate > 0 and math.isfinite(args.lora_learning_rate)):
+    elif args.lora_learning_rate <= 0:
         raise ValueError(f"--lora-learning-rate must be above 0, not {args.lora_learning_rate}")
 
 

@@ -49,7 +49,7 @@ def check_flags(args: argparse.Namespace) -> None:
     if not 0 <= args.warmup < 1:
         raise ValueError(f"--warmup is a share of the steps and must lie in [0, 1), not {args.warmup}")
     for name in ("epochs", "learning_rate", "clip"):
-        if not (getattr(args, name) > 0 and math.isfinite(getattr(args, name))):
+        if getattr(args, name) <= 0:
             raise ValueError(f"--{name.replace('_', '-')} must be above 0, not {getattr(args, name)}")
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit must be at least 1, not {args.limit}")

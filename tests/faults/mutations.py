@@ -23,6 +23,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from huggingface_hub import constants
+
 from tests.faults.mutate import mutated
 from tests.faults.reader import ERRORS, Reader
 from tests.faults.readers import make_readers
@@ -47,7 +49,7 @@ class Tally:
 
 @contextmanager
 def confined() -> Iterator[None]:
-    """No connection, no hang, and no more address space than `ADDRESS_SPACE`."""
+    """No connection, no hang, and no more address space than `ADDRESS_SPACE`. The hub is not offline, or nothing would try to reach it."""
 
     def hang(*_: Any) -> None:
         raise Hang
@@ -55,15 +57,15 @@ def confined() -> Iterator[None]:
     def connection(*_: Any, **__: Any) -> None:
         raise Hang("a connection was tried")
 
-    before, limits = socket.socket, resource.getrlimit(resource.RLIMIT_AS)
+    before, limits = (socket.socket, socket.getaddrinfo, constants.HF_HUB_OFFLINE), resource.getrlimit(resource.RLIMIT_AS)
     handler = signal.signal(signal.SIGALRM, hang)
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (mapped + ADDRESS_SPACE, limits[1]))
-    socket.socket = connection  # type: ignore[assignment, misc]
+    socket.socket, socket.getaddrinfo, constants.HF_HUB_OFFLINE = connection, connection, False  # type: ignore[assignment, misc]
     try:
         yield
     finally:
-        socket.socket = before  # type: ignore[misc]
+        socket.socket, socket.getaddrinfo, constants.HF_HUB_OFFLINE = before  # type: ignore[misc]
         resource.setrlimit(resource.RLIMIT_AS, limits)
         signal.signal(signal.SIGALRM, handler)
 
@@ -155,5 +157,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     sys.exit(main())

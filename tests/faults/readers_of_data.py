@@ -15,7 +15,7 @@ import yaml
 
 from eval.study_file import read_study
 from eval.tasks import load_tasks
-from model.cli import make_parser
+from model.cli import check_numbers, make_parser
 from model.flags_file import with_config
 from model.gate_data import find_gate_data, read_gate_data
 from model.merging.config import read_merge_config
@@ -37,6 +37,7 @@ def yaml_files(folder: Path) -> Iterator[Reader]:
         try:
             with redirect_stderr(StringIO()) as printed:
                 args = parser.parse_args(with_config(parser, ["--config", str(file)]))
+            check_numbers(parser, args)
             check_flags(args)
             check_lora_flags(args)
         except (SystemExit, ValueError) as error:  # of a value that a flag does not take: the flag is named, wherever it came from

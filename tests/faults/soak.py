@@ -4,7 +4,8 @@ python -m tests.faults.soak --minutes 10 --clients 32 --dir MODEL
 
 32 clients ask a server on loopback (`python -m model.serve MODEL`) for greedy answers of mixed lengths, streamed or not; some close the
 connection half-way, some send what is no request. Then 500 generations in process. Status 1 where an answer is not the one that the
-model gives alone, memory grows by more than 2 % from the second fifth of the time to the last, or the server answers 5xx or ends.
+model gives alone, memory grows by more than 2 % from the second fifth of the time to the last, answers are fewer than clients, or the
+server answers 5xx or ends.
 """
 
 import argparse
@@ -79,6 +80,8 @@ def problems(figures: dict[str, Any]) -> list[str]:
     """What did not hold, of the figures of either soak."""
     found = [f"{name}: {figures[name]}" for name in ("wrong", "failed", "crashed") if figures.get(name)]
     growth = figures["rss_mb"]["growth"]
+    if (answers := figures.get("counts", {}).get("answers with 200", 0)) < (clients := figures.get("clients", 0)):
+        found.append(f"{answers} answers with 200 to {clients} clients")
     return found + ([f"memory grew by {growth:.1%}"] if growth > GROWTH else [])
 
 

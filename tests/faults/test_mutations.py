@@ -2,8 +2,11 @@
 
 from random import Random
 
+import pytest
+from transformers import AutoConfig
+
 from tests.faults.mutate import mutated
-from tests.faults.mutations import confined, mutate_all
+from tests.faults.mutations import Hang, confined, mutate_all
 from tests.faults.readers import make_readers
 
 COUNT = 3000
@@ -17,6 +20,12 @@ def test_a_slice_of_the_mutations(tmp_path):
     assert not failures, "\n".join(failures)
     assert all(tally.accepted + tally.rejected for tally in tallies.values())
     assert sum(tally.rejected for tally in tallies.values()) > COUNT / 2, "the mutations hardly damage anything"
+
+
+def test_a_connection_is_found():
+    """With the hub offline, as in all tests, a name that is looked up there was an error before any connection."""
+    with confined(), pytest.raises(Hang, match="a connection was tried"):
+        AutoConfig.from_pretrained("nobody/nothing")
 
 
 def test_a_mutation_is_its_seed_and_number():

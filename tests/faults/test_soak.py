@@ -34,3 +34,10 @@ def test_a_served_model_under_load(mixture, tmp_path):
     counts = figures["counts"]
     assert counts["answers with 200"] > 32 and counts["cancelled"] and counts["malformed with 400"], figures
     assert not soak.problems(figures), figures
+
+
+def test_a_server_that_answers_nobody_is_no_success():
+    figures = {"clients": 32, "counts": {"answers with 200": 31, "answers with 503": 900}, "rss_mb": {"growth": 0.0}}
+    assert soak.problems(figures) == ["31 answers with 200 to 32 clients"]
+    figures["counts"]["answers with 200"] += 1
+    assert not soak.problems(figures)

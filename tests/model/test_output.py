@@ -1,6 +1,7 @@
 """Output folders of processes that are killed, and of two at a time. (Killed saving and composing: `test_saving.py`, `test_resume.py`.)"""
 
 import errno
+import importlib
 import multiprocessing
 import os
 import shutil
@@ -14,10 +15,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from model.cli import run_command
 from model.output import check_manifest, output_folder, refuse_existing, sha256_of, write_manifest, write_run
 from model.resume import resumable_folder
 from model.strict_json import read_json
-from model.unfinished import unfinished
+from model.unfinished import locked, unfinished, writing
 
 
 def write_and_wait(target, ready):
@@ -104,7 +106,7 @@ def test_the_record_of_a_run_tells_how_to_repeat_it_and_on_what_it_was_made(tmp_
     assert read_json(tmp_path / "run.json")["command"][0] == "pass_at_k.py"
 
 
-@pytest.mark.parametrize("name", ["", "n" * 244, "a\0b"], ids=["empty", "long", "null"])
+@pytest.mark.parametrize("name", ["n" * 244, "a\0b"], ids=["long", "null"])
 def test_an_output_that_cannot_be_a_path_is_named(tmp_path, monkeypatch, name):
     """Two names lie beside it until it is whole, the longer by twelve bytes."""
     monkeypatch.chdir(tmp_path)
@@ -112,3 +114,24 @@ def test_an_output_that_cannot_be_a_path_is_named(tmp_path, monkeypatch, name):
         refuse_existing(Path(name))
     with output_folder(Path("n" * 243)) as folder:
         (folder / "file").write_text("it")
+
+
+@pytest.mark.parametrize("name", ["/proc", "/proc/self", "empty", "dangling", "."])
+def test_a_place_that_nothing_can_be_renamed_to_is_refused_at_the_start(tmp_path, monkeypatch, name):
+    """An empty one passed, and the work was lost when its folder could not be removed to make room."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty").symlink_to("folder")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(ValueError, match=f"the output {name} is (a link|a mount point|no name of a folder), .*name a folder within: .*out"):
+        refuse_existing(Path(name))
+
+
+@pytest.mark.parametrize("module", ["model.export", "eval.codebleu", "eval.routing"])
+def test_a_second_process_is_found_before_the_model_is_loaded(tmp_path, capsys, monkeypatch, module):
+    out, command = tmp_path / "out", importlib.import_module(module)
+    points = [] if module == "model.export" else ["--data", "corpus", "--lang", "cpp"]
+    monkeypatch.setattr("sys.argv", ["", "--model", str(tmp_path / "nowhere"), "--out", str(out), *points])
+    with locked(writing(out)):
+        assert (command.main() if module == "model.export" else run_command(command.main, command.parse())) == 2
+    assert "another process is at work in" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from model.checkpoint import model_folder
 from model.cli import make_parser, run_command
 from model.languages import LANGUAGES
+from model.output import write_whole
 from model.prompt import format_prompt
 from model.tokenizer import read_tokenizer
 
@@ -27,7 +28,7 @@ def main(args: Namespace) -> None:
         raise FileExistsError(f"the output {args.out} exists; name another or remove it first")
     asked = read_tokenizer(model_folder(args.prompt_of)) if args.prompt_of else None
     lines = list(_lines(args, langs, asked))
-    args.out.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_whole(args.out, "".join(f"{line}\n" for line in lines))
     print(f"{args.out}: {len(lines)} rows of {', '.join(langs)}")
 
 
