@@ -114,7 +114,7 @@ def write_scores(
     name = args.name or facts["role"]
     with output_folder(args.out) as folder:
         with (folder / SAMPLES).open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
+            file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in samples)
         write_run(folder, seed=args.seed, figures=figures, name=name, **facts)
     if uncompiled := sum(row.get("uncompiled", 0) for kinds in figures.values() for row in kinds.values()):
         print(f"{uncompiled} programs could not be given to a compiler and leave the rate: see docs/evaluation.md", file=sys.stderr)

@@ -62,6 +62,7 @@ def load_model(
         model = _load_dense(folder, device, chosen)
     if adapter is not None:
         model = _add_adapter(model, folder, model_folder(adapter))
+        model.name_or_path = str(adapter)  # an error in what it computes is of the adapter, not of its base
     return model.eval(), tokenizer
 
 

@@ -1,6 +1,7 @@
 """Output folders of processes that are killed, and of two at a time. (Killed saving and composing: `test_saving.py`, `test_resume.py`.)"""
 
 import errno
+import math
 import multiprocessing
 import os
 import shutil
@@ -14,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model.output import check_manifest, output_folder, refuse_existing, sha256_of, write_manifest, write_run
+from model.output import check_manifest, output_folder, refuse_existing, sha256_of, write_json, write_manifest, write_run
 from model.resume import resumable_folder
 from model.strict_json import read_json
 from model.unfinished import unfinished
@@ -102,3 +103,11 @@ def test_the_record_of_a_run_tells_how_to_repeat_it_and_on_what_it_was_made(tmp_
     monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=None))
     write_run(tmp_path, seed=0, figures={})
     assert read_json(tmp_path / "run.json")["command"][0] == "pass_at_k.py"
+
+
+def test_a_number_that_json_has_not_is_refused(tmp_path):
+    """Python would write NaN, which no other reader takes."""
+    for value in (math.nan, math.inf):
+        with pytest.raises(ValueError, match=r"run\.json cannot be written: .*(nan|inf)"):
+            write_json(tmp_path / "run.json", {"figures": {"loss": value}})
+    assert not list(tmp_path.iterdir())
