@@ -32,6 +32,7 @@ _SIZES = {
     "intermediate_size": (1, 1 << 20),
     "vocab_size": (1, 1 << 24),
     "max_position_embeddings": (1, 1 << 30),
+    "sliding_window": (1, 1 << 30),
     "lora_rank": (0, 1 << 14),
     "attention_lora_rank": (0, 1 << 14),
     "num_shared_experts": (0, 1 << 10),
