@@ -42,8 +42,9 @@ def main(args: Namespace) -> None:
     sandbox = open_sandbox(args.unsafe_no_sandbox) if args.compile else None
     points, sources = load_points(args)
     if args.samples:
+        completions = given_completions(args.samples, points)  # first of all: a hash of what is no file of rows may never end
         given = {"path": str(args.samples), "sha256": sha256_of(args.samples)}
-        shown = write_scores(args, points, given_completions(args.samples, points), None, sandbox, samples=given, data=sources)
+        shown = write_scores(args, points, completions, None, sandbox, samples=given, data=sources)
     else:
         model, tokenizer = load(args, points)
         answers = answer(model, tokenizer, points, args)

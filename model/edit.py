@@ -34,6 +34,7 @@ from .output import MANIFEST, RUN, output_folder, refuse_existing, write_run
 from .restack import NEW, Edit, edited_tensors
 from .routers import MoERouter
 from .sources import ExpertSource, unique_names
+from .strict_json import check_text
 
 
 def edited_config(config: MoEConfig, experts: list[str], routed: int, attention: list[str], adapter: Adapter | None) -> MoEConfig:
@@ -163,6 +164,8 @@ class Once(argparse.Action):
 
 
 def _check_flags(args: argparse.Namespace) -> None:
+    for prompt in args.prompts or ():
+        check_text(prompt, "--prompts")
     if not math.isfinite(args.residual_scale):
         raise ValueError(f"--residual-scale is {args.residual_scale}; it must be a finite number")
     if args.remove and args.name:

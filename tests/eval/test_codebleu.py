@@ -18,6 +18,7 @@ from model import MoEForCausalLM
 from model.cli import run_command
 from model.output import check_manifest
 from model.prompt import format_prompt, set_format
+from tests.faults.damage import PLACES
 from train.documents import train_tokenizer
 
 
@@ -205,6 +206,7 @@ def test_given_completions_are_scored(data_folder: Path, tmp_path: Path, capsys:
         (2 * '{"id": "cpp-0", "completion": "x"}\n', "point 'cpp-0' has two completions"),
         ('{"id": "cpp-0", "completion": 3}\n', "point 'cpp-0' has a completion that is no text"),
         ('{"id": "cpp-0"}\n', "line 1, lacks completion"),
+        ('{"id": "cpp-0", "completion": "\\ud800"}\n', r"given\.jsonl, line 1, is not JSON: .* the lone surrogate U\+D800"),
     ],
 )
 def test_mistakes_in_given_completions(
@@ -214,6 +216,15 @@ def test_mistakes_in_given_completions(
     assert run(*given(data_folder, tmp_path / "given.jsonl", tmp_path / "run")) == 2
     assert re.search(sentence, capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PLACES if kind != "gone"])
+def test_what_stands_in_the_place_of_given_completions(kind: str, data_folder: Path, tmp_path: Path, capsys: Any) -> None:
+    """Nothing of it is hashed before it was read as rows: that would never end."""
+    (tmp_path / "given.jsonl").touch()
+    PLACES[kind](tmp_path / "given.jsonl")
+    assert run(*given(data_folder, tmp_path / "given.jsonl", tmp_path / "run")) == 2
+    assert "given.jsonl" in capsys.readouterr().err
 
 
 def test_the_compile_rate_leaves_out_what_could_not_be_compiled(
