@@ -4,6 +4,7 @@ The router `oracle` sends every token of a point to the expert of the point's la
 Shapes: B batch, S sequence, T tokens, K experts per token, V vocabulary.
 """
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -16,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from model.configuration_moe import ROUTER_TYPES
-from model.generation import complete_ids, context_of, decode_behind, encode_prompts
+from model.generation import complete_ids, context_of, decode_behind, encode_prompts, not_numbers
 from model.prompt import format_prompt
 from model.routers import MoERouter
 from moe_kernels.routing import Routing
@@ -74,7 +75,7 @@ def ask(
 
 @torch.inference_mode()
 def reference_losses(model: Any, examples: Sequence[Example], batch_size: int) -> list[Loss]:
-    """The loss of each example's labelled tokens, in order, in fp32; of what fits the model's context."""
+    """The loss of each example's labelled tokens, in order, in fp32; of what fits the model's context. ValueError if it is no number."""
     context = context_of(model)
     examples = [{name: ids[:context] for name, ids in example.items()} for example in examples]
     by_length = sorted(range(len(examples)), key=lambda index: len(examples[index]["input_ids"]), reverse=True)
@@ -88,6 +89,8 @@ def reference_losses(model: Any, examples: Sequence[Example], batch_size: int) -
             counted_S = labels_S[1:] != IGNORED  # row by row: in fp32 the logits of a whole batch can be gigabytes
             nats = cross_entropy(logits_SV[:-1][counted_S].float(), labels_S[1:][counted_S], reduction="sum")
             losses[index] = Loss(float(nats), int(counted_S.sum()))
+            if not math.isfinite(losses[index].nats):
+                raise not_numbers(model)
     return losses
 
 

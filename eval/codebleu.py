@@ -45,8 +45,9 @@ def main(args: Namespace) -> None:
     points, sources = load_points(args)
     with output_folder(args.out) as folder:
         if args.samples:
+            completions = given_completions(args.samples, points)  # first of all: a hash of what is no file of rows may never end
             given = {"path": str(args.samples), "sha256": sha256_of(args.samples)}
-            shown = write_scores(folder, args, points, given_completions(args.samples, points), None, sandbox, samples=given, data=sources)
+            shown = write_scores(folder, args, points, completions, None, sandbox, samples=given, data=sources)
         else:
             model, tokenizer = load(args, points)
             answers = answer(model, tokenizer, points, args)

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .adapter_settings import lora_settings
 from .checkpoint import Checkpoint, check_finite
 from .configuration_moe import ATTENTION
 from .experts import PROJECTIONS
 from .output import RUN
-from .strict_json import is_finite, read_json, shown
+from .strict_json import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -35,7 +36,6 @@ _UNSUPPORTED = (
     "target_parameters",
     "alora_invocation_tokens",
 )
-_CHANGING_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations after which the base's own weights are others
 _SAMPLES = 64  # values of each tensor that a fingerprint reads
 
 
@@ -73,19 +73,10 @@ class Adapter:
         for name in _UNSUPPORTED:
             if self.config.get(name):
                 raise ValueError(f"{self.folder} has {name} = {self.config[name]!r} in {ADAPTER_CONFIG}; only plain LoRA is read")
-        if str(self.config.get("init_lora_weights")).startswith(_CHANGING_THE_BASE):
-            raise ValueError(
-                f"{self.folder} has init_lora_weights = {self.config['init_lora_weights']!r}, which changes the base's weights too"
-            )
-        patterns = self.config.get("alpha_pattern") or {}
-        for alpha in (self.config.get("lora_alpha"), *(patterns.values() if isinstance(patterns, dict) else [None])):
-            if not is_finite(alpha):
-                raise ValueError(f"{self.folder} has lora_alpha or alpha_pattern = {shown(alpha)} in {ADAPTER_CONFIG}; they are numbers")
-        for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{self.folder} has an alpha_pattern {pattern!r} that is no regular expression: {error}") from None
+        try:
+            self.settings = lora_settings(self.config)
+        except ValueError as error:
+            raise ValueError(f"{self.folder / ADAPTER_CONFIG} has {error}") from None
 
     def _check_shapes(self, keys: dict[str, str]) -> None:
         """A [r, in], B [out, r], and DoRA's magnitude [out]."""
@@ -121,6 +112,10 @@ class Adapter:
         """The language it was trained on, or the folder's name."""
         return str(self.run.get("lang") or self.folder.name)
 
+    def rank_of(self, module: str) -> int:
+        """The rank of a module's factors."""
+        return self._weights.shape(self._keys[module]["A"])[0]
+
     def rank(self, projections: Iterable[str]) -> int:
         """The greatest rank of its factors of these projections, 0 if it has none."""
         keys = [keys["A"] for module, keys in self._keys.items() if module.rpartition(".")[2] in projections]
@@ -138,7 +133,7 @@ class Adapter:
 
     def scaling(self, module: str) -> float:
         """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (arXiv:2312.03732), with PEFT's patterns for single modules."""
-        rank = self._weights.shape(self._keys[module]["A"])[0]
+        rank = self.rank_of(module)
         alpha = self.config["lora_alpha"]
         for pattern, value in (self.config.get("alpha_pattern") or {}).items():
             if re.match(rf"(.*\.)?({pattern})$", module):

@@ -33,10 +33,10 @@ _SIZES = {
     "intermediate_size": (1, 1 << 20),
     "vocab_size": (1, 1 << 24),
     "max_position_embeddings": (1, 1 << 30),
+    "sliding_window": (1, 1 << 30),
     "lora_rank": (0, 1 << 14),
     "attention_lora_rank": (0, 1 << 14),
     "num_shared_experts": (0, 1 << 10),
-    "sliding_window": (1, 1 << 30),
 }
 MOST_EXPERTS = _SIZES["num_local_experts"][1]
 

@@ -31,6 +31,7 @@ from .output import output_folder, refuse_existing, write_run
 from .restack import NEW, Edit, edited_tensors
 from .routers import MoERouter
 from .sources import ExpertSource, unique_names
+from .strict_json import check_text
 from .tokenizer import copy_tokenizer
 
 
@@ -161,6 +162,8 @@ class Once(argparse.Action):
 
 
 def _check_flags(args: argparse.Namespace) -> None:
+    for prompt in args.prompts or ():
+        check_text(prompt, "--prompts")
     if args.remove and args.name:
         raise ValueError("--name is of a new expert: it goes with --add or --replace")
     if not args.add and (args.prompts or args.like or args.shared):

@@ -17,6 +17,7 @@ from .infill import ANCHOR, encode_infill
 from .languages import LANGUAGES
 from .load import load_model
 from .prompt import format_prompt
+from .strict_json import LINE, check_text
 
 GAP = "<FILL>"
 
@@ -34,7 +35,12 @@ def read_gap(path: Path) -> tuple[str, str]:
     """The text before and behind the one `GAP` in a file."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    before, *behind = path.read_text(encoding="utf-8").split(GAP)
+    if path.stat().st_size > LINE:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes; a program here has at most {LINE}")
+    try:
+        before, *behind = path.read_text(encoding="utf-8").split(GAP)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}") from None
     if len(behind) != 1:
         raise ValueError(f"{path} must have one {GAP}, where the missing piece belongs, not {len(behind)}")
     return before, behind[0]
@@ -45,6 +51,7 @@ def generate(args: argparse.Namespace) -> None:
     if args.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens must be at least 1, not {args.max_new_tokens}")
     check_sampling(args.temperature, args.top_p)
+    check_text(args.text, "the description")
     check_language(args.lang, [model_folder(name) for name in (args.model, args.adapter) if name])
     gap = read_gap(Path(args.infill)) if args.infill else None
     set_seed(args.seed)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 # B batch, S sequence
@@ -34,6 +34,33 @@ def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
 
+def not_numbers(model: Any) -> ValueError:
+    """The error of a model whose scores are NaN or infinite, as after a training that diverged."""
+    return ValueError(f"{model.name_or_path} computes scores that are no numbers, as after a training that diverged")
+
+
+class LastScores(LogitsProcessor):
+    """Keeps the scores [B, V] of the last token, to be looked at once: NaN in a token's keys and values is in all later scores too.
+
+    The first token's are looked at as they come, before anything is drawn from them; a look waits for a GPU, so no other token gets one.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.scores: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        first, self.scores = self.scores is None, scores
+        if first:
+            self.check()
+        return scores
+
+    def check(self) -> None:
+        """ValueError if a row's greatest score is not a number; a score of minus infinity is a token that is ruled out."""
+        if self.scores is not None and not self.scores.amax(dim=-1).isfinite().all():
+            raise not_numbers(self.model)
+
+
 def generate_as_told(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -47,13 +74,20 @@ def generate_as_told(
 
     Nothing of the checkpoint's generation_config counts, so that what a run records says how its texts were made. transformers takes from
     there what a call does not name (beams, banned tokens, penalties, ...), and would sample from the 50 likeliest.
+    ValueError for a model whose scores are no numbers, of which the likeliest would be token 0.
     """
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {"do_sample": False}
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": _pad_id(tokenizer)}
     owner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of a PEFT model, which hands its settings on
     own, owner.generation_config = owner.generation_config, GenerationConfig()
+    last = LastScores(model)
     try:
-        return model.generate(**inputs, tokenizer=tokenizer, **sampling, **ends, **options)
+        output = model.generate(**inputs, tokenizer=tokenizer, logits_processor=LogitsProcessorList([last]), **sampling, **ends, **options)
+        last.check()
+        return output
+    except RuntimeError:  # of torch, which draws from no NaN
+        last.check()
+        raise
     finally:
         owner.generation_config = own
 

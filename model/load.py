@@ -1,7 +1,7 @@
 """The one loader that every command uses: a plain base, a base with a PEFT adapter, or a mixture."""
 
 import hashlib
-import warnings
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,17 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .adapters import Adapter, base_fingerprint, base_name, is_adapter
-from .checkpoint import GENERATION, Checkpoint, model_folder, parse_dtype
+from .checkpoint import CONFIG, GENERATION, Checkpoint, model_folder, parse_dtype
 from .config_file import generation_config, model_config, read_config
 from .configuration_moe import MoEConfig
 from .devices import present_device
 from .from_pretrained import resolve_config
 from .modeling_moe import MoEForCausalLM
+from .peft_model import loading, with_adapter
 from .same_tokenizer import take_chat_template
 from .tokenizer import read_tokenizer
 
+_PACKED = 4  # values that a stored one stands for at most: two in a byte of NF4, and a head that is the embedding
 _MIXTURES = (MoEConfig.model_type, "mixtral")
 
 
@@ -65,6 +67,7 @@ def load_model(
         model = _load_dense(folder, device, chosen)
     if adapter is not None:
         model = _add_adapter(model, folder, model_folder(adapter))
+        model.name_or_path = str(adapter)  # an error in what it computes is of the adapter, not of its base
     return model.eval(), tokenizer
 
 
@@ -97,18 +100,21 @@ def model_fingerprint(path: str | Path, adapter: str | Path | None = None) -> st
 
 
 def _load_dense(folder: Path, device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
-    Checkpoint(folder).check_values()  # its errors name the file; transformers' do not
+    weights = Checkpoint(folder)
+    weights.check_values()  # its errors name the file; transformers' do not
+    _check_size(folder, weights)
     if (folder / GENERATION).is_file():
         generation_config(folder)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=dtype or "auto",
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-        ignore_mismatched_sizes=True,  # they are refused below, by name
-        output_loading_info=True,
-    )
+    with loading(folder):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype or "auto",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            output_loading_info=True,
+        )
     model, info = loaded
     wrong_shape = {name for name, *_ in info["mismatched_keys"]}
     for title, names in (("missing", info["missing_keys"]), ("unexpected", info["unexpected_keys"]), ("wrongly shaped", wrong_shape)):
@@ -117,11 +123,16 @@ def _load_dense(folder: Path, device: torch.device, dtype: torch.dtype | None) -
     return model.to(device)
 
 
-def _add_adapter(model: PreTrainedModel, base: Path, folder: Path) -> Any:
-    from peft import PeftModel  # it imports bitsandbytes: seconds that only adapters are worth
+def _check_size(folder: Path, weights: Checkpoint) -> None:
+    """ValueError if the configuration is of more values than the weights can hold: transformers would make them up, in memory."""
+    config = model_config(folder)
+    with loading(folder), torch.device("meta"):
+        described = AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters()
+    stored = sum(math.prod(weights.shape(name)) for name in weights)
+    if described > _PACKED * stored:
+        raise ValueError(f"{folder / CONFIG} describes a model of {described} values, but its weights have {stored}")
 
-    Adapter(folder).check_base(base, Checkpoint(base))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # PEFT 0.21 asks for it by itself
-        adapted = PeftModel.from_pretrained(model, str(folder), local_files_only=True)
+
+def _add_adapter(model: PreTrainedModel, base: Path, folder: Path) -> Any:
+    adapted = with_adapter(model, base, folder)
     return adapted.merge_and_unload() if model.dtype == torch.float32 else adapted

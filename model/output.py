@@ -135,10 +135,13 @@ def sha256_of(path: Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, by rename: readers see the old file or the new one."""
+    """Writes `value` as indented JSON, by rename: readers see the old file or the new one. ValueError for NaN, which JSON has not."""
     temporary = path.with_name(f".{path.name}.tmp")
-    text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
-    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # a lone surrogate then is JSON's escape
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{path.name} cannot be written: {error}") from error
+    temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")  # a lone surrogate then is JSON's escape
     os.replace(temporary, path)
 
 

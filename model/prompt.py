@@ -18,18 +18,25 @@ CHAT_TEMPLATE = """{{ bos_token }}{% for message in messages %}\
 {% else %}{{ raise_exception('the roles are system, user and assistant, not ' + message['role']) }}{% endif %}{% endfor %}\
 {% if add_generation_prompt %}{{ '### Response\\n' }}{% endif %}"""
 FORMATS = ("completion", "instruct")
+_CAUSE = 500  # characters of the error's cause
 
 
 def format_prompt(text: str, lang: str, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
     """The prompt for a task description `text` in the language named `lang` (`ValueError` if it cannot be the name of one).
 
     A tokenizer with a chat template is asked through it, in one user message; every other, or none, through `PROMPT_TEMPLATE`.
+    `ValueError` for a chat template that fails. One that never ends, or fills the memory, is not stopped (SECURITY.md).
     """
     fields = {"language": language_title(lang), "text": " ".join(text.split())}
     if tokenizer is None or not tokenizer.chat_template:
         return PROMPT_TEMPLATE.format(**fields)
     messages = [{"role": "user", "content": INSTRUCTION.format(**fields)}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # it is a program of whoever wrote the tokenizer: 1 / 0, a name that is not there, recursion
+        cause = " ".join(str(error).split())[:_CAUSE]
+        said = f"the chat template of the tokenizer {tokenizer.name_or_path} writes no prompt: {type(error).__name__}: {cause}"
+        raise ValueError(said) from error
 
 
 def prompt_template(tokenizer: PreTrainedTokenizerBase | None) -> str:

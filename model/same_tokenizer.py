@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from .checkpoint import some
+from .prompt import format_prompt
 from .tokenizer import read_tokenizer
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -40,11 +41,13 @@ def take_chat_template(tokenizer: PreTrainedTokenizerBase, adapters: list[Path])
     An adapter that brings no tokenizer says nothing of it. ValueError naming two that were trained on different prompts.
     """
     folders = [folder for folder in adapters if brings_tokenizer(folder)]
-    templates = [read_tokenizer(folder).chat_template for folder in folders]
+    tokenizers = [read_tokenizer(folder) for folder in folders]
+    templates = [own.chat_template for own in tokenizers]
     for folder, template in zip(folders, templates, strict=True):
         if template != templates[0]:
             raise ValueError(f"{folders[0]} and {folder} were trained on different prompts (chat templates), but a model has one")
     if templates:
+        format_prompt("", "python", tokenizers[0])  # a template that fails is an error that names the adapter, not the base
         tokenizer.chat_template = templates[0]
 
 

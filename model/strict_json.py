@@ -3,10 +3,12 @@
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # an escape of half of a character, or of one of two halves
 _BYTES = 100_000_000  # as safetensors' own limit for a header
 LINE = 1 << 24  # bytes: some thousand times the longest program
 _PART, _PATH = 255, 1024  # bytes of a file's name, as file systems bound it, and of a path in a folder: systems take 1024 to 4096
@@ -28,11 +30,25 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: bytes) -> Any:
-    """The value of a JSON text in UTF-8; ValueError otherwise, also where a key is there twice or brackets are nested a thousand deep."""
+    """The value of a JSON text in UTF-8; ValueError otherwise, also where a key is there twice or brackets are nested a thousand deep.
+
+    And where an escape is a lone surrogate, half of a character: no tokenizer and no file takes such a text.
+    """
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+        if _SURROGATE.search(text):  # few texts have one; the others need not be walked through
+            check_text(json.dumps(value, ensure_ascii=False), "a text in it")
+        return value
     except RecursionError as error:
         raise ValueError(str(error)) from None
+
+
+def check_text(text: str, where: str) -> None:
+    """ValueError if `text` has a lone surrogate, which comes from an escape in JSON or YAML, or from bytes of a command line."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where} has the lone surrogate U+{ord(text[error.start]):04X}; UTF-8 has no bytes for it") from None
 
 
 def read_lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
@@ -45,10 +61,7 @@ def read_lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
 
 def fits_a_path(name: str) -> bool:
     """Whether the system takes `name` for a path, instead of an error that names no file."""
-    try:
-        path = os.fsencode(name)
-    except UnicodeEncodeError:  # a lone surrogate, which comes through JSON
-        return False
+    path = os.fsencode(name)
     return b"\0" not in path and len(path) <= _PATH and all(len(part) <= _PART for part in path.split(b"/"))
 
 

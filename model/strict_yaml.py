@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from .strict_json import is_finite, shown
+from .strict_json import check_text, is_finite, shown
 
 _BYTES = 1 << 18  # PyYAML reads some 100 KB a second; a recipe of a hundred experts has a tenth
 _DEPTH = 50  # of brackets in brackets: the scanner looks at each of them again for every token
@@ -24,6 +24,11 @@ class _Loader(yaml.SafeLoader):
         if self.flow_level >= _DEPTH:
             raise yaml.MarkedYAMLError(problem=f"more than {_DEPTH} brackets in each other", problem_mark=self.get_mark())
         super().fetch_flow_collection_start(token)
+
+    def construct_scalar(self, node: Any) -> Any:
+        value = super().construct_scalar(node)
+        check_text(value, "a text in it")
+        return value
 
     def compose_mapping_node(self, anchor: dict[str, yaml.Node]) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)

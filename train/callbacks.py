@@ -1,5 +1,6 @@
 """What watches a training run: a stop before a step that is not finite is applied, the time of the steps, and one progress bar."""
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -11,12 +12,19 @@ from transformers import TrainerCallback
 
 
 class NotFinite(ValueError):
-    """The loss or a gradient is NaN or infinite; the weights are those before this step."""
+    """The loss or a gradient is NaN or infinite, and the weights are those before this step; or what was measured of the weights is."""
 
 
 def not_applied(rows: list[int]) -> str:
     """The end of a `NotFinite`, with the numbers of the rows that it is of."""
     return f"the step was not applied; it is of the training rows {', '.join(map(str, rows))} (from 0, as they are after the filters)"
+
+
+def check_figures(figures: dict[str, Any], when: str) -> None:
+    """`NotFinite` if one of the figures that a run logs is NaN, below which nothing compares, or infinite; JSON has neither."""
+    if bad := {name: value for name, value in figures.items() if isinstance(value, float) and not math.isfinite(value)}:
+        said = ", ".join(f"{name} is {value}" for name, value in bad.items())
+        raise NotFinite(f"{said} {when}: the model has diverged and is not kept; lower --learning-rate")
 
 
 class StopOnBadGradient(TrainerCallback):

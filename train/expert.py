@@ -22,6 +22,7 @@ from model.budget import room_of
 from model.checkpoint import Checkpoint, model_folder
 from model.cli import make_parser
 from model.config_file import read_config
+from model.peft_model import loading
 from model.prompt import prompt_template, set_format
 
 from .base import planned_base, resolve_base
@@ -56,9 +57,10 @@ def load_base(path: str, *, checkpointing: bool) -> tuple[PreTrainedModel, Any]:
         read_config(Path(path))
         Checkpoint(Path(path)).check_values()  # names a missing or damaged file in one sentence
     device = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
-    model = AutoModelForCausalLM.from_pretrained(
-        path, quantization_config=nf4, dtype=dtype, device_map=device, use_safetensors=True, trust_remote_code=False
-    )
+    with loading(Path(path)):
+        model = AutoModelForCausalLM.from_pretrained(
+            path, quantization_config=nf4, dtype=dtype, device_map=device, use_safetensors=True, trust_remote_code=False
+        )
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # On a CPU with AVX512-BF16 bitsandbytes 0.50 repacks the weights at the first evaluation, with their absmax in bf16, and goes

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig
 from torch import nn
 
 from model import MoEForCausalLM
 from model.adapters import BASE_FACT, Adapter, base_fact, base_fingerprint, is_adapter
-from model.checkpoint import Checkpoint
 from model.config_file import read_config
 from model.configuration_moe import MoEConfig
 from model.load import base_of, load_model
+from model.peft_model import with_adapter
 from model.plan import config_of
 from model.tokenizer import read_tokenizer
 
@@ -57,10 +57,9 @@ def load_policy(folder: Path, kind: str, args: argparse.Namespace) -> tuple[Any,
     if kind == ADAPTER:
         adapter = Adapter(folder)
         base = base_of(folder)
-        adapter.check_base(base, Checkpoint(base))
         model, _ = load_base(str(base), checkpointing=checkpointing)
         facts = {key: adapter.run[key] for key in ("lang", "base", BASE_FACT) if key in adapter.run}
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=True), tokenizer_of(folder, kind), facts
+        return with_adapter(model, base, folder, trainable=True), tokenizer_of(folder, kind), facts
     model, tokenizer = load_base(str(folder), checkpointing=checkpointing)
     return add_lora(model, factor_config(args)), tokenizer, {"base": str(folder), BASE_FACT: base_fingerprint(folder)}
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from tqdm import tqdm
 
+from .callbacks import NotFinite
 from .data.prompts import IGNORED, collate
 from .loss import losses_for_logits
 from .trainer import PairTrainer
@@ -122,7 +123,10 @@ class PreferenceTrainer(PairTrainer):
 
     @torch.no_grad()
     def score(self, rows: list[Row], title: str) -> Tensor:
-        """Log-probabilities [rows, 2] of each row's chosen and rejected completion under the model as it is, on the CPU."""
+        """Log-probabilities [rows, 2] of each row's chosen and rejected completion under the model as it is, on the CPU.
+
+        `NotFinite` if one is NaN or infinite.
+        """
         model: Any = self.model
         model.eval()
         scores = []
@@ -130,7 +134,10 @@ class PreferenceTrainer(PairTrainer):
             with self.compute_loss_context_manager(), self.accelerator.autocast():
                 scores.append(log_probs(model, self._prepare_inputs(batch)).view(2, -1).T.cpu())
         in_turn = [of_one for of_all in zip(*self._of_all_processes(scores), strict=True) for of_one in of_all]
-        return torch.cat(in_turn)[: len(rows)].contiguous()
+        of_rows = torch.cat(in_turn)[: len(rows)].contiguous()
+        if not of_rows.isfinite().all():
+            raise NotFinite(f"a log-probability is not finite ({title}): the model computes no probabilities")
+        return of_rows
 
     def _of_all_processes(self, values: list[Tensor]) -> list[list[Tensor]]:
         """The list of each process."""

@@ -62,6 +62,6 @@ def write_output(out: Path, trainer: PairTrainer, workspace: Path, *, figures: d
     with output_folder(out, made_from=workspace) as folder:
         model.save_pretrained(str(folder), state_dict=state)
         tokenizer.save_pretrained(folder)
-        (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history))
+        (folder / "log.jsonl").write_text("".join(json.dumps(entry, allow_nan=False) + "\n" for entry in trainer.state.log_history))
         shutil.copytree(workspace / "tensorboard", folder / "tensorboard")
         write_run(folder, seed=trainer.args.seed, figures={**figures_of(trainer), **figures}, **facts)

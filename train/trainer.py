@@ -1,7 +1,7 @@
 """`transformers.Trainer` with the few things that a run people rely on needs beside it.
 
 * an order of rows that is a pure function of (seed, epoch), so that a resumed run sees the same batches;
-* a stop on a loss or gradient that is not finite, before the optimizer applies it;
+* a stop on a loss or gradient that is not finite, before the optimizer applies it, and on any figure that is not, before a checkpoint;
 * no logits of a whole batch (`loss.py`);
 * wall-clock seconds in every log entry, those of the steps alone too, and one progress bar instead of a bar per evaluation;
 * the choice of the newest *whole* checkpoint after an interruption;
@@ -37,7 +37,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
 from .batches import MEGABATCH, LengthGroupedSampler, ProcessBatches, count_tokens, without_labels
-from .callbacks import NotFinite, ProgressBar, StepClock, StopOnBadGradient, not_applied
+from .callbacks import NotFinite, ProgressBar, StepClock, StopOnBadGradient, check_figures, not_applied
 from .checkpoints import check_exact, is_over, newest_checkpoint
 from .data.prompts import IGNORED, Example, collate
 from .loss import losses_for_logits
@@ -182,6 +182,7 @@ class PairTrainer(Trainer):
         return Path(checkpoint) / f"since_log_{self.args.process_index}.pt"
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        check_figures(logs, f"after step {self.state.global_step}")  # an evaluation is logged before its checkpoint is saved
         if "train_loss" in logs:  # Trainer divides the whole run's sum by the steps since the resume
             logs["train_loss"] = self._total_loss_scalar / self.state.global_step
         logs |= {name: round(value, 3) for name, value in self.seconds().items()}

@@ -19,6 +19,7 @@ from model import MoEForCausalLM
 from model.cli import run_command
 from model.output import check_manifest
 from model.prompt import format_prompt, set_format
+from tests.faults.damage import PLACES
 from train.documents import train_tokenizer
 
 
@@ -234,6 +235,7 @@ def test_a_completion_that_is_not_unicode_is_scored_kept_and_shown(data_folder: 
         ('{"id": ["x"], "completion": "x"}\n', r"line 1: id must be a text, not \['x'\]"),
         ('{"id": "cpp-0", "completion": "x", "lang": {"cpp": 1}}\n', "line 1: lang must be a text, not {'cpp': 1}"),
         ('{"id": "cpp-0"}\n', "line 1, lacks completion"),
+        ('{"id": "cpp-0", "completion": "\\ud800"}\n', r"given\.jsonl, line 1, is not JSON: .* the lone surrogate U\+D800"),
     ],
 )
 def test_mistakes_in_given_completions(
@@ -248,6 +250,15 @@ def test_mistakes_in_given_completions(
 def test_an_empty_stop_text_is_refused(data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*flags(data_folder, tmp_path / "run"), "--stop", "END", "") == 2
     assert "a stop text is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PLACES if kind != "gone"])
+def test_what_stands_in_the_place_of_given_completions(kind: str, data_folder: Path, tmp_path: Path, capsys: Any) -> None:
+    """Nothing of it is hashed before it was read as rows: that would never end."""
+    (tmp_path / "given.jsonl").touch()
+    PLACES[kind](tmp_path / "given.jsonl")
+    assert run(*given(data_folder, tmp_path / "given.jsonl", tmp_path / "run")) == 2
+    assert "given.jsonl" in capsys.readouterr().err
 
 
 def test_the_compile_rate_leaves_out_what_could_not_be_compiled(

@@ -14,6 +14,7 @@ from model import MoEForCausalLM
 from model.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_FACT, Adapter, base_fingerprint
 from model.checkpoint import CONFIG, GENERATION, INDEX, WEIGHTS, Checkpoint
 from model.checkpoint_writer import CheckpointWriter
+from model.load import load_model
 from model.output import MANIFEST, RUN, check_manifest, write_json, write_manifest
 from model.sources import read_base_config
 from model.tokenizer import read_tokenizer
@@ -88,6 +89,16 @@ def adapters(folder: Path) -> Iterator[Reader]:
             assert adapter.delta(module).shape == weights.shape(f"{module}.weight") and bool(adapter.delta(module).isfinite().all())
         assert adapter.name and adapter.rank(("up_proj", "down_proj")) > 0
 
+    def load(path: Path, adapter: Path | None = None) -> None:
+        loaded, _ = load_model(path, adapter=adapter)
+        assert all(bool(parameter.isfinite().all()) for parameter in loaded.parameters())
+        assert loaded(input_ids=torch.ones(1, 2, dtype=torch.long)).logits.shape == (1, 2, loaded.config.vocab_size)
+
+    whole = _copy(base, "whole")
+    make_tokenizer().save_pretrained(whole)
+    place = _copy(folder / "adapter", "loaded")
+    yield Reader("adapter's config, loaded", place / ADAPTER_CONFIG, partial(load, whole, place), 5)
+    yield Reader("base's config, loaded", whole / CONFIG, partial(load, whole), 5)
     for name, file in (("adapter's config", ADAPTER_CONFIG), ("adapter's weights", ADAPTER_WEIGHTS), ("adapter's run.json", RUN)):
         place = folder / f"adapter-{file}"
         shutil.copytree(folder / "adapter", place)

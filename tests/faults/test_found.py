@@ -68,7 +68,7 @@ FOUND: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("adapter's config", edit(lora_alpha=10**400), "has lora_alpha or alpha_pattern = 1000"),
     ("index", edit(weight_map={"a": "a" * 300 + ".safetensors"}), "in the same folder"),
     ("index", edit(weight_map={"a": "é" * 200 + ".safetensors"}), "in the same folder"),
-    ("index", edit(weight_map={"a": "\ud800.safetensors"}), "in the same folder"),
+    ("index", edit(weight_map={"a": "\ud800.safetensors"}), r"lone surrogate U\+D800"),
     ("NF4 weights", other(b"[2, 32, 64]", b"[2, 64, 64]"), "nf4"),
     # values that no arithmetic recovers from
     ("weights", lambda data: data[:-4] + b"\x80\x7f\x80\x7f", "infinite or not numbers"),
@@ -80,8 +80,9 @@ FOUND: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("manifest", edit(files={"a" * 300: {"size": 1, "sha256": ""}}), "does not lie in its folder"),
     *(
         ("manifest", edit(files={name: {"size": 1, "sha256": ""}}), "does not lie in its folder")
-        for name in ("é" * 200, "a/" * 5000 + "a", "\ud800", "\0")
+        for name in ("é" * 200, "a/" * 5000 + "a", "\0")
     ),
+    ("manifest", edit(files={"\ud800": {"size": 1, "sha256": ""}}), r"lone surrogate U\+D800"),
     ("manifest", text("{}"), "does not say the size and sha256"),
     ("manifest", edit(files={"../a": {"size": 1, "sha256": ""}}), "does not lie in its folder"),
     ("facts of unfinished work", text("["), "is not JSON"),

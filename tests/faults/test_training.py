@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from model import MoEForCausalLM
+from eval.answers import reference_losses
+from model import MoEForCausalLM, generate
 from model.adapters import Adapter
 from model.checkpoint import Checkpoint
+from model.load import load_model
 from tests.faults.commands import COMMANDS, make_inputs
 from train import expert, trainer
 from train.data.prompts import IGNORED
@@ -85,6 +88,38 @@ def test_41_nan_or_inf_loss_or_gradient(train, monkeypatch, capsys, how, said):
     named = [int(number) for number in re.search(r"training rows ([\d, ]+) \(", error)[1].split(", ")]
     batches = [named[:2], named[2:]] if "gradient" in said else [[], named]  # a gradient is of both batches
     assert [sorted(unpadded(given[number]["input_ids"]) for number in batch) for batch in batches if batch] == fed[-len(named) // 2 :]
+
+
+@pytest.mark.parametrize(("command", "rate"), [("train.expert", "1e20"), ("train.align", "1e10")])
+def test_41_weights_that_diverged_in_the_last_step(inputs, tmp_path, capsys, command, rate):
+    """The loss and the gradient are those before the step: only the evaluation behind it sees that the weights are lost."""
+    assert COMMANDS[command].run(inputs, tmp_path / "out", "--learning-rate", rate, "--max-steps", "2", "--eval-every", "2") == 2
+    assert re.search(rf"{command}: eval_loss is (nan|inf).* after step 2: the model has diverged", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists() and not list((tmp_path / ".out.unfinished").glob("checkpoint-*"))
+
+
+def test_41_a_diverged_model_is_not_evaluated(inputs, tmp_path, capsys):
+    """Its weights are numbers, so it loads; what it computes is not: no completion, no score, no reference for an alignment."""
+    diverged = Path(shutil.copytree(inputs, tmp_path / "diverged"))
+    for name, lost in (("base", ("model.norm", "lm_head")), ("cpp", ("lora_",))):
+        path = next((diverged / name).glob("*.safetensors"))
+        scaled = {key: tensor * (1e38 if any(part in key for part in lost) else 1) for key, tensor in load_file(path).items()}
+        save_file(scaled, path, metadata={"format": "pt"})
+    run = json.loads((diverged / "cpp" / "run.json").read_text())
+    (diverged / "cpp" / "run.json").write_text(json.dumps({"lang": "cpp", "base": run["base"]}))
+    said = "computes scores that are no numbers"
+    for flags in ([], ["--temperature", "0.8"]):
+        for command, more in (("eval.codebleu", []), ("eval.pass_at_k", flags)):
+            assert COMMANDS[command].run(diverged, tmp_path / "out", *more) == 2
+            assert f"{command}: {diverged / 'base'} {said}" in capsys.readouterr().err
+        sys.argv = ["model.generate", "--model", str(diverged / "cpp"), "--lang", "cpp", "add", *flags]
+        assert generate.main() == 2
+        assert f"model.generate: {diverged / 'cpp'} {said}" in capsys.readouterr().err
+    model, _ = load_model(diverged / "base")
+    with pytest.raises(ValueError, match=said):
+        reference_losses(model, [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}], 1)
+    assert COMMANDS["train.align"].run(diverged, tmp_path / "out", "--ignore-plan") == 2
+    assert "a log-probability is not finite (reference, train)" in capsys.readouterr().err
 
 
 def unpadded(ids: list[int]) -> list[int]:

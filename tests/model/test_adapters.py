@@ -9,6 +9,7 @@ from transformers import MistralForCausalLM
 
 from model.adapters import Adapter, base_fingerprint
 from model.checkpoint import Checkpoint
+from model.peft_model import with_adapter
 
 OPTIONS = [
     {},
@@ -134,3 +135,28 @@ def test_a_fingerprint_decides_whatever_the_name(base, make_adapter, tmp_path):
     save_file(state, copy / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="the weights' fingerprints differ"):
         Adapter(folder).check_base(copy, Checkpoint(copy))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"target_modules": ["o_proj"]}, r"model\.layers\.0\.mlp\.down_proj \(0 and 4\), .* and 3 more$"),
+        (
+            {"exclude_modules": ["down_proj"]},
+            r"model\.layers\.0\.mlp\.down_proj \(0 and 4\), model\.layers\.1\.mlp\.down_proj \(0 and 4\)$",
+        ),
+        ({"layers_to_transform": [1]}, r"model\.layers\.0\.mlp\.down_proj \(0 and 4\)"),
+        ({"target_modules": ["up_proj", "gate_proj", "down_proj", "q_proj"]}, r"model\.layers\.0\.self_attn\.q_proj \(4 and 0\)"),
+        ({"r": 8}, "cannot be loaded: RuntimeError: .*size mismatch"),
+    ],
+    ids=str,
+)
+def test_factors_that_peft_would_leave_out_are_refused(base, make_adapter, tmp_path, changes, said):
+    """A mixture would take them, so that a composition and an evaluation were of different models."""
+    folder = make_adapter(tmp_path / "adapter")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | changes))
+    Adapter(folder).check_base(base, Checkpoint(base))
+    for trainable in (False, True):
+        with pytest.raises(ValueError, match=said):
+            with_adapter(MistralForCausalLM.from_pretrained(base), base, folder, trainable=trainable)

@@ -109,6 +109,7 @@ def test_rows_are_the_first_of_their_language_every_fourth_held_back(gate_rows):
         ('{"lang": "letters", "text": " "}', "rows.jsonl:3: a row needs"),
         ("[1]", "rows.jsonl:3: a row needs"),
         ('{"lang": ', "rows.jsonl:3 is not JSON"),
+        ('{"lang": "letters", "text": "a\\ud800"}', "rows.jsonl:3 is not JSON: a text in it has the lone surrogate U+D800"),
     ],
 )
 def test_a_mistake_in_gate_data_is_named(tmp_path, line, message):

@@ -223,6 +223,7 @@ def test_attentions_experts_go_with_the_last_of_them(layout, adapters, make_adap
         (["--remove", "expert-0", "--name", "x"], "--name is of a new expert: it goes with --add or --replace"),
         (["--replace", "expert-0", "ADAPTER", "--residual-scale", "nan"], "--residual-scale is nan; it must be a finite number"),
         (["--add", "ADAPTER", "--shared", "--name", "expert-1"], "there is an expert 'expert-1' already; --name another"),
+        (["--add", "ADAPTER", "--prompts", "a", "\udcff"], "--prompts has the lone surrogate U+DCFF"),
         (["--replace", "expert-0", "BASE"], "is no adapter; the experts of a mixture of the lora layout are adapters of its base"),
         (["--replace", "expert-0", "WITH_Q"], "changes q_proj; of attention the experts of this mixture change none"),
     ],

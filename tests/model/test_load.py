@@ -151,3 +151,17 @@ def test_a_wrong_config_is_not_called_a_wrong_tokenizer(base, mixtral, tmp_path)
         (folder / "config.json").write_text(json.dumps(settings | {"rms_norm_eps": "x"}))
         with pytest.raises(ValueError, match=r"has a config.json that cannot be read: .*rms_norm_eps"):
             load_model(folder, device="cpu")
+
+
+def test_a_base_that_is_larger_than_its_weights_is_not_built(base, tmp_path):
+    """transformers would make up 2^24 rows of embedding and head, 8 GB, and only then say that they do not fit."""
+    folder = shutil.copytree(base, tmp_path / "large")
+    for changes, said in (
+        ({"vocab_size": 1 << 24}, r"large/config\.json describes a model of 2147\d+ values, but its weights have 8\d+"),
+        ({"hidden_act": "x"}, "large cannot be loaded: KeyError: 'x'"),
+        ({"sliding_window": -1}, "sliding_window = -1; it must be a whole number"),
+    ):
+        config = json.loads((base / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changes))
+        with pytest.raises(ValueError, match=said):
+            load_model(folder)

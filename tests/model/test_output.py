@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import math
 import multiprocessing
 import os
 import shutil
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from model.cli import run_command
-from model.output import check_manifest, output_folder, refuse_existing, sha256_of, write_manifest, write_run
+from model.output import check_manifest, output_folder, refuse_existing, sha256_of, write_json, write_manifest, write_run
 from model.resume import resumable_folder
 from model.strict_json import read_json
 from model.unfinished import locked, unfinished, writing
@@ -135,3 +136,11 @@ def test_a_second_process_is_found_before_the_model_is_loaded(tmp_path, capsys, 
     with locked(writing(out)):
         assert (command.main() if module == "model.export" else run_command(command.main, command.parse())) == 2
     assert "another process is at work in" in capsys.readouterr().err
+
+
+def test_a_number_that_json_has_not_is_refused(tmp_path):
+    """Python would write NaN, which no other reader takes."""
+    for value in (math.nan, math.inf):
+        with pytest.raises(ValueError, match=r"run\.json cannot be written: .*(nan|inf)"):
+            write_json(tmp_path / "run.json", {"figures": {"loss": value}})
+    assert not list(tmp_path.iterdir())

@@ -128,6 +128,13 @@ def test_a_gap_is_filled_from_a_file(base, tmp_path, monkeypatch, capsys):
     for text, said in (("int a;", "not 0"), ("<FILL><FILL>", "not 2")):
         file.write_text(text)
         assert generate() == 2 and f"must have one <FILL>, where the missing piece belongs, {said}" in capsys.readouterr().err
+    file.write_bytes(b"\xff<FILL>")
+    assert generate() == 2 and f"{file} is no text in UTF-8" in capsys.readouterr().err
+    with file.open("wb") as sparse:
+        sparse.truncate(1 << 40)
+    assert generate() == 2 and f"{file} has {1 << 40} bytes; a program here has at most" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["generate", "\udcff", *flags[1:-2]])
+    assert generate() == 2 and "the description has the lone surrogate U+DCFF" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("asked", [{}, {"chat_template": "auto"}, {"chat_template": "{{ 1 }}"}], ids=str)
@@ -139,3 +146,20 @@ def test_a_merge_of_adapters_is_asked_as_they_are(base, instructed, tmp_path, mo
     assert merge() == 0
     expected = {"{{ 1 }}": "{{ 1 }}"}.get(asked.get("chat_template"), CHAT_TEMPLATE)
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == expected
+
+
+@pytest.mark.parametrize(
+    "template", ["{% if %}", "{{ 1 / 0 }}", "{{ x.y.z }}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ 'x' * 10**15 }}"]
+)
+def test_a_chat_template_that_fails_is_a_mistake_of_its_folder(base, make_adapter, tmp_path, monkeypatch, capsys, template):
+    folder = shutil.copytree(base, tmp_path / "hostile")
+    (folder / "chat_template.jinja").write_text(template)
+    monkeypatch.setattr("sys.argv", ["model.generate", "--model", str(folder), "--lang", "cpp", "add"])
+    assert generate() == 2
+    assert f"the chat template of the tokenizer {folder} writes no prompt: " in capsys.readouterr().err
+    adapter = make_adapter(tmp_path / "adapter")
+    for file in folder.glob("*to*en*"):
+        shutil.copy(file, adapter)
+    shutil.copy(folder / "chat_template.jinja", adapter)
+    with pytest.raises(ValueError, match=f"the chat template of the tokenizer {adapter} writes no prompt"):
+        load_model(base, adapter=adapter)

@@ -105,6 +105,7 @@ def test_uniform_random_needs_no_prompts(tmp_path):
         ({**GOOD, "experts": [{"source_model": "a", "positive_prompts": "x"}]}, "positive_prompts must be a list of texts"),
         ("- a\n- b", "must be a mapping with the keys base_model"),
         ("a: [", "is not YAML"),
+        ('base_model: "a\\ud800"', r"is not YAML: a text in it has the lone surrogate U\+D800"),
         ("base_model: a\ndtype: float32\n'base_model': b\n", "the key 'base_model' is repeated in .* line 3"),
     ],
 )

@@ -90,8 +90,6 @@ def _check(row: Any, columns: tuple[str, ...], may_be_empty: tuple[str, ...]) ->
             raise ValueError(f"{column!r} must be a string, not {type(value).__name__}")
         if not value.strip() and column not in may_be_empty:
             raise ValueError(f"{column!r} is empty")
-        if not value.isascii():
-            value.encode()  # a lone surrogate (a ValueError) comes through JSON, but no tokenizer takes it
 
 
 def _values(path: Path) -> Iterator[tuple[int, Any]]:

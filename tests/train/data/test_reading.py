@@ -34,7 +34,7 @@ def write(path: Path, lines: list[bytes]) -> Path:
         (b'{"text": "a", "code": " "}', "'code' is empty"),
         (b'["a", "x"]', "an object"),
         (b'{"text": "\xff", "code": "x"}', "utf-8"),
-        (b'{"text": "\\ud800", "code": "x"}', "surrogates"),
+        (b'{"text": "\\ud800", "code": "x"}', "surrogate"),
     ],
 )
 def test_malformed_row_is_named_by_file_and_line_and_dropped(tmp_path: Path, line: bytes, reason: str) -> None:
