@@ -1,6 +1,7 @@
 """What the `adapter_config.json` of a plain LoRA adapter may say: of each field that decides what PEFT makes of the factors, its type.
 
-PEFT takes patterns for regular expressions, of which some never end; here they are names, as PEFT writes them.
+PEFT takes patterns for regular expressions, of which some never end; here they are names, as PEFT writes them. The pattern that
+`target_modules` may be is never matched: which modules it meant is seen by their factors.
 """
 
 import re
@@ -9,7 +10,7 @@ from typing import Any
 
 _NAME = re.compile(r"[\w.-]{1,1000}")  # of a module, its end, or `all-linear`; as a regular expression it ends at once
 _INITIALISATIONS = (None, True, False, "gaussian", "orthogonal", "eva")  # after which the base's own weights are what they were
-_RANKS, _LAYERS, _ALPHA = 1 << 14, 1 << 10, 1 << 20  # some ten times what any adapter has, and more
+_RANKS, _LAYERS, _ALPHA = 1 << 14, 1 << 10, 1 << 24  # some ten times what any adapter has, and more
 
 
 def _is_alpha(value: Any) -> bool:
@@ -28,6 +29,10 @@ def _is_layer(value: Any) -> bool:
     return type(value) is int and 0 <= value < _LAYERS
 
 
+def _is_list_of_names(value: Any) -> bool:
+    return isinstance(value, list) and value != [] and all(map(_is_name, value))
+
+
 def _one_or_more(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or fits(value) or (isinstance(value, list) and all(map(fits, value)))
 
@@ -40,7 +45,10 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "r": (_is_rank, f"a whole number in 1..{_RANKS}"),
     "lora_alpha": (_is_alpha, f"a number, at most {_ALPHA}"),
     "lora_dropout": (lambda value: isinstance(value, int | float) and 0 <= value < 1, "a number in [0, 1)"),
-    "target_modules": (lambda value: bool(value) and _one_or_more(_is_name)(value), "the name of a module, or a list of names"),
+    "target_modules": (lambda value: _is_list_of_names(value) or (isinstance(value, str) and value != ""), "a list of names, or a pattern"),
+        lambda value: bool(value) and (isinstance(value, str) or _one_or_more(_is_name)(value)),
+        "a list of names, or a pattern",
+    ),
     "exclude_modules": (_one_or_more(_is_name), "the name of a module, or a list of names"),
     "layers_to_transform": (_one_or_more(_is_layer), "the number of a layer, or a list of numbers"),
     "layers_pattern": (_one_or_more(_is_name), "the name of a list of layers"),

@@ -64,6 +64,8 @@ class Adapter:
             if ("magnitude" in keys) != self.is_dora:
                 raise ValueError(f"{folder}: {module} has {'no' if self.is_dora else 'a'} lora_magnitude_vector; DoRA has it, LoRA has not")
             self._check_shapes(keys)
+        if isinstance(self.settings["target_modules"], str):  # a pattern: what it matched when the factors were made
+            self.settings["target_modules"] = self.modules
 
     def _check_kind(self) -> None:
         if self.config.get("peft_type") != "LORA":

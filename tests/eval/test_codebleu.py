@@ -11,7 +11,6 @@ import torch
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import eval.codebleu as command
-from eval import report
 from eval.answers import Loss
 from eval.figures import conditions, precision_of
 from eval.runs import read_inputs, read_run
@@ -212,18 +211,6 @@ def test_given_completions_are_scored(data_folder: Path, tmp_path: Path, capsys:
         assert "compiles" not in row["metrics"]
     assert all(sample["exact_match"] == 1.0 for rows in result.samples["cpp"].values() for sample in rows)
     assert "100.0 [43.9, 100.0]" in capsys.readouterr().out
-
-
-def test_a_completion_that_is_not_unicode_is_scored_kept_and_shown(data_folder: Path, tmp_path: Path) -> None:
-    """A lone surrogate, which JSON can write and UTF-8 cannot."""
-    samples = samples_of(data_folder, tmp_path / "given.jsonl")
-    first, *others = samples.read_text().splitlines(keepends=True)
-    samples.write_text(json.dumps({**json.loads(first), "completion": "int a = '\ud800';"}) + "\n" + "".join(others))
-    assert run(*given(data_folder, samples, tmp_path / "run", "--limit", "10")) == 0
-    rows = [row for rows in read_run(tmp_path / "run").samples["cpp"].values() for row in rows]
-    assert [row["prediction"] for row in rows if row["id"] == "cpp-0"] == ["int a = '\ud800';"]
-    assert run_command(report.main, report.parse(), [str(tmp_path / "run"), "--out", str(tmp_path / "report")]) == 0
-    json.loads((tmp_path / "report" / "report.json").read_text())
 
 
 @pytest.mark.parametrize(

@@ -160,3 +160,15 @@ def test_factors_that_peft_would_leave_out_are_refused(base, make_adapter, tmp_p
     for trainable in (False, True):
         with pytest.raises(ValueError, match=said):
             with_adapter(MistralForCausalLM.from_pretrained(base), base, folder, trainable=trainable)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pattern", [r".*\.(gate|up|down)_proj", "(.*)*x"])
+def test_a_pattern_of_modules_is_what_has_factors(base, make_adapter, tmp_path, pattern):
+    """Of which some never end, when they are matched; others are what PEFT's users write."""
+    folder, ids = make_adapter(tmp_path / "adapter"), torch.tensor([[1, 5, 9]])
+    logits = [with_adapter(MistralForCausalLM.from_pretrained(base), base, folder)(ids).logits]
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"target_modules": pattern}))
+    logits.append(with_adapter(MistralForCausalLM.from_pretrained(base), base, folder)(ids).logits)
+    assert torch.equal(*logits)
