@@ -292,8 +292,8 @@ def test_k_is_a_list_of_counts(k: str, files: dict[str, Path], capsys: pytest.Ca
         ("--timeout=0", "--timeout must be a number of seconds above 0, at most 86400 (a day), not 0.0"),
         ("--timeout=1e20", "--timeout must be"),
         ("--timeout=-5", "--timeout must be"),
-        ("--timeout=nan", "--timeout must be"),
-        ("--timeout=inf", "--timeout must be"),
+        ("--timeout=nan", "--timeout is nan; it must be a finite number"),
+        ("--timeout=inf", "--timeout is inf; it must be a finite number"),
         ("--memory=0", "--memory must be at least 1, not 0"),
         ("--memory=-1", "--memory must be"),
         ("--memory=99999999999999", "--memory must be at most 16777216 MiB (16 TiB), not 99999999999999"),
@@ -302,8 +302,8 @@ def test_k_is_a_list_of_counts(k: str, files: dict[str, Path], capsys: pytest.Ca
         ("--jobs=0", "--jobs must be"),
         ("--batch-size=0", "--batch-size must be"),
         ("--max-new-tokens=0", "--max-new-tokens must be"),
-        ("--temperature=-1", "--temperature must be at least 0"),
-        ("--top-p=0", "--top-p in (0, 1]"),
+        ("--temperature=-1", "--temperature must be 0, for the likeliest token, or at least 0.0001"),
+        ("--top-p=0", "--top-p must lie in (0, 1]"),
     ],
 )
 def test_no_flag_makes_every_program_wrong_or_does_nothing(

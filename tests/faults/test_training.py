@@ -267,7 +267,7 @@ def test_45_duplicate_ids(train, other, tmp_path, capsys):
         (["--rank", "0"], "--rank must be at least 1"),
         (["--rank", "-4"], "--rank must be at least 1"),
         (["--alpha", "-1"], "--alpha not negative"),
-        (["--learning-rate", "nan"], "--learning-rate must be above 0, not nan"),
+        (["--learning-rate", "nan"], "--learning-rate is nan; it must be a finite number"),
     ],
 )
 def test_46_lora_flags(train, tmp_path, capsys, flags, said):
