@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from .launch import recording
 from .nf4_format import NF4
@@ -60,9 +61,14 @@ def runs_cpp(x: Tensor) -> bool:
     return x.device.type == "cpu" and active("cpu") == "cpp"
 
 
+def traced(x: Tensor) -> bool:
+    """Whether `x` may have no values, in `torch.compile` or as a fake tensor: then only an operator that has a fake may take it."""
+    return torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter)
+
+
 def runs_cpp_directly(x: Tensor) -> bool:
     """Whether C++ can be called without the wrapper of a custom operator: nothing traces `x`."""
-    return type(x) is Tensor and not torch.compiler.is_compiling() and runs_cpp(x)
+    return not traced(x) and runs_cpp(x)
 
 
 def as_autocast(x: Tensor) -> Tensor:

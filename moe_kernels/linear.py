@@ -26,11 +26,10 @@ def linear_nf4(x: Tensor, q: NF4Weight, bias: Tensor | None = None, *, precision
     training = torch.is_grad_enabled() and x.requires_grad
     learns = training or (torch.is_grad_enabled() and bias is not None and bias.requires_grad)
     code = backend.precision_code(precision, x, training=learns, weights=[q])
-    compiling = torch.compiler.is_compiling()
     y: Tensor
     if not training and backend.runs_cpp_directly(x):
         y = _product_cpp(backend.as_autocast(x), flatten([q]), transposed=False, precision=code)  # without a custom operator's wrapper
-    elif compiling or backend.runs_cpp(x) or backend.runs_triton(x):
+    elif backend.traced(x) or backend.runs_cpp(x) or backend.runs_triton(x):
         exact = training  # the backward's weights are exact, so the forward's must be
         y = linear_op(backend.as_autocast(x), *flatten([q]), exact, code)
     else:

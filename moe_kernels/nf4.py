@@ -123,7 +123,7 @@ def _import_bitsandbytes() -> Any:
 def dequantize_nf4(q: NF4Weight, dtype: torch.dtype | None = None) -> Tensor:
     """The values of `q` as a tensor of its shape in `dtype` (default: its own), bit-equal to bitsandbytes."""
     dtype = q.dtype if dtype is None else dtype
-    if torch.compiler.is_compiling():
+    if backend.traced(q.packed):
         tables = (q.packed, q.absmax, q.nested_absmax)
         return torch.ops.moe_kernels.dequantize(*tables, q.nested_offset, q.first_block, q.shape, dtype)
     return _dequantize(q, dtype)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import backend
 from .routing_ops import run_route
 from .routing_reference import route_reference
 
@@ -70,7 +71,7 @@ def route(
         raise ValueError(f"top_k must lie in 1..{num_experts} (the number of experts), not {top_k}")
     if kind == "sequence" and sequence_ids_T is None:
         raise ValueError("the router kind sequence needs sequence_ids_T")
-    readable = noise_scale is not None and noise_scale.device.type == "cpu" and not torch.compiler.is_compiling()
+    readable = noise_scale is not None and noise_scale.device.type == "cpu" and not backend.traced(noise_scale)
     if noise_scale is not None and readable and not 0 <= noise_scale.item() < math.inf:
         raise ValueError(f"noise_scale must be a finite number of at least 0, not {noise_scale.item()}")
     if kind != "noisy_topk":

@@ -33,8 +33,7 @@ def route_op(
 
 def run_route(x_TD: Tensor, w_gate_ED: Tensor, w_noise_ED: Tensor | None, *arguments: Any) -> Forward:
     """`route_op`; where there is nothing to differentiate or trace, without its wrapper: that takes twice as long as a token in C++."""
-    traced = torch.compiler.is_compiling() or type(x_TD) is not Tensor
-    if not traced and backend.runs_cpp(x_TD) and not _wants_gradient(x_TD, w_gate_ED, w_noise_ED):
+    if backend.runs_cpp_directly(x_TD) and not _wants_gradient(x_TD, w_gate_ED, w_noise_ED):
         return cpp.route_cpp(x_TD, w_gate_ED, w_noise_ED, *arguments)
     return route_op(x_TD, w_gate_ED, w_noise_ED, *arguments)
 

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from moe_kernels import backend
 from moe_kernels.experts import ExpertLoRA, LoRA, moe_dense, moe_lora
 from moe_kernels.linear import linear_nf4
 from moe_kernels.nf4 import dequantize_nf4, quantize_nf4
+from moe_kernels.nf4_format import dynamic_map, dynamic_map_on, level_pairs
 from moe_kernels.routing import importance_loss, load_loss, route
 from moe_kernels.weights import flatten
 
@@ -87,6 +89,24 @@ def test_autocast_decides_the_dtype_of_a_product(name):
     with backend.use(name), torch.autocast("cpu", torch.bfloat16):
         assert linear_nf4(x, q).dtype == torch.bfloat16
         assert moe_dense(x, routing, *base_of(False, True)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shared", [False, True])
+def test_tensors_without_values_leave_no_trace(name, shared):
+    """Memory is planned with fake tensors, before anything has run: the tables of NF4 made then serve real tensors afterwards."""
+    base, out, low_rank = base_of(shared, True), quantize_nf4(randn(D, D)), factors()
+    lora = ExpertLoRA(*(LoRA(*low_rank[i : i + 2], 0.5) for i in (0, 2, 4)))
+    for table in (dynamic_map, dynamic_map_on, level_pairs):
+        table.cache_clear()
+    with backend.use(name), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        *held, out = (q.with_tensors({key: mode.from_tensor(value) for key, value in q.tensors().items()}) for q in (*base, out))
+        x = mode.from_tensor(randn(T, D)).requires_grad_()
+        y = (moe_lora if shared else moe_dense)(x, route(x, mode.from_tensor(randn(E, D)), kind="topk", top_k=K), *held, lora)
+        (linear_nf4(y, out) @ dequantize_nf4(out)).sum().backward()
+        assert type(x.grad) is FakeTensor
+        tables = dynamic_map(), dynamic_map_on(torch.device("cpu")), level_pairs(torch.device("cpu"))
+    assert {type(table) for table in tables} == {torch.Tensor}
 
 
 @needs_triton
