@@ -31,6 +31,14 @@ arch = int(sys.argv[1])
 builds = {build_of(call, arch) for calls in shipped_calls(arch).values() for call in calls}
 pickle.dump(list(examine_all(builds)), open(sys.argv[2], "wb"))
 """
+MOST_SPILLED_FP32 = 400  # bytes: sums of 64 x 128 and LoRA's in fp32; products that also decoded NF4 spilled 4,000 to 9,300
+FP32 = """
+import pickle, sys, torch
+from moe_kernels.aot import build_of, examine_all
+from moe_kernels.shipped import OPERATIONS, Case, record
+calls = [call for name in ("dense_lora_training", "lora_training") for call in record(OPERATIONS[name], Case(2048, torch.float32), 86)]
+pickle.dump(list(examine_all({build_of(call, 86) for call in calls})), open(sys.argv[1], "wb"))
+"""
 ANY_SIZE = """
 from moe_kernels.aot import build_of
 from moe_kernels.shipped import OPERATIONS, Case, cases, record
@@ -133,6 +141,17 @@ def test_decoding_takes_few_integer_instructions_a_weight(shipped: list[tuple[Bu
     decoders = [(build, too_many_integers(facts)) for build, facts in shipped if build.kernel.startswith("decode_") and looks_up(build)]
     assert {build.kernel for build, _ in decoders} == {"decode_gate_up_kernel", "decode_down_kernel"}
     assert not found(decoders), found(decoders)
+
+
+def test_fp32_meets_nf4_as_dense_weights(tmp_path: Path) -> None:
+    run_compiling(tmp_path / "cache", "-c", FP32, str(tmp_path / "facts"))
+    facts = pickle.loads((tmp_path / "facts").read_bytes())
+    grouped = [(build, facts) for build, facts in facts if build.kernel.startswith("grouped_")]
+    assert {build.kernel for build, _ in grouped} >= {"grouped_mm", "grouped_swiglu", "grouped_swiglu_backward", "grouped_gram"}
+    assert not [build.configuration for build, _ in grouped if " NF4=True" in build.configuration]
+    problems = [(build, f"{facts.spills} B of spills" if facts.spills > MOST_SPILLED_FP32 else "") for build, facts in grouped]
+    problems += [(build, too_much_shared(facts, 86)) for build, facts in grouped]
+    assert not found(problems), found(problems)
 
 
 def test_any_number_of_tokens_finds_its_kernels_built(tmp_path: Path) -> None:
