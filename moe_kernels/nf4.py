@@ -66,7 +66,9 @@ def quantize_nf4_parts(parts: Iterable[Tensor], shape: tuple[int, ...], *, neste
         if part.dtype != dtype or done > values:
             raise ValueError(f"a part of {dtype_name(part.dtype)} ends at value {done}; the weight of shape {shape} is {dtype_name(dtype)}")
         packed[begin // 2 : (done + 1) // 2], part_absmax = _quantize_blocks(part)
-        if not part_absmax.isfinite().all():  # as of a block with a NaN, which the mean of the absmax would spread over the whole weight
+        # A NaN would be spread over the whole weight by the mean of the absmax; bitsandbytes' kernel on CUDA has absmax without it.
+        extremes = part_absmax if backend.runs_cpp(part) else torch.stack(part.aminmax())
+        if not extremes.isfinite().all():
             place = int(part.isfinite().logical_not().nonzero()[0])
             raise ValueError(f"value {begin + place} of a weight of shape {shape} is {part[place].item()}")
         absmax.append(part_absmax)
