@@ -39,6 +39,17 @@ from moe_kernels.shipped import OPERATIONS, Case, record
 calls = [call for name in ("dense_lora_training", "lora_training") for call in record(OPERATIONS[name], Case(2048, torch.float32), 86)]
 pickle.dump(list(examine_all({build_of(call, 86) for call in calls})), open(sys.argv[1], "wb"))
 """
+SEEDS = """
+import torch
+from moe_kernels.aot import build_of
+from moe_kernels.launch import record_launches
+from moe_kernels.routing_launch import route_by_kernels
+x, gate, seeds = torch.empty(8, 64, device="meta"), torch.empty(4, 64, device="meta"), torch.zeros(2, dtype=torch.int64)
+with record_launches(86) as calls:
+    for seed in seeds:
+        route_by_kernels(x, gate, gate, seed, None, None, "noisy_topk", 2)
+print(len({build_of(call, 86) for call in calls if call.kernel.__name__ == "route_kernel"}))
+"""
 ANY_SIZE = """
 from moe_kernels.aot import build_of
 from moe_kernels.shipped import OPERATIONS, Case, cases, record
@@ -156,6 +167,11 @@ def test_fp32_meets_nf4_as_dense_weights(tmp_path: Path) -> None:
 
 def test_any_number_of_tokens_finds_its_kernels_built(tmp_path: Path) -> None:
     assert not (missing := run_compiling(tmp_path, "-c", ANY_SIZE)), f"not built by `python -m moe_kernels.compile`:\n{missing}"
+
+
+def test_a_seed_anywhere_finds_its_kernel_built(tmp_path: Path) -> None:
+    """A model's seeds lie in one tensor, 8 bytes apart: every other one is not at a multiple of 16."""
+    assert run_compiling(tmp_path, "-c", SEEDS) == "1\n"
 
 
 def test_the_checks_see_what_they_look_for(small: dict[str, CubinFacts]) -> None:
