@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from .launch import recording
 from .nf4_format import NF4
@@ -60,15 +62,32 @@ def runs_cpp(x: Tensor) -> bool:
     return x.device.type == "cpu" and active("cpu") == "cpp"
 
 
+def traced(x: Tensor) -> bool:
+    """Whether `x` may have no values, in `torch.compile` or as a fake tensor: then only an operator that has a fake may take it."""
+    return torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter)
+
+
+def refuse_tangents(*tensors: object) -> None:
+    """`ValueError` if one of `tensors` (what is no tensor is passed over) has a tangent: its derivative would silently be zero."""
+    if forward_ad._current_level < 0:  # outside forward mode; unpack_dual takes 1.4 µs to say so
+        return
+    for tensor in tensors:
+        if isinstance(tensor, Tensor) and forward_ad.unpack_dual(tensor).tangent is not None:
+            shape = list(tensor.shape)
+            raise ValueError(f"a tensor of shape {shape} has a tangent: there is no forward-mode differentiation here, use reverse mode")
+
+
 def runs_cpp_directly(x: Tensor) -> bool:
     """Whether C++ can be called without the wrapper of a custom operator: nothing traces `x`."""
-    return type(x) is Tensor and not torch.compiler.is_compiling() and runs_cpp(x)
+    return not traced(x) and runs_cpp(x)
 
 
 def as_autocast(x: Tensor) -> Tensor:
-    """`x` in the dtype that autocast, where it is on, computes products in."""
+    """`x` in the dtype that autocast, where it is on, computes products in; it leaves fp64 alone."""
     device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+    if not torch.is_autocast_enabled(device) or not x.is_floating_point() or x.dtype == torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype(device))
 
 
 def precision_code(precision: str, x: Tensor, *, training: bool, weights: "Sequence[Tensor | NF4Weight]" = ()) -> int:

@@ -95,7 +95,7 @@ def _combined(part: Tensor, experts_TK: Tensor | None, y_TD: Tensor, top_k: int,
         kernels.decode_combine_kernel,
         (triton.cdiv(width, _COMBINE_BLOCK), tokens),
         *(part, experts_TK, y_TD, tokens, num_experts),
-        **{"OUT": width, "TOP_K": top_k, "SPLIT_K": len(part), "BLOCK_N": _COMBINE_BLOCK},
+        **{"OUT": width, "TOP_K": top_k, "K_PAD": triton.next_power_of_2(top_k), "SPLIT_K": len(part), "BLOCK_N": _COMBINE_BLOCK},
         options={"num_warps": 1, "num_stages": 1},
     )
     return y_TD

@@ -108,7 +108,7 @@ def _check_routing(routing: Routing, num_tokens: int) -> None:
 
 
 def _run(x_TD: Tensor, routing: Routing, base: list[Weight], lora: ExpertLoRA | None, num_experts: int, precision: str) -> Tensor:
-    """The operator of `experts_ops`; without kernels and `torch.compile` the reference, whose autograd needs no second forward."""
+    """The operator of `experts_ops`; without kernels and tracing the reference, whose autograd needs no second forward."""
     if not x_TD.is_floating_point():
         raise ValueError(f"x must be a floating-point tensor, not {x_TD.dtype}")
     for weight in base:
@@ -118,14 +118,13 @@ def _run(x_TD: Tensor, routing: Routing, base: list[Weight], lora: ExpertLoRA | 
     _check_routing(routing, len(x_TD))
     parts = [lora.w1, lora.w3, lora.w2] if lora else []
     wanted = [x_TD, routing.weights_TK, *base, *(factor for part in parts for factor in (part.a, part.b))]
+    backend.refuse_tangents(*wanted)
     training = torch.is_grad_enabled() and any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in wanted)
     code = backend.precision_code(precision, x_TD, training=training, weights=base)
-    compiling, cpp = torch.compiler.is_compiling(), backend.runs_cpp(x_TD)
     if not len(x_TD):  # part of the graph all the same: every gradient is zero then, not absent
         nothing = sum((tensor.sum() for tensor in wanted[1:] if isinstance(tensor, Tensor)), start=torch.zeros((), device=x_TD.device))
         return backend.as_autocast(x_TD) + nothing.to(x_TD.dtype)
-    if not cpp and not compiling and not backend.runs_triton(x_TD):
-        check_expert_ids(routing.experts_TK, num_experts)
+    if not (backend.traced(x_TD) or backend.runs_cpp(x_TD) or backend.runs_triton(x_TD)):
         return run_reference(x_TD, routing.weights_TK, routing.experts_TK, base, lora)
     x_TD = backend.as_autocast(x_TD)
     dense = [weight for weight in base if not isinstance(weight, NF4Weight)]
@@ -142,7 +141,10 @@ def _run(x_TD: Tensor, routing: Routing, base: list[Weight], lora: ExpertLoRA | 
 
 
 def run_reference(x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, base: list[Weight], lora: ExpertLoRA | None) -> Tensor:
-    """The reference of the layout that `base` is of."""
+    """The reference of the layout that `base` is of; `ValueError` as `check_expert_ids` has it."""
+    num_experts = base[0].shape[0] if lora is None else len(lora.w1.a)
+    check_expert_ids(experts_TK, num_experts)
+    experts_TK = experts_TK.clamp(0, num_experts - 1)  # as the kernels do where the ids have not been checked
     if len(base) == 2:
         return moe_dense_reference(x_TD, weights_TK, experts_TK, base[0], base[1], lora)
     assert lora is not None

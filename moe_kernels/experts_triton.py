@@ -2,11 +2,12 @@
 
 T tokens, K experts per token, E experts, N = T*K pairs in expert order, D model width, F expert hidden width, R LoRA rank.
 
-Which way a product with NF4 goes depends on T alone, for the number of tokens of an expert is on the device:
+Which way a product with NF4 goes depends on T and on x's dtype, for the number of tokens of an expert is on the device:
 
-    T <= decode_tokens(arch) weights streamed once, levels in fp16 (moe_kernels.decode); inference in bf16 and fp16 only
+    T <= decode_tokens(arch) weights streamed once, levels in fp16 (moe_kernels.decode); inference only
     T <= fused_tokens(arch)  weights decoded inside the product, equal to bitsandbytes' bit for bit
-    more                     weights dequantised into a workspace first: decoding them again for every tile of rows costs more by then.
+    more, or x in fp32       weights dequantised into a workspace first: decoding them again for every tile of rows costs more by then,
+                             and in fp32 it would spill 4 to 9 KB a thread.
                              On compute capability 9.x and 10.x PyTorch's own grouped product then takes bf16
 """
 
@@ -55,7 +56,7 @@ def readable(weight: Weight, x: Tensor) -> Weight:
     """`weight` in the form that the products read for x's number of tokens: as it is, or dequantised into a workspace."""
     if not isinstance(weight, NF4Weight):
         return weight.to(x.dtype).contiguous()
-    if grouped.fits_nf4(weight) and len(x) <= fused_tokens(arch_of(x.device)):
+    if grouped.fits_nf4(weight) and x.dtype != torch.float32 and len(x) <= fused_tokens(arch_of(x.device)):
         return weight
     return dequantize(weight, weight.dtype).to(x.dtype)
 

@@ -22,8 +22,7 @@ class Grouping:
 
 def group_tokens(experts_TK: Tensor, num_experts: int) -> Grouping:
     """Sorts the pairs by expert, stably: within an expert they keep their order. `ValueError` as `check_expert_ids` has it."""
-    traced = torch.compiler.is_compiling() or type(experts_TK) is not Tensor
-    if not traced and backend.runs_cpp(experts_TK):  # without the custom operator's wrapper, which takes longer than a token's grouping
+    if backend.runs_cpp_directly(experts_TK):  # without the custom operator's wrapper, which takes longer than a token's grouping
         return Grouping(*torch.ops.moe_kernels.group_tokens_cpp(experts_TK, num_experts))
     return Grouping(*_group_tokens(experts_TK, num_experts))
 

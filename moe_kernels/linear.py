@@ -23,19 +23,19 @@ def linear_nf4(x: Tensor, q: NF4Weight, bias: Tensor | None = None, *, precision
     if len(q.shape) != 2 or not x.dim() or x.shape[-1] != q.shape[1] or (bias is not None and bias.shape != q.shape[:1]):
         beside = "" if bias is None else f" and a bias of shape {list(bias.shape)}"
         raise ValueError(f"x of shape {list(x.shape)}{beside} do not fit an NF4 weight of shape {list(q.shape)}")
+    backend.refuse_tangents(x)
     training = torch.is_grad_enabled() and x.requires_grad
     learns = training or (torch.is_grad_enabled() and bias is not None and bias.requires_grad)
     code = backend.precision_code(precision, x, training=learns, weights=[q])
-    compiling = torch.compiler.is_compiling()
     y: Tensor
     if not training and backend.runs_cpp_directly(x):
         y = _product_cpp(backend.as_autocast(x), flatten([q]), transposed=False, precision=code)  # without a custom operator's wrapper
-    elif compiling or backend.runs_cpp(x) or backend.runs_triton(x):
+    elif backend.traced(x) or backend.runs_cpp(x) or backend.runs_triton(x):
         exact = training  # the backward's weights are exact, so the forward's must be
         y = linear_op(backend.as_autocast(x), *flatten([q]), exact, code)
     else:
         y = _LinearNF4.apply(x, q)
-    return y if bias is None else y + bias
+    return y if bias is None else y + bias.to(y.dtype)
 
 
 def linear_any(x: Tensor, weight: Weight, *, precision: str = "exact") -> Tensor:

@@ -66,7 +66,9 @@ def quantize_nf4_parts(parts: Iterable[Tensor], shape: tuple[int, ...], *, neste
         if part.dtype != dtype or done > values:
             raise ValueError(f"a part of {dtype_name(part.dtype)} ends at value {done}; the weight of shape {shape} is {dtype_name(dtype)}")
         packed[begin // 2 : (done + 1) // 2], part_absmax = _quantize_blocks(part)
-        if not part_absmax.isfinite().all():  # as of a block with a NaN, which the mean of the absmax would spread over the whole weight
+        # A NaN would be spread over the whole weight by the mean of the absmax; bitsandbytes' kernel on CUDA has absmax without it.
+        extremes = part_absmax if backend.runs_cpp(part) else torch.stack(part.aminmax())
+        if not extremes.isfinite().all():
             place = int(part.isfinite().logical_not().nonzero()[0])
             raise ValueError(f"value {begin + place} of a weight of shape {shape} is {part[place].item()}")
         absmax.append(part_absmax)
@@ -123,7 +125,7 @@ def _import_bitsandbytes() -> Any:
 def dequantize_nf4(q: NF4Weight, dtype: torch.dtype | None = None) -> Tensor:
     """The values of `q` as a tensor of its shape in `dtype` (default: its own), bit-equal to bitsandbytes."""
     dtype = q.dtype if dtype is None else dtype
-    if torch.compiler.is_compiling():
+    if backend.traced(q.packed):
         tables = (q.packed, q.absmax, q.nested_absmax)
         return torch.ops.moe_kernels.dequantize(*tables, q.nested_offset, q.first_block, q.shape, dtype)
     return _dequantize(q, dtype)

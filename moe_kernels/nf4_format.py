@@ -5,13 +5,14 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,19 @@ def nf4_bytes(values: int) -> int:
     return (values + 1) // 2 + blocks + 4 * -(-blocks // NF4.nested_block)
 
 
-@lru_cache
+def _made_once(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`make` with its results kept, and made with values even where the first call comes from a trace: fake tensors must not be kept."""
+
+    @lru_cache
+    @wraps(make)
+    def kept(*args: torch.device) -> Tensor:
+        with _disable_current_modes():
+            return make(*args)
+
+    return kept
+
+
+@_made_once
 def dynamic_map() -> Tensor:
     """bitsandbytes' signed 8-bit dynamic map, fp32 [256], ascending (Dettmers 2015, arXiv:1511.04561).
 
@@ -60,13 +73,13 @@ def dynamic_map() -> Tensor:
     return torch.tensor(sorted(values), dtype=torch.float32, device="cpu")
 
 
-@lru_cache
+@_made_once
 def dynamic_map_on(device: torch.device) -> Tensor:
     """`dynamic_map` on a device, copied there once."""
     return dynamic_map().to(device)
 
 
-@lru_cache
+@_made_once
 def level_pairs(device: torch.device) -> Tensor:
     """The two levels that each of the 256 bytes stands for, fp32 [256, 2]."""
     levels = torch.tensor(NF4.levels, device=device)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import backend
 from .nf4_format import FACTS_KEY, NF4, STORED_DTYPES, dtype_name, dynamic_map, dynamic_map_on, pack_facts, read_facts
 
 
@@ -32,7 +33,7 @@ class NF4Weight:
 
     def __post_init__(self) -> None:
         _check_tables(self)
-        if self.packed.is_cuda:
+        if not backend.traced(self.packed):
             dynamic_map_on(self.device)  # copied now, and not within a CUDA graph's capture
 
     @property

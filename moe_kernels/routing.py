@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import backend
 from .routing_ops import run_route
 from .routing_reference import route_reference
 
@@ -56,7 +57,7 @@ def route(
     the device it can change between two replays of a CUDA graph.
     `noise_scale`, a 0-dim tensor of at least 0, multiplies the noise of noisy_topk: for a schedule that lets it fade. None is 1.
     `sequence_ids_T` (0..T-1, any order; kind sequence only) says which tokens share one choice.
-    `mask_T` is False for a token that must not count: it is routed, but adds nothing to importance, load or the mean logit of
+    `mask_T` is False (or 0) for a token that must not count: it is routed, but adds nothing to importance, load or the mean logit of
     its sequence (padding; in kind sequence also the completion, which no prompt has seen).
     `ValueError` for an unknown kind, a K outside 1..E, an argument that the kind needs and lacks or whose shape does not fit, or on a CPU
     a `noise_scale` that is negative or not finite.
@@ -64,13 +65,14 @@ def route(
     num_experts = w_gate_ED.shape[0]
     if x_TD.dim() != 2 or w_gate_ED.dim() != 2 or x_TD.shape[1] != w_gate_ED.shape[1]:
         raise ValueError(f"x of shape {list(x_TD.shape)} does not fit a gate of shape {list(w_gate_ED.shape)}: they are [T, D] and [E, D]")
+    backend.refuse_tangents(x_TD, w_gate_ED, w_noise_ED, noise_scale)
     if kind not in KINDS:
         raise ValueError(f"unknown router kind {kind!r}; known: {', '.join(KINDS)}")
     if not 1 <= top_k <= num_experts:
         raise ValueError(f"top_k must lie in 1..{num_experts} (the number of experts), not {top_k}")
     if kind == "sequence" and sequence_ids_T is None:
         raise ValueError("the router kind sequence needs sequence_ids_T")
-    readable = noise_scale is not None and noise_scale.device.type == "cpu" and not torch.compiler.is_compiling()
+    readable = noise_scale is not None and noise_scale.device.type == "cpu" and not backend.traced(noise_scale)
     if noise_scale is not None and readable and not 0 <= noise_scale.item() < math.inf:
         raise ValueError(f"noise_scale must be a finite number of at least 0, not {noise_scale.item()}")
     if kind != "noisy_topk":
@@ -95,6 +97,8 @@ def route(
     for name, tensor, shape in wanted:
         if tensor is not None and tensor.shape != shape:
             raise ValueError(f"{name} of shape {list(tensor.shape)} does not fit x and the gate: it must be {list(shape)}")
+    if mask_T is not None:
+        mask_T = mask_T.to(torch.bool)
     arguments = x_TD, w_gate_ED, w_noise_ED, noise_seed, sequence_ids_T, mask_T, kind, top_k
     if noise_scale is None or noise_seed is None:
         weights_TK, experts_TK, logits_TE, importance_E, load_E, _ = run_route(*arguments)

@@ -33,8 +33,7 @@ def route_op(
 
 def run_route(x_TD: Tensor, w_gate_ED: Tensor, w_noise_ED: Tensor | None, *arguments: Any) -> Forward:
     """`route_op`; where there is nothing to differentiate or trace, without its wrapper: that takes twice as long as a token in C++."""
-    traced = torch.compiler.is_compiling() or type(x_TD) is not Tensor
-    if not traced and backend.runs_cpp(x_TD) and not _wants_gradient(x_TD, w_gate_ED, w_noise_ED):
+    if backend.runs_cpp_directly(x_TD) and not _wants_gradient(x_TD, w_gate_ED, w_noise_ED):
         return cpp.route_cpp(x_TD, w_gate_ED, w_noise_ED, *arguments)
     return route_op(x_TD, w_gate_ED, w_noise_ED, *arguments)
 
@@ -99,6 +98,9 @@ def _(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Forward) -> None:
     x_TD, w_gate_ED, w_noise_ED, seed, sequence_ids_T, mask_T, kind, top_k = inputs
     _, experts_TK, logits_TE, _, load_E, saved = output
+    if seed is not None:  # its value is read by the reference's backward alone; that it was there, by all. It may be stepped in place
+        kernels = backend.runs_cpp(x_TD) or _runs_kernels(x_TD, w_gate_ED, w_noise_ED)
+        seed = torch.empty_like(seed) if kernels else seed.clone()
     ctx.save_for_backward(x_TD, w_gate_ED, w_noise_ED, seed, sequence_ids_T, mask_T, experts_TK, logits_TE, saved)
     ctx.kind = kind
     ctx.set_materialize_grads(False)

@@ -241,7 +241,7 @@ def decode_down_kernel(
 @triton.jit(do_not_specialize=["num_tokens", "num_experts"])
 def decode_combine_kernel(
     part_ptr, experts_ptr, y_ptr, num_tokens, num_experts,
-    OUT: tl.constexpr, TOP_K: tl.constexpr, SPLIT_K: tl.constexpr, BLOCK_N: tl.constexpr,
+    OUT: tl.constexpr, TOP_K: tl.constexpr, K_PAD: tl.constexpr, SPLIT_K: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """y [T, OUT] of part [SPLIT_K, T*K, OUT]: sum over k, for each over the splits, in order. Program (block of OUT, token).
 
@@ -249,12 +249,15 @@ def decode_combine_kernel(
     """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     token = tl.program_id(1)
+    place = tl.arange(0, K_PAD)
+    if TOP_K > 1:
+        expert_K = _load_experts(experts_ptr + token * TOP_K + place, num_experts, place < TOP_K)
     total = tl.zeros((BLOCK_N,), tl.float32)
-    for k in tl.static_range(TOP_K):
-        last = tl.full((), True, tl.int1)
-        for later in tl.static_range(k + 1, TOP_K):
+    for k in range(TOP_K):  # unrolled, K = 64 would be 10,000 instructions
+        last = True
+        if TOP_K > 1:
             expert = _load_experts(experts_ptr + token * TOP_K + k, num_experts)
-            last &= expert != _load_experts(experts_ptr + token * TOP_K + later, num_experts)
+            last = tl.max(tl.where((expert_K == expert) & (place < TOP_K), place, -1), axis=0) == k
         for split in tl.static_range(SPLIT_K):
             row = (split * num_tokens + token) * TOP_K + k
             total += tl.load(part_ptr + row.to(tl.int64) * OUT + n, mask=(n < OUT) & last, other=0.0)

@@ -18,7 +18,7 @@ SQRT_HALF: tl.constexpr = tl.constexpr(math.sqrt(0.5))
 INVERSE_SQRT_2PI: tl.constexpr = tl.constexpr(1 / math.sqrt(2 * math.pi))
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["T"], do_not_specialize_on_alignment=["seed_ptr"])
 def route_kernel(
     x_ptr,  # [T, D]
     w_gate_ptr,  # [E, D]

@@ -21,6 +21,8 @@ from model import MoEForCausalLM, RouterStepCallback
 
 from .conftest import SHAPE
 
+CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")])
+
 
 @pytest.mark.parametrize("padding", [False, True])
 def test_one_layers_loss_and_gradients_are_mixtrals(tmp_path, ids, padded, padding):
@@ -81,9 +83,11 @@ def test_jitter_is_mixtrals(mixtral, ids):
     torch.testing.assert_close(*losses, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("device", ["cpu", CUDA])
 @torch.no_grad()
-def test_nf4_compiles_whole(mixtral, padded):
-    model = MoEForCausalLM.from_pretrained(mixtral, quantize="nf4")
+def test_nf4_compiles_whole(device, mixtral, padded):
+    model = MoEForCausalLM.from_pretrained(mixtral, quantize="nf4").to(device)
+    padded = {name: tensor.to(device) for name, tensor in padded.items()}
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(**padded).logits, model(**padded).logits, atol=1e-5, rtol=0)
 

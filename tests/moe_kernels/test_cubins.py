@@ -31,6 +31,25 @@ arch = int(sys.argv[1])
 builds = {build_of(call, arch) for calls in shipped_calls(arch).values() for call in calls}
 pickle.dump(list(examine_all(builds)), open(sys.argv[2], "wb"))
 """
+MOST_SPILLED_FP32 = 400  # bytes: sums of 64 x 128 and LoRA's in fp32; products that also decoded NF4 spilled 4,000 to 9,300
+FP32 = """
+import pickle, sys, torch
+from moe_kernels.aot import build_of, examine_all
+from moe_kernels.shipped import OPERATIONS, Case, record
+calls = [call for name in ("dense_lora_training", "lora_training") for call in record(OPERATIONS[name], Case(2048, torch.float32), 86)]
+pickle.dump(list(examine_all({build_of(call, 86) for call in calls})), open(sys.argv[1], "wb"))
+"""
+SEEDS = """
+import torch
+from moe_kernels.aot import build_of
+from moe_kernels.launch import record_launches
+from moe_kernels.routing_launch import route_by_kernels
+x, gate, seeds = torch.empty(8, 64, device="meta"), torch.empty(4, 64, device="meta"), torch.zeros(2, dtype=torch.int64)
+with record_launches(86) as calls:
+    for seed in seeds:
+        route_by_kernels(x, gate, gate, seed, None, None, "noisy_topk", 2)
+print(len({build_of(call, 86) for call in calls if call.kernel.__name__ == "route_kernel"}))
+"""
 ANY_SIZE = """
 from moe_kernels.aot import build_of
 from moe_kernels.shipped import OPERATIONS, Case, cases, record
@@ -135,8 +154,24 @@ def test_decoding_takes_few_integer_instructions_a_weight(shipped: list[tuple[Bu
     assert not found(decoders), found(decoders)
 
 
+def test_fp32_meets_nf4_as_dense_weights(tmp_path: Path) -> None:
+    run_compiling(tmp_path / "cache", "-c", FP32, str(tmp_path / "facts"))
+    facts = pickle.loads((tmp_path / "facts").read_bytes())
+    grouped = [(build, facts) for build, facts in facts if build.kernel.startswith("grouped_")]
+    assert {build.kernel for build, _ in grouped} >= {"grouped_mm", "grouped_swiglu", "grouped_swiglu_backward", "grouped_gram"}
+    assert not [build.configuration for build, _ in grouped if " NF4=True" in build.configuration]
+    problems = [(build, f"{facts.spills} B of spills" if facts.spills > MOST_SPILLED_FP32 else "") for build, facts in grouped]
+    problems += [(build, too_much_shared(facts, 86)) for build, facts in grouped]
+    assert not found(problems), found(problems)
+
+
 def test_any_number_of_tokens_finds_its_kernels_built(tmp_path: Path) -> None:
     assert not (missing := run_compiling(tmp_path, "-c", ANY_SIZE)), f"not built by `python -m moe_kernels.compile`:\n{missing}"
+
+
+def test_a_seed_anywhere_finds_its_kernel_built(tmp_path: Path) -> None:
+    """A model's seeds lie in one tensor, 8 bytes apart: every other one is not at a multiple of 16."""
+    assert run_compiling(tmp_path, "-c", SEEDS) == "1\n"
 
 
 def test_the_checks_see_what_they_look_for(small: dict[str, CubinFacts]) -> None:

@@ -53,6 +53,15 @@ def test_dequantised_values_have_the_bits_of_bitsandbytes(shape, dtype, bnb):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_a_weight_that_is_no_number_is_refused(poison, dtype, bnb):
+    w = randn(8, 64, seed=1).to(dtype)
+    w[6, 3] = poison
+    with pytest.raises(ValueError, match=r"value 387 of a weight of shape \(8, 64\) is (nan|inf|-inf)"):
+        quantize_nf4(w)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(64, 128), (4, 96, 64), (5, 7), (300, 64)], ids=str)
 def test_quantised_bytes_are_those_of_bitsandbytes(shape, dtype, bnb):
     w = randn(*shape, seed=1).to(dtype)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from moe_kernels import backend
+from moe_kernels import backend, nf4
 from moe_kernels.nf4 import quantize_nf4, quantize_nf4_parts
 
 SHAPE = (3, 128, 320)  # 1920 blocks: seven whole nested groups of 256 and a half
@@ -10,6 +10,16 @@ RUNNING = ["reference"] if backend.extension_problem() else ["reference", "cpp"]
 
 def draw(dtype):
     return (torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)) * 0.02).to(dtype)
+
+
+def test_a_nan_is_seen_where_the_absmax_has_lost_it(monkeypatch):
+    """As bitsandbytes' kernel on CUDA loses it, by fmaxf."""
+    quantize = nf4._quantize_blocks
+    monkeypatch.setattr(nf4, "_quantize_blocks", lambda flat: quantize(flat.nan_to_num()))
+    weight = torch.ones(4, 64)
+    weight[2, 5] = torch.nan
+    with backend.use("reference"), pytest.raises(ValueError, match=r"value 133 of a weight of shape \(4, 64\) is nan"):
+        quantize_nf4(weight)
 
 
 @pytest.mark.parametrize("running", RUNNING)

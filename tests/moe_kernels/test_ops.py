@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd import forward_ad
 
 from moe_kernels import backend
 from moe_kernels.experts import ExpertLoRA, LoRA, moe_dense, moe_lora
 from moe_kernels.linear import linear_nf4
 from moe_kernels.nf4 import dequantize_nf4, quantize_nf4
-from moe_kernels.routing import importance_loss, load_loss, route
+from moe_kernels.nf4_format import dynamic_map, dynamic_map_on, level_pairs
+from moe_kernels.routing import Routing, importance_loss, load_loss, route
 from moe_kernels.weights import flatten
 
 T, E, K, D, F, R = 5, 4, 2, 64, 64, 4
@@ -87,6 +90,94 @@ def test_autocast_decides_the_dtype_of_a_product(name):
     with backend.use(name), torch.autocast("cpu", torch.bfloat16):
         assert linear_nf4(x, q).dtype == torch.bfloat16
         assert moe_dense(x, routing, *base_of(False, True)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shared", [False, True])
+def test_tensors_without_values_leave_no_trace(name, shared):
+    """Memory is planned with fake tensors, before anything has run: the tables of NF4 made then serve real tensors afterwards."""
+    base, out, low_rank = base_of(shared, True), quantize_nf4(randn(D, D)), factors()
+    lora = ExpertLoRA(*(LoRA(*low_rank[i : i + 2], 0.5) for i in (0, 2, 4)))
+    for table in (dynamic_map, dynamic_map_on, level_pairs):
+        table.cache_clear()
+    with backend.use(name), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        *held, out = (q.with_tensors({key: mode.from_tensor(value) for key, value in q.tensors().items()}) for q in (*base, out))
+        x = mode.from_tensor(randn(T, D)).requires_grad_()
+        y = (moe_lora if shared else moe_dense)(x, route(x, mode.from_tensor(randn(E, D)), kind="topk", top_k=K), *held, lora)
+        (linear_nf4(y, out) @ dequantize_nf4(out)).sum().backward()
+        assert type(x.grad) is FakeTensor
+        tables = dynamic_map(), dynamic_map_on(torch.device("cpu")), level_pairs(torch.device("cpu"))
+    assert {type(table) for table in tables} == {torch.Tensor}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_leaves_fp64_alone_and_casts_a_bias(name):
+    q, bias = quantize_nf4(randn(F, D)), randn(F)
+    x = randn(T, D).double()
+    routing = route(x, randn(E, D), kind="topk", top_k=K)
+    with backend.use(name), torch.autocast("cpu", torch.bfloat16):
+        assert linear_nf4(x, q).dtype == torch.float64
+        assert moe_dense(x, routing, *base_of(False, True)).dtype == torch.float64
+        assert linear_nf4(x.float(), q, bias).dtype == torch.nn.functional.linear(x.float(), dequantize_nf4(q), bias).dtype
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mask_of_integers_is_one_of_booleans(name):
+    x, gate, mask = randn(T, D), randn(E, D), torch.arange(T) % 2
+    with backend.use(name):
+        of_integers, of_booleans = (route(x, gate, kind="topk", top_k=K, mask_T=m).importance_E for m in (mask, mask > 0))
+    assert torch.equal(of_integers, of_booleans)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_seed_may_be_stepped_before_the_backward(name):
+    gradients = []
+    for step in (0, 1):
+        seed, gate, noise = torch.tensor(3), randn(E, D).requires_grad_(), randn(E, D).requires_grad_()
+        with backend.use(name):
+            weights = route(randn(T, D), gate, noise, kind="noisy_topk", top_k=K, noise_seed=seed).weights_TK
+            seed.add_(step)
+            gradients.append(torch.autograd.grad(weights[:, 0].sum(), [gate, noise]))
+    assert all(torch.equal(still, stepped) for still, stepped in zip(*gradients, strict=True))
+
+
+FORWARD_MODE = {
+    "x of linear_nf4": lambda t: linear_nf4(t, quantize_nf4(randn(D, D))),
+    "x of moe_dense": lambda t: moe_dense(t, Routing(torch.ones(T, 1), torch.zeros(T, 1, dtype=torch.int64)), *base_of(False, True)),
+    "weights of moe_dense": lambda t: moe_dense(
+        randn(T, D), Routing(t[:, :1], torch.zeros(T, 1, dtype=torch.int64)), *base_of(False, True)
+    ),
+    "x of route": lambda t: route(t, randn(E, D), kind="topk", top_k=K).weights_TK,
+    "gate of route": lambda t: route(randn(T, D), t, kind="topk", top_k=K).weights_TK,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("of", FORWARD_MODE)
+def test_forward_mode_is_refused(name, of):
+    """The operators have no rule for it, and PyTorch then takes the derivative for zero."""
+    x = randn(T, D)
+    with backend.use(name), pytest.raises(ValueError, match="no forward-mode differentiation"):
+        torch.func.jvp(FORWARD_MODE[of], (x,), (torch.ones_like(x),))
+    with forward_ad.dual_level():
+        assert linear_nf4(x, quantize_nf4(randn(D, D))).shape == (T, D), "an input without a tangent has no derivative to lose"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_an_expert_outside_is_refused(name, compiled, shared, monkeypatch):
+    monkeypatch.setenv("MOE_KERNELS_CHECK", "1")
+    low_rank = factors()
+    lora = ExpertLoRA(*(LoRA(*low_rank[i : i + 2], 0.5) for i in (0, 2, 4)))
+    base, routing = base_of(shared, True), Routing(torch.ones(T, 1), torch.full((T, 1), E))
+
+    def run(x):
+        return (moe_lora if shared else moe_dense)(x, routing, *base, lora)
+
+    torch._dynamo.reset()
+    with backend.use(name), pytest.raises(ValueError, match=r"expert 4, which lies outside 0\.\.3"):
+        (torch.compile(run, backend="aot_eager") if compiled else run)(randn(T, D))
 
 
 @needs_triton

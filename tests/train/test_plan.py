@@ -17,6 +17,7 @@ import train.plan
 from model import MoEConfig, MoEForCausalLM
 from model.budget import room_of
 from model.languages import LANGUAGES
+from moe_kernels import backend
 from moe_kernels.cards import CARDS
 from moe_kernels.nf4_format import nf4_bytes
 from train import gate, lora
@@ -119,7 +120,11 @@ def test_packed_batches_are_those_of_the_run(tmp_path):
     assert batch_shapes(args, Rows(5, 20, 50, ""), 2) == ((10, 50), (10, 20)), "there are no more rows than that"
 
 
-def test_the_command_plans_a_gate(monkeypatch, capsys, tiny_data, tmp_path):
+@pytest.mark.parametrize("extension", [True, False])
+def test_the_command_plans_a_gate(extension, monkeypatch, capsys, tiny_data, tmp_path):
+    """Also where the C++ extension is not built: as what is planned has no values, no reference may look at them."""
+    if not extension:
+        monkeypatch.setattr(backend, "_chosen", "reference")
     for card in ("a10g", "cpu"):
         argv = ["--model", "tinyllama-1.1b-x4", "--data", str(tiny_data), "--out", str(tmp_path / "out"), "--plan", "--gpu", card]
         monkeypatch.setattr(sys, "argv", ["train.gate", *argv, "--train", "gate+lora", "--batch-size", "1"])
