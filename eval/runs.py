@@ -135,8 +135,6 @@ def read_run(path: Path) -> Run:
         samples.setdefault(row["lang"], {}).setdefault(row["kind"], []).append(row)
     if not samples:
         raise ValueError(f"{path / SAMPLES} holds no samples")
-    if broken := [kind for kinds in samples.values() for kind in kinds if kind.encode(errors="ignore").decode() != kind]:
-        raise ValueError(f"{path / SAMPLES} has the kind {broken[0][:80]!r}, with half a character (a lone surrogate) in it")
     _check_keys(facts["figures"], tuple(samples), f"the figures of {path / RUN}")
     return Run(path, facts, samples)
 

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from .strict_json import shown
+
 _NAME = re.compile(r"[\w.-]{1,1000}")  # of a module, its end, or `all-linear`; as a regular expression it ends at once
 _INITIALISATIONS = (None, True, False, "gaussian", "orthogonal", "eva")  # after which the base's own weights are what they were
 _RANKS, _LAYERS, _ALPHA = 1 << 14, 1 << 10, 1 << 24  # some ten times what any adapter has, and more
@@ -62,5 +64,5 @@ def lora_settings(config: dict[str, Any]) -> dict[str, Any]:
     """The fields that LoRA is made of, of those that `config` has; ValueError naming the first that is missing or of another kind."""
     for field, (fits, wanted) in _FIELDS.items():
         if (field in config or field in _NEEDED) and not fits(config.get(field)):
-            raise ValueError(f"{field} = {config.get(field)!r}; it must be {wanted}")
+            raise ValueError(f"{field} = {shown(config.get(field))}; it must be {wanted}")
     return {field: config[field] for field in _FIELDS if field in config}

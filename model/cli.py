@@ -74,18 +74,8 @@ def _let_the_first_speak() -> None:
 def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
     """A parser with the house's formatting and the `--seed` that every command has."""
     parser = Parser(prog=f"python -m {prog}", description=description, formatter_class=Formatter)
-    parser.add_argument("--seed", type=_seed, default=0, help="of every random draw")
+    parser.add_argument("--seed", type=int, default=0, help="of every random draw")
     return parser
-
-
-def _seed(text: str) -> int:
-    seed = int(text)
-    if not -(2**63) <= seed < 2**64:
-        raise argparse.ArgumentTypeError(f"{text} is no seed; it must lie in -2**63..2**64-1, PyTorch's range")
-    return seed
-
-
-_seed.__name__ = "int"  # as argparse calls it where the text is no number
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:

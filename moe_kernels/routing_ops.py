@@ -98,7 +98,8 @@ def _(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Forward) -> None:
     x_TD, w_gate_ED, w_noise_ED, seed, sequence_ids_T, mask_T, kind, top_k = inputs
     _, experts_TK, logits_TE, _, load_E, saved = output
-    if seed is not None:  # its value is read by the reference's backward alone; that it was there, by all. It may be stepped in place
+    # Its value is read by the reference's backward alone; that it was there, by all. It may be stepped in place, which a compiler sees.
+    if seed is not None and not torch.compiler.is_compiling():
         kernels = backend.runs_cpp(x_TD) or _runs_kernels(x_TD, w_gate_ED, w_noise_ED)
         seed = torch.empty_like(seed) if kernels else seed.clone()
     ctx.save_for_backward(x_TD, w_gate_ED, w_noise_ED, seed, sequence_ids_T, mask_T, experts_TK, logits_TE, saved)

@@ -48,6 +48,8 @@ def test_no_call_reads_a_pickle_or_lets_code_run():
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
             continue
         owner, options = ast.unparse(node.func.value), {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        if (owner, node.func.attr) == ("torch", "load") and options.get("weights_only") == "True":
+            continue  # of a run's own checkpoint
         assert (owner, node.func.attr) not in {("torch", "load"), ("np", "load"), ("numpy", "load"), ("yaml", "load")}, where
         assert node.func.attr not in ("load_dataset", "unsafe_load", "full_load"), where
         assert options.get("trust_remote_code", "False") == "False", where

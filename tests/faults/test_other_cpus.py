@@ -3,6 +3,7 @@
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,9 @@ ISAS = {"Nehalem": {"portable"}, "Haswell": {"portable", "avx2"}}
 def test_kernels_on_another_cpu(cpu):
     """Values and gradients against fp64, in a process whose CPUID is the other CPU's; each instruction set that it offers has run."""
     tests = [Path(__file__).with_name("test_backends_agree.py"), "-k", "values_and_gradients and cpp", "-p", "no:cacheprovider", "-v"]
-    done = subprocess.run([QEMU, "-cpu", cpu, sys.executable, "-m", "pytest", *tests], capture_output=True, text=True)
+    python = [QEMU, "-cpu", cpu, sys.executable]
+    if subprocess.run([*python, "-c", "import torch"], capture_output=True).returncode == -signal.SIGILL:
+        pytest.skip(f"NumPy or PyTorch themselves do not run on a {cpu} of this qemu")
+    done = subprocess.run([*python, "-m", "pytest", *tests], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert set(re.findall(r"cpp-(\w+)\] PASSED", done.stdout)) == ISAS[cpu]

@@ -119,12 +119,3 @@ def test_a_missing_file_is_named(capsys):
     add_config_flags(parser)
     assert run_command(print, parser, ["--config", "nowhere.yml"]) == 2
     assert "nowhere.yml is missing" in capsys.readouterr().err
-
-
-def test_a_seed_that_pytorch_does_not_take_is_refused(capsys):
-    parse = make_parser("some.command", "").parse_args
-    assert parse(["--seed", str(2**64 - 1)]).seed == 2**64 - 1
-    for text, said in ((str(2**70), "is no seed"), ("x", "invalid int value: 'x'")):
-        with pytest.raises(SystemExit, match="2"):
-            parse(["--seed", text])
-        assert said in capsys.readouterr().err

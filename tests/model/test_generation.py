@@ -176,7 +176,7 @@ def test_a_completion_that_ends_at_once_is_said(base, monkeypatch, capsys):
     ("flags", "message"),
     [
         (["--lang", "cobol"], "unknown language 'cobol'; known: python, java, javascript, cpp"),
-        (["--lang", "cpp", "--top-p", "0"], "--top-p in (0, 1]"),
+        (["--lang", "cpp", "--top-p", "0"], "--top-p must lie in (0, 1]"),
         (["--lang", "cpp", "--adapter", "nowhere"], "nowhere is neither a folder nor a model"),
     ],
 )
