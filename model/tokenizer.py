@@ -29,7 +29,9 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         tokenizer("a")  # some settings of a wrong type, such as model_max_length, are an error only now
         return tokenizer
-    except Exception as error:  # no narrower class: `tokenizers` raises bare Exceptions
+    except BaseException as error:  # no narrower class: `tokenizers` raises bare Exceptions, and Rust's panics, which are none
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         files = ", ".join(sorted(path.name for path in folder.glob("tokenizer*"))) or "none"
         cause = " ".join(str(error).split())[:_CAUSE]
         raise ValueError(f"{folder} has no tokenizer that can be read; its tokenizer files: {files} ({cause})") from error

@@ -10,6 +10,7 @@ from transformers import MistralForCausalLM
 
 from model import MoEForCausalLM
 from model.load import load_model, model_folder
+from model.tokenizer import read_tokenizer
 from moe_kernels import backend
 
 from .conftest import make_tokenizer
@@ -165,3 +166,16 @@ def test_a_base_that_is_larger_than_its_weights_is_not_built(base, tmp_path):
         (folder / "config.json").write_text(json.dumps(config | changes))
         with pytest.raises(ValueError, match=said):
             load_model(folder)
+
+
+@pytest.mark.parametrize(("name", "refused"), [("PanicException", True), ("KeyboardInterrupt", False)])
+def test_a_panic_in_rust_is_a_tokenizer_that_cannot_be_read(base, tmp_path, monkeypatch, name, refused):
+    """Seed 0's mutations found one: an index out of bounds in `encode_batch`. It is no Exception; neither is Ctrl-C."""
+    raised = type(name, (BaseException,), {})
+
+    def panic(*_, **__):
+        raise raised("index out of bounds: the len is 1 but the index is 1")
+
+    monkeypatch.setattr("model.tokenizer.AutoTokenizer.from_pretrained", panic)
+    with pytest.raises(ValueError if refused else raised, match="index out of bounds"):
+        read_tokenizer(tmp_path)
