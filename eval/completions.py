@@ -1,7 +1,6 @@
 """Completions of tasks: a model's, cut at stop sequences, those of a file, or the tasks' own solutions."""
 
 import json
-import os
 import time
 from argparse import Namespace
 from collections import Counter
@@ -16,6 +15,7 @@ from transformers import set_seed
 from model.cost import model_cost, precision_facts
 from model.generation import complete_ids, decode_behind, encode_prompts
 from model.load import load_model
+from model.output import write_whole
 from model.prompt import format_prompt
 from model.strict_json import parse_json
 
@@ -25,8 +25,12 @@ from .runs import lines_in, read_rows
 from .tasks import Task
 from .tasks.task import unfenced
 
-SAMPLE_SHAPE = {"task_id": str, "sample": int, "completion": str, "fenced": bool, "prompt": str}
-BATCH_SHAPE = {"samples": [SAMPLE_SHAPE], "tokens": int, "seconds": NUMBER, "cost": dict}
+BATCH_SHAPE = {
+    "samples": [{"task_id": str, "sample": int, "completion": str, "fenced": bool, "prompt": str}],
+    "tokens": int,
+    "seconds": NUMBER,
+    "cost": dict,
+}
 Sample = dict[str, Any]  # task_id, sample (its number), completion, fenced, lang, prompt; judged: outcome, detail
 
 
@@ -112,7 +116,7 @@ def _complete_batch(model: Any, tokenizer: Any, batch: list[tuple[Task, int]], a
 
 
 def rows_kept(path: Path, shape: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a JSONL file of unfinished work, which it then holds alone, ready for more; [] where it is absent.
+    """The rows of a JSONL file of unfinished work, [] where it is absent; to be written back before more are added.
 
     They end before the first that cannot be read or has not the `shape`: one that a crash cut off. What would follow is made again.
     """
@@ -122,12 +126,9 @@ def rows_kept(path: Path, shape: dict[str, Any]) -> list[dict[str, Any]]:
             rows.append(check_shape(parse_json(line), shape, str(path)))
         except ValueError:
             break
-    write_rows(path, rows)
     return rows
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """By rename: a file that is there has all its rows."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows))

@@ -44,7 +44,7 @@ def render(
         for number, (title, text, made) in enumerate(shown)
     )
     intervals = (
-        f"Intervals: {LEVEL} %, {RESAMPLES:,} resamples of problems (of tasks for pass@k), paired; Wilson's for means of 0 and 1. "
+        f"Intervals: {LEVEL} %, {RESAMPLES:,} resamples of problems, paired; Wilson's for means of 0 and 1. "
         "Every number is a link to its run."
     )
     last = f"<section id='runs'><h2>Where the numbers come from</h2><p>{intervals}</p>{origins(report['runs'], links)}</section>"

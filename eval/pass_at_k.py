@@ -164,7 +164,9 @@ def judge_samples(
     Each outcome is written to `log` once known; those in it already are not judged again, nor are equal ones.
     """
     by_id = {task.task_id: task for task in tasks}
-    known = {(row["task_id"], row["completion"]): row for row in rows_kept(log, VERDICT_SHAPE) if row["outcome"] not in UNJUDGED}
+    kept = rows_kept(log, VERDICT_SHAPE)
+    write_rows(log, kept)
+    known = {(row["task_id"], row["completion"]): row for row in kept if row["outcome"] not in UNJUDGED}
     todo = list(dict.fromkeys((row["task_id"], row["completion"]) for row in samples if (row["task_id"], row["completion"]) not in known))
     started = time.monotonic()
     with Judge(sandbox, limits) as judge, ThreadPoolExecutor(jobs) as pool, log.open("a", encoding="utf-8") as file:

@@ -16,9 +16,9 @@ PART_TITLES = ("Empty", "CodeBLEU", "n-gram", "Keywords", "Syntax", "Data flow",
 TITLE1, TITLE2 = "Table 1: base against experts", "Table 2: base against mixture"
 TOKEN_BY_TOKEN, SIDE_BY_SIDE = "Experts, token by token", "Programs side by side"
 PASS_TEXT = (
-    f"The share of tasks that a model solves by k completions, unbiased (Chen et al. 2021), with {LEVEL} % intervals: Wilson's where each "
-    "task has k completions or all tasks agree, else from a bootstrap over tasks. Programs run against the tasks' tests, each within the "
-    "wall time and memory given. What could not be judged counts nowhere."
+    f"The share of tasks that a model solves by k completions, unbiased (Chen et al. 2021), with {LEVEL} % intervals: Wilson's where all "
+    "tasks agree, or where each is a problem of its own with k completions, else from a bootstrap over problems. Programs run against the "
+    "tasks' tests, each within the wall time and memory given. What could not be judged counts nowhere."
 )
 COST_TEXT = (
     "As the runs themselves say. Peak memory is the process's, on a GPU what torch allocated. Tokens per second leave padding out. In "

@@ -90,6 +90,8 @@ def check_shape(value: Any, shape: Any, where: str) -> Any:
                 check_shape(value[name], inner, f"{where}: {name}")
             elif name == key:
                 raise ValueError(f"{where} lacks {name}")
+        if shape is ESTIMATE_SHAPE and (value["low"] is None) != (value["high"] is None):
+            raise ValueError(f"{where} has one end of an interval without the other")
     elif isinstance(shape, list):
         if not isinstance(value, list):
             raise ValueError(f"{where} must be a list, not {_shown(value)}")

@@ -28,6 +28,7 @@ from .strict_json import shown
 
 MISTAKES = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 NO_SPACE = 28  # errno.ENOSPC
+_SAID = 1000  # characters of what argparse says, which quotes the value
 IN_LIBRARIES = re.compile(r"\(os error \d+\)")  # how Rust's libraries (safetensors, tokenizers) pass a system's error on, as text
 # No flag means anything beyond: a larger float overflows in fp32 once it is multiplied, a larger seed is none of numpy's.
 LARGEST = {float: 1e9, int: 2**32 - 1}
@@ -36,9 +37,6 @@ GRACE = 20.0  # seconds; torchrun ends the other processes within half a second 
 # How it reads where the number is lost: safetensors and tokenizers pass the system's error on as text; torch.save's
 # writer says one of the others. (Reading a damaged file has other words.)
 NO_SPACE_TEXTS = (f"os error {NO_SPACE})", os.strerror(NO_SPACE), "PytorchStreamWriter failed", "unexpected pos", "iostream error")
-
-
-_SAID = 1000  # characters of what argparse says, which quotes the value
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -130,18 +130,18 @@ def generation_config(folder: Path) -> GenerationConfig:
     """
     path = folder / GENERATION
     if not path.is_file():
-        return _generation_config(folder / CONFIG, GenerationConfig.from_model_config)
+        return _generation_config(folder / CONFIG, read_json(folder / CONFIG), GenerationConfig.from_model_config)
     settings = read_json(path)
     for field in _TOKEN_IDS:
         value = settings.get(field)
         if value is not None and not all(type(token) is int and token >= 0 for token in (value if isinstance(value, list) else [value])):
             raise ValueError(f"{path} has {field} = {value!r}; it must be the number of a token, or several")
-    return _generation_config(path, GenerationConfig.from_dict)
+    return _generation_config(path, settings, GenerationConfig.from_dict)
 
 
-def _generation_config(path: Path, read: Callable[[dict[str, Any]], GenerationConfig]) -> GenerationConfig:
+def _generation_config(path: Path, settings: dict[str, Any], build: Callable[[dict[str, Any]], GenerationConfig]) -> GenerationConfig:
     try:
-        config = read(read_json(path))
+        config = build(settings)
     except (*_MISFITS, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     # As in `GenerationConfig.from_pretrained`: what was loaded as it is may be saved, even a temperature without sampling.

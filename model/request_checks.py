@@ -94,11 +94,10 @@ def checked(request: Mapping[str, Any], *, chat: bool, vocab: int) -> dict[str, 
 
 
 def parse_object(data: bytes, name: str) -> dict[str, Any]:
-    """A JSON object; `Refused` if it is none, or has a text that is no Unicode: half of a surrogate pair, which no tokenizer takes."""
+    """A JSON object; `Refused` if it is none, or none that `parse_json` takes."""
     try:
         value = parse_json(data)
-        json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise Refused(400, f"{name} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise Refused(400, f"{name} must be a JSON object, not {type(value).__name__}")

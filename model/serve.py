@@ -24,7 +24,7 @@ from .cli import MISTAKES, say_mistake
 from .config_file import read_config
 from .request_guard import RequestGuard
 
-COLDEST = 1e-5  # temperatures below it are greedy: logits divided by them would overflow
+GREEDY_BELOW = 1e-5  # of temperatures: logits divided by less would overflow
 
 
 class LocalModelManager(model_manager.ModelManager):
@@ -52,7 +52,7 @@ def sampling(build: Callable[..., GenerationConfig]) -> Callable[..., Generation
         config = build(self, body, *others, **options)
         if "temperature" in body or "top_p" in body:
             config.do_sample = True
-        if config.temperature is not None and config.temperature < COLDEST:
+        if config.temperature is not None and config.temperature < GREEDY_BELOW:
             config.do_sample = False
         if config.top_k is None:
             config.top_k = 0

@@ -72,7 +72,7 @@ def test_13_offsets_past_32_bits(nf4, name, monkeypatch):
     assert all(map(torch.equal, *found)) and all(part.any() for part in found[0])
 
 
-@pytest.mark.skipif("triton" not in IMPLEMENTATIONS, reason="Triton is not installed")
+@pytest.mark.skipif("triton" not in IMPLEMENTATIONS, reason="Triton's interpreter is not on")
 @pytest.mark.parametrize("gather", [False, True])
 def test_13_rows_past_32_bits(gather, monkeypatch):
     """The last two of more than 2^31 values' rows, in and out, of one Triton kernel; test_large_tensors.py has the C++ operators."""

@@ -1,23 +1,15 @@
 """A slice of the load test; `python -m tests.faults.soak --dir MODEL` is the whole."""
 
 import pytest
-import torch
-from transformers import MixtralConfig, MixtralForCausalLM
 from transformers.utils.import_utils import is_serve_available
 
-from model import MoEForCausalLM
 from tests.faults import soak
-from tests.model.conftest import SHAPE, make_tokenizer
+from tests.model.conftest import save_nf4_mixture
 
 
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("soak")
-    torch.manual_seed(3)
-    MixtralForCausalLM(MixtralConfig(**SHAPE, num_local_experts=4)).save_pretrained(folder / "dense")
-    MoEForCausalLM.from_pretrained(folder / "dense", quantize="nf4").save_pretrained(folder / "nf4")
-    make_tokenizer().save_pretrained(folder / "nf4")
-    return folder / "nf4"
+    return save_nf4_mixture(tmp_path_factory.mktemp("soak"))
 
 
 def test_generation_in_process(mixture):

@@ -43,6 +43,21 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def save_mixtral(folder: Path) -> None:
+    torch.manual_seed(3)
+    MixtralForCausalLM(MixtralConfig(**SHAPE, num_local_experts=4)).save_pretrained(folder)
+
+
+def save_nf4_mixture(folder: Path, chat_template: str | None = None) -> Path:
+    """That Mixtral with its experts in NF4 and a tokenizer, in a folder within `folder`, which is returned."""
+    save_mixtral(folder / "dense")
+    MoEForCausalLM.from_pretrained(folder / "dense", quantize="nf4").save_pretrained(folder / "nf4")
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = chat_template
+    tokenizer.save_pretrained(folder / "nf4")
+    return folder / "nf4"
+
+
 @pytest.fixture(scope="session")
 def base(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "base"
@@ -78,8 +93,7 @@ def adapters(base, make_adapter) -> list[Path]:
 def mixtral(tmp_path_factory) -> Path:
     """transformers' own Mixtral, saved with separate w1, w2, w3."""
     folder = tmp_path_factory.mktemp("mixtral")
-    torch.manual_seed(3)
-    MixtralForCausalLM(MixtralConfig(**SHAPE, num_local_experts=4)).save_pretrained(folder)
+    save_mixtral(folder)
     return folder
 
 

@@ -4,15 +4,12 @@ import http.client
 import json
 
 import pytest
-import torch
-from transformers import MixtralConfig, MixtralForCausalLM
 from transformers.utils.import_utils import is_serve_available
 
-from model import MoEForCausalLM
 from model.prompt import CHAT_TEMPLATE
 from tests.faults import soak
 
-from .conftest import SHAPE, make_tokenizer
+from .conftest import save_nf4_mixture
 
 pytestmark = pytest.mark.skipif(not is_serve_available(), reason="model.serve needs pip install .[serve]")
 
@@ -21,13 +18,8 @@ pytestmark = pytest.mark.skipif(not is_serve_available(), reason="model.serve ne
 def port(tmp_path_factory):
     """Of a served mixture whose template writes the tools too."""
     folder = tmp_path_factory.mktemp("served")
-    torch.manual_seed(3)
-    MixtralForCausalLM(MixtralConfig(**SHAPE, num_local_experts=4)).save_pretrained(folder / "dense")
-    MoEForCausalLM.from_pretrained(folder / "dense", quantize="nf4").save_pretrained(folder / "nf4")
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = "{% if tools %}{{ tools }}{% endif %}" + CHAT_TEMPLATE
-    tokenizer.save_pretrained(folder / "nf4")
-    with soak.server(folder / "nf4", folder / "log", "--enable-cors") as (_, port):
+    model = save_nf4_mixture(folder, "{% if tools %}{{ tools }}{% endif %}" + CHAT_TEMPLATE)
+    with soak.server(model, folder / "log", "--enable-cors") as (_, port):
         yield port
 
 
