@@ -102,13 +102,17 @@ def check_shape(value: Any, shape: Any, where: str) -> Any:
     return value
 
 
-_TITLES = {float: "a finite number", int: "a whole number", str: "a text", bool: "true or false", dict: "an object"}
+_TITLES = {float: "a finite number", int: "a whole number of 64 bits", str: "a text", bool: "true or false", dict: "an object"}
 
 
 def _is_of(value: Any, kind: type) -> bool:
     if isinstance(value, bool) and kind is not bool:
         return False
-    return isinstance(value, int | float) and abs(value) < 1e300 and math.isfinite(value) if kind is float else isinstance(value, kind)
+    if kind is float:
+        return isinstance(value, int | float) and abs(value) < 1e300 and math.isfinite(value)
+    if kind is int:
+        return isinstance(value, int) and abs(value) < 1 << 63
+    return isinstance(value, kind)
 
 
 def _shown(value: Any) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from model.languages import LANGUAGES, get_language
+from model.strict_json import shown
 from model.strict_yaml import check_mapping, optional_text_field, read_yaml, text_field
 
 from .answers import ROUTERS
@@ -14,7 +15,7 @@ from .tasks.task import check_stop
 
 KEYS = ("data", "train", "split", "langs", "limit", "lengths", "batch_size", "compile", "baseline", "experts", "systems")
 SYSTEM_KEYS = ("name", "model", "adapter", "router", "prompt_of", "stop")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class Source(NamedTuple):
@@ -94,12 +95,12 @@ def read_study(path: Path) -> Study:
 def _read_system(raw: Any, where: str) -> System:
     check_mapping(raw, SYSTEM_KEYS, where)
     name = text_field(raw, "name", where)
-    where = f"{where} ({name})"
     if not _NAME.fullmatch(name):
-        raise ValueError(f"{where}: a name is letters, digits, '.', '_' and '-': it names a folder")
+        raise ValueError(f"{where}: name is {shown(name)}; it is up to 100 letters, digits, '.', '_' and '-', as it names a folder")
+    where = f"{where} ({name})"
     router = optional_text_field(raw, "router", where)
     if router not in (None, *ROUTERS):
-        raise ValueError(f"{where}: router is {router!r}; allowed: {', '.join(ROUTERS)}")
+        raise ValueError(f"{where}: router is {shown(router)}; allowed: {', '.join(ROUTERS)}")
     model, adapter = _by_lang(raw, "model", where), _by_lang(raw, "adapter", where)
     if model is None:
         raise ValueError(f"{where} has no model: a folder, a name in the hub's cache, or one for each language")
@@ -119,7 +120,7 @@ def _check(study: Study, path: Path) -> None:
             raise ValueError(f"{path}: two systems, or their runs, are called {twice[0]!r}")
     for key, name in (("baseline", study.baseline), ("experts", study.experts)):
         if name is not None and name not in names:
-            raise ValueError(f"{path}: {key} is {name!r}, which is no system; there are: {', '.join(names)}")
+            raise ValueError(f"{path}: {key} is {shown(name)}, which is no system; there are: {', '.join(names)}")
     for lang in study.langs:
         get_language(lang)
     for system in study.systems:
@@ -137,18 +138,18 @@ def _by_lang(raw: dict[str, Any], key: str, where: str) -> str | dict[str, str] 
 def _flag(raw: dict[str, Any], key: str, where: str) -> bool:
     value = raw.get(key, False)
     if not isinstance(value, bool):
-        raise ValueError(f"{where}: {key} must be true or false, not {value!r}")
+        raise ValueError(f"{where}: {key} must be true or false, not {shown(value)}")
     return value
 
 
 def _list(raw: dict[str, Any], key: str, kind: type, where: str, default: Iterable[Any]) -> list[Any]:
     value = raw.get(key, default)
     if not isinstance(value, list) or not all(isinstance(item, kind) for item in value) or (key != "stop" and not value):
-        raise ValueError(f"{where}: {key} must be a list, not {value!r}")
+        raise ValueError(f"{where}: {key} must be a list, not {shown(value)}")
     return list(dict.fromkeys(value))
 
 
 def _count(value: Any, where: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{where} must be a whole number of at least 1, not {value!r}")
+        raise ValueError(f"{where} must be a whole number of at least 1, not {shown(value)}")
     return value

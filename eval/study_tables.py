@@ -71,7 +71,7 @@ def comparison_grid(study: Study, figures: dict[str, Any]) -> Grid:
         for name in references:
             claim = _claim(figures["claims"], system, name)
             row += [cell("ratio", claim and claim["ratio"]), (_p_value(claim), "")]
-        rows.append([*row, (_loss(own.get(ALL)), "")])
+        rows.append([*row, (_loss(own.get(ALL, {}).get(LOSS)), "")])
     return [*head, "loss"], rows
 
 
@@ -90,8 +90,8 @@ def _plain(figures: dict[str, Any] | None, metric: str) -> Cell:
     return cell(metric, (figures or {}).get(metric))[0], ""
 
 
-def _loss(figures: dict[str, Any] | None) -> str:
-    return f"{figures[LOSS]['value']:.3f}" if figures else "–"
+def _loss(figure: dict[str, Any] | None) -> str:
+    return "–" if figure is None or figure["value"] is None else f"{figure['value']:.3f}"
 
 
 def _metrics_grid(figures: dict[str, Any]) -> Grid:

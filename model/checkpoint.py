@@ -3,6 +3,7 @@
 What is read is not trusted: a folder may come from anywhere.
 """
 
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ HEAD = "lm_head.weight"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DENSE_DTYPES = {**DTYPES, "float64": torch.float64}  # a mixture has it not: its kernels and NF4 stop at float32
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_PACKED = 4  # values that a stored one stands for at most: two in a byte of NF4, and a head that is the embedding
 _SHOWN = 5  # names that an error shows before it counts the rest
 
 
@@ -89,6 +91,12 @@ class Checkpoint:
         """Reads every tensor; ValueError as of `tensor`."""
         for name in self:
             self.tensor(name)
+
+    def check_size(self, described: int) -> None:
+        """ValueError if the folder's configuration, of so many values, is of more than these weights can be: they would be memory."""
+        stored = sum(math.prod(self.shape(name)) for name in self)
+        if described > _PACKED * stored:
+            raise ValueError(f"{self.path / CONFIG} describes a model of {described} values, but its weights have {stored}")
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._opened(self._owner[name]).get_slice(name).get_shape())

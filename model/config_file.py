@@ -16,7 +16,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from .checkpoint import CONFIG, DENSE_DTYPES, DTYPES, GENERATION
 from .configuration_moe import MoEConfig
-from .strict_json import read_json
+from .strict_json import read_json, shown
 
 _CODE = ("auto_map", "custom_pipelines", "trust_remote_code")
 _MISFITS = (StrictDataclassError, ArithmeticError, AttributeError, LookupError, TypeError)  # of a field of another type or value
@@ -38,6 +38,7 @@ _SIZES = {
     "attention_lora_rank": (0, 1 << 14),
     "num_shared_experts": (0, 1 << 10),
 }
+_INT64 = 1 << 63
 MOST_EXPERTS = _SIZES["num_local_experts"][1]
 
 
@@ -54,12 +55,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     for field, value in _leaves(settings):
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{path} has {field} = {value}; numbers must be finite")
+        if isinstance(value, int) and not -_INT64 <= value < _INT64:
+            raise ValueError(f"{path} has {field} = {shown(value)}; a whole number has at most 64 bits")
         if isinstance(value, str) and ("://" in value or (field not in _LABELS and ("/" in value or "\\" in value))):
-            raise ValueError(f"{path} names a path or an address ({field} = {value!r}); nothing is fetched for a checkpoint")
+            raise ValueError(f"{path} names a path or an address ({field} = {shown(value)}); nothing is fetched for a checkpoint")
     for field, (least, greatest) in _SIZES.items():
         value = settings.get(field)
         if value is not None and (type(value) is not int or not least <= value <= greatest):
-            raise ValueError(f"{path} has {field} = {value!r}; it must be a whole number in {least}..{greatest}")
+            raise ValueError(f"{path} has {field} = {shown(value)}; it must be a whole number in {least}..{greatest}")
     _check_relations(path, settings)
     return settings
 
@@ -81,7 +84,7 @@ def _check_relations(path: Path, settings: dict[str, Any]) -> None:
     dtypes = DTYPES if settings.get("model_type") in (MoEConfig.model_type, "mixtral") else DENSE_DTYPES
     for field in ("dtype", "torch_dtype"):
         if settings.get(field) not in [None, *dtypes]:  # a list, as the value need not be hashable
-            raise ValueError(f"{path} has {field} = {settings[field]!r}; allowed: {', '.join(dtypes)}")
+            raise ValueError(f"{path} has {field} = {shown(settings[field])}; allowed: {', '.join(dtypes)}")
     heads, groups, width = (settings.get(field) for field in ("num_attention_heads", "num_key_value_heads", "hidden_size"))
     if heads and groups and heads % groups:
         raise ValueError(f"{path} has {heads} attention heads, which is no multiple of its {groups} key-value heads")
@@ -90,13 +93,16 @@ def _check_relations(path: Path, settings: dict[str, Any]) -> None:
     padding, tokens = settings.get("pad_token_id"), settings.get("vocab_size")
     if isinstance(padding, int) and tokens and not -tokens <= padding < tokens:
         raise ValueError(f"{path} has pad_token_id = {padding}, but vocab_size = {tokens}")
+    spread = settings.get("initializer_range")
+    if isinstance(spread, int | float) and spread < 0:
+        raise ValueError(f"{path} has initializer_range = {spread}; a standard deviation is not negative")
     rope = settings.get("rope_parameters")
     if isinstance(rope, dict):
         kind, theta = rope.get("rope_type", "default"), rope.get("rope_theta", 1.0)
         if kind not in ["default", *ROPE_INIT_FUNCTIONS]:
-            raise ValueError(f"{path} has rope_type = {kind!r}; allowed: default, {', '.join(ROPE_INIT_FUNCTIONS)}")
+            raise ValueError(f"{path} has rope_type = {shown(kind)}; allowed: default, {', '.join(ROPE_INIT_FUNCTIONS)}")
         if isinstance(theta, bool) or not isinstance(theta, int | float) or not (0 < theta < math.inf):
-            raise ValueError(f"{path} has rope_theta = {theta!r}; it must be a positive number")
+            raise ValueError(f"{path} has rope_theta = {shown(theta)}; it must be a positive number")
 
 
 def _check_rope(path: Path, config: PreTrainedConfig) -> None:
@@ -135,7 +141,7 @@ def generation_config(folder: Path) -> GenerationConfig:
     for field in _TOKEN_IDS:
         value = settings.get(field)
         if value is not None and not all(type(token) is int and token >= 0 for token in (value if isinstance(value, list) else [value])):
-            raise ValueError(f"{path} has {field} = {value!r}; it must be the number of a token, or several")
+            raise ValueError(f"{path} has {field} = {shown(value)}; it must be the number of a token, or several")
     return _generation_config(path, settings, GenerationConfig.from_dict)
 
 

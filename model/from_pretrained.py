@@ -78,6 +78,8 @@ class StrictLoading(MixtralPreTrainedModel):
         config = resolve_config(folder, config, changes)
         checkpoint = Checkpoint(folder)
         config.tie_word_embeddings = is_tied(checkpoint, config.tie_word_embeddings)
+        with torch.device("meta"):
+            checkpoint.check_size(cls(config).num_parameters())
         model = _build(cls, config, (config.dtype or stored_dtype(checkpoint)) if dtype == "auto" else dtype, attn_implementation)
         devices = resolve_device_map(model, device_map, max_memory)
         load_weights(model, checkpoint, lambda name: device_of(name, devices), optional=".noise_weight" if is_quiet else None)

@@ -7,6 +7,8 @@ asked for by its name alone, on data of the user's own: there is no corpus, no p
 import re
 from dataclasses import dataclass
 
+from .strict_json import shown
+
 
 @dataclass(frozen=True)
 class Language:
@@ -39,12 +41,12 @@ def language_title(name: str) -> str:
     if name in LANGUAGES:
         return LANGUAGES[name].title
     if not _NAME.fullmatch(name):
-        raise ValueError(f"the language {name!r} must be one of {', '.join(LANGUAGES)} or a name in lower case, such as rust")
+        raise ValueError(f"the language {shown(name)} must be one of {', '.join(LANGUAGES)} or a name in lower case, such as rust")
     return name.capitalize()
 
 
 def get_language(name: str) -> Language:
     """The row of `name`; `ValueError` with the known names otherwise."""
     if name not in LANGUAGES:
-        raise ValueError(f"unknown language {name!r}; known: {', '.join(LANGUAGES)}")
+        raise ValueError(f"unknown language {shown(name)}; known: {', '.join(LANGUAGES)}")
     return LANGUAGES[name]

@@ -1,7 +1,6 @@
 """The one loader that every command uses: a plain base, a base with a PEFT adapter, or a mixture."""
 
 import hashlib
-import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .adapters import Adapter, base_fingerprint, base_name, is_adapter
-from .checkpoint import CONFIG, GENERATION, Checkpoint, model_folder, parse_dtype
+from .checkpoint import GENERATION, Checkpoint, model_folder, parse_dtype
 from .config_file import generation_config, model_config, read_config
 from .configuration_moe import MoEConfig
 from .devices import present_device
@@ -20,7 +19,6 @@ from .peft_model import loading, with_adapter
 from .same_tokenizer import take_chat_template
 from .tokenizer import read_tokenizer
 
-_PACKED = 4  # values that a stored one stands for at most: two in a byte of NF4, and a head that is the embedding
 _MIXTURES = (MoEConfig.model_type, "mixtral")
 
 
@@ -124,13 +122,11 @@ def _load_dense(folder: Path, device: torch.device, dtype: torch.dtype | None) -
 
 
 def _check_size(folder: Path, weights: Checkpoint) -> None:
-    """ValueError if the configuration is of more values than the weights can hold: transformers would make them up, in memory."""
+    """ValueError if the configuration is of more values than the weights can be: transformers would make them up."""
     config = model_config(folder)
     with loading(folder), torch.device("meta"):
         described = AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters()
-    stored = sum(math.prod(weights.shape(name)) for name in weights)
-    if described > _PACKED * stored:
-        raise ValueError(f"{folder / CONFIG} describes a model of {described} values, but its weights have {stored}")
+    weights.check_size(described)
 
 
 def _add_adapter(model: PreTrainedModel, base: Path, folder: Path) -> Any:

@@ -26,8 +26,8 @@ def with_adapter(model: PreTrainedModel, base: Path, folder: Path, *, trainable:
     adapter = Adapter(folder)
     adapter.check_base(base, Checkpoint(base))
     named = adapter.config.get("base_model_name_or_path")
-    config = LoraConfig(**adapter.settings, base_model_name_or_path=named, task_type="CAUSAL_LM")
     with loading(folder), warnings.catch_warnings():
+        config = LoraConfig(**adapter.settings, base_model_name_or_path=named, task_type="CAUSAL_LM")
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # PEFT 0.21 asks for it by itself
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below
         adapted = PeftModel.from_pretrained(model, str(folder), config=config, is_trainable=trainable, local_files_only=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+_PROBE = "a b\n\U0010ffff"
 _CAUSE = 500  # characters of the error's cause: it may quote the whole file
 _FILES = (
     "tokenizer*.json",
@@ -27,7 +28,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in `folder`; ValueError if there is none that can be read. Nothing is downloaded, and none of its code is run."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        tokenizer("a")  # some settings of a wrong type, such as model_max_length, are an error only now
+        tokenizer(_PROBE)  # only now are some settings of a wrong type an error, such as model_max_length, and an absent unknown token
         return tokenizer
     except BaseException as error:  # no narrower class: `tokenizers` raises bare Exceptions, and Rust's panics, which are none
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":

@@ -70,13 +70,21 @@ attempt("it starts more processes than its limit", multiply)
 attempt("its memory has no limit", lambda: len(bytearray(int(sys.argv[6]) << 20)))
 print(json.dumps(open_doors))
 """
-# Two processes that together pass the memory limit, each under it: only a control group counts them together.
+# Two processes that together pass the memory limit, each under it: only a control group counts them together. The second waits until the
+# first has its memory: on a busy machine one of two that begin at once may be done before the other has any.
 _TOGETHER = """
 import os, sys
+size = int(sys.argv[1]) << 20
+has_memory, say = os.pipe()
 child = os.fork()
-data = bytearray(b"x") * (int(sys.argv[1]) << 20)
 if child:
+    data = bytearray(b"x") * size
+    os.write(say, b"x")
     print("both" if os.waitpid(child, 0)[1] == 0 else "one")
+else:
+    os.close(say)
+    os.read(has_memory, 1)
+    data = bytearray(b"x") * size
 """
 
 

@@ -166,8 +166,7 @@ class Case:
     def _after_interruption(self, status: int) -> list[str]:
         """Status and sentence, no half an output, and after what can be caught nothing but the folder that the next run goes on from."""
         expected, sentence = ENDS[self.kind]
-        # It was done before the signal came, or found room; or the signal ended the process before the command began (143 to a shell, too).
-        if status == 0 or (status == -SIGNALS["SIGTERM"] == -SIGNALS.get(self.kind, 0) and not self._said()):
+        if status == 0 or self._came_early(status):  # it was done before the signal came, or found room
             return self._leftovers()
         found = []
         if status != expected or (sentence and not re.search(rf"python -m {self.name}: {sentence}$", self._said(), re.MULTILINE)):
@@ -178,6 +177,12 @@ class Case:
         if self.out.exists():  # it was about to clean up
             return found + self._differences()
         return found + (self._leftovers(".out.unfinished") if self.kind != "SIGKILL" else [])
+
+    def _came_early(self, status: int) -> bool:
+        """Whether the signal ended the process before the command began: 143 to a shell, or Python's own traceback, from elsewhere."""
+        if self.kind == "SIGINT":
+            return status == 1 and self._said().endswith("KeyboardInterrupt") and "in run_command" not in self._said()
+        return self.kind == "SIGTERM" and status == -SIGNALS[self.kind] and not self._said()
 
     def _after_rerun(self) -> list[str]:
         """The same command again, with `--resume` if it asks for that, ends with the uninterrupted run's files and nothing else."""

@@ -54,17 +54,22 @@ FOUND: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("train's YAML", text("weight-decay: .nan"), "--weight-decay is nan; it must be a finite number"),
     # an error of transformers, with no file in it
     ("base's config", edit(rms_norm_eps="1"), "config.json that cannot be read"),
-    ("mixture's config", edit(num_experts_per_tok=1 << 64), "config.json that cannot be read"),
+    ("mixture's config", edit(num_experts_per_tok=1 << 64), "a whole number has at most 64 bits"),
     (
         "mixture's config",
         lambda d: edit(hidden_size=7)(d).replace(b'"num_attention_heads"', b'"x"'),
         "no multiple of its 32 attention heads",
     ),
+    ("mixture's config", edit(rope_parameters={"rope_type": "default", "rope_theta": 10**400}), "a whole number has at most 64 bits"),
+    ("mixture's config", edit(initializer_range=-0.5), "a standard deviation is not negative"),
+    ("mixture's config", edit(intermediate_size=1 << 20, num_local_experts=1 << 10), "describes a model of"),
+    ("base's config", edit(vocab_size=[0] * 9999), r"vocab_size = \[0, 0"),
     ("generation config", text("{"), "generation_config.json is not JSON"),
     ("generation config", edit(max_new_tokens="x"), "generation_config.json cannot be read"),
     ("generation config", edit(eos_token_id="x"), "eos_token_id = 'x'"),
     ("tokenizer_config.json", edit(model_max_length="x"), "no tokenizer that can be read"),
     ("adapter's config", edit(base_model_name_or_path=5), "base_model_name_or_path = 5"),
+    ("adapter's config, loaded", edit(layers_pattern="1"), "cannot be loaded: ValueError: When `layers_pattern`"),
     ("adapter's config", edit(lora_alpha=10**400), "has lora_alpha = 1000"),
     ("index", edit(weight_map={"a": "a" * 300 + ".safetensors"}), "in the same folder"),
     ("index", edit(weight_map={"a": "é" * 200 + ".safetensors"}), "in the same folder"),
@@ -76,6 +81,7 @@ FOUND: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("mixture's weights", lambda data: data[:-4] + b"\0\0\x80\xff", "infinite or not numbers"),
     ("adapter's weights", lambda data: data[:-1536] + b"\xff\xff\x7f\x7f" * 384, "infinite or not numbers"),
     ("tokenizer.json", lambda data: b'"' + data.replace(b'"', b"x") * 9 + b'"', "no tokenizer that can be read"),
+    ("tokenizer.json", other(b'"unk_token": "<unk>"', b'"unk_token": "none"'), "no tokenizer that can be read"),
     # a KeyError, a TypeError, a RecursionError
     ("manifest", edit(files={"a" * 300: {"size": 1, "sha256": ""}}), "does not lie in its folder"),
     *(
@@ -91,7 +97,13 @@ FOUND: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("tasks", line(task_id=["x"]), "line 4"),
     ("tasks", lambda data: data + b"\xff", "line 4"),
     ("counts of eval.pass_at_k", text('{"task_id": "t0", "n": 2, "passed": 3}'), "of 2 completions of t0 3 passed"),
-    ("run.json of eval.codebleu", edit(figures={"cpp": {"family": {"n": "x"}}}), "figures: cpp: family: n must be a whole number, not 'x'"),
+    (
+        "run.json of eval.codebleu",
+        edit(figures={"cpp": {"family": {"n": "x"}}}),
+        "figures: cpp: family: n must be a whole number of 64 bits, not 'x'",
+    ),
+    ("run.json of eval.codebleu", edit(cost={"peak_bytes": 10**400}), "cost: peak_bytes must be a whole number of 64 bits"),
+    ("study's YAML, study.yml", other(b"name: base", b"name: " + b"a" * 10_000), r"name is 'aaa.*it names a folder"),
     ("run.json of eval.pass_at_k", edit(sandbox=[]), "sandbox must be an object"),
     ("run.json of eval.pass_at_k", edit(cost=[1]), r"run.json: cost must be an object, not \[1\]"),
     ("run.json of eval.pass_at_k", edit(cost={"generation_seconds": "x"}), "cost: generation_seconds must be a finite number, not 'x'"),
@@ -107,6 +119,15 @@ FOUND: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("programs of eval.routing", edit(programs=[{}]), r"programs\[0\] lacks lang"),
     ("log of training", line(loss="x"), "loss must be a finite number"),
 ]
+
+
+def test_a_study_that_lacks_some_losses_is_shown_without_them(readers):
+    reader = readers["study.json of eval.study"]
+    try:
+        reader.victim.write_bytes(reader.valid.replace(b'"loss"', b'"other"'))
+        reader.read()
+    finally:
+        reader.victim.write_bytes(reader.valid)
 
 
 @pytest.mark.parametrize(("name", "change", "message"), FOUND, ids=[f"{number}-{name}" for number, (name, *_) in enumerate(FOUND)])
