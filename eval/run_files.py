@@ -155,7 +155,7 @@ def check_programs(shown: dict[str, Any], where: str) -> dict[str, Any]:
 def _array_shape(value: Any) -> tuple[int, ...] | None:
     """None if it is no array of finite numbers."""
     try:
-        array = np.asarray(value, dtype=float)
-    except (TypeError, ValueError, OverflowError):
+        array = np.asarray(value)  # to float it would take texts of digits
+    except ValueError:  # lists of different lengths
         return None
-    return array.shape if np.isfinite(array).all() else None
+    return array.shape if array.dtype.kind in "if" and np.isfinite(array).all() else None

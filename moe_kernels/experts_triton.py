@@ -184,7 +184,7 @@ def shared_linear(x: Tensor, weight: Weight, *, transposed: bool = False, exact:
             return y if out is None else out.copy_(y)
         weight = readable(weight, x)
         if isinstance(weight, NF4Weight):
-            return grouped.linear("grouped", x, weight, Rows(len(x), None), transposed=transposed, out=out)
+            return grouped.linear("linear", x, weight, Rows(len(x), None), transposed=transposed, out=out)
     weight = weight.to(x.dtype)
     y = x @ (weight if transposed else weight.T)
     return y if out is None else out.copy_(y)

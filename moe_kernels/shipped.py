@@ -86,16 +86,32 @@ def lora_training(case: Case) -> None:
     lora_backward(torch.empty_like(y), x, weights, base, lora, saved, base_grads=False)
 
 
+def attention_inference(case: Case, with_backward: bool = False) -> None:
+    """The projections in NF4: q and o are of all heads, k and v of a quarter."""
+    from .experts_triton import shared_linear
+
+    for width in (D, D // 4):
+        weight = case.nf4(width, D)
+        y = shared_linear(case.empty(case.tokens, D), weight, exact=with_backward)
+        if with_backward:
+            shared_linear(torch.empty_like(y), weight, transposed=True)
+
+
+def attention_training(case: Case) -> None:
+    attention_inference(case, with_backward=True)
+
+
 def router(case: Case) -> None:
     from .routing_launch import route_by_kernels
 
     route_by_kernels(case.empty(case.tokens, D), case.empty(E, D), None, None, None, None, "topk", K)
 
 
-def router_noisy(case: Case, with_backward: bool = False) -> None:
+def router_noisy(case: Case, with_backward: bool = False, gate_dtype: torch.dtype | None = None) -> None:
     from .routing_launch import route_backward_by_kernels, route_by_kernels
 
-    x, gate, noise, seed = case.empty(case.tokens, D), case.empty(E, D), case.empty(E, D), case.empty(1, dtype=torch.int64)
+    x, seed = case.empty(case.tokens, D), case.empty(1, dtype=torch.int64)
+    gate, noise = case.empty(E, D, dtype=gate_dtype), case.empty(E, D, dtype=gate_dtype)
     weights, experts, logits, importance, load, saved = route_by_kernels(x, gate, noise, seed, None, None, "noisy_topk", K)
     if with_backward:
         grads = torch.empty_like(weights), None, torch.empty_like(importance), torch.empty_like(load)
@@ -104,6 +120,11 @@ def router_noisy(case: Case, with_backward: bool = False) -> None:
 
 def router_training(case: Case) -> None:
     router_noisy(case, with_backward=True)
+
+
+def router_training_fp32(case: Case) -> None:
+    """As in train.gate, where what is trained is in fp32 whatever the model is in."""
+    router_noisy(case, with_backward=True, gate_dtype=torch.float32)
 
 
 def dequantise(case: Case) -> None:
@@ -131,9 +152,12 @@ OPERATIONS: dict[str, Callable[[Case], None]] = {
     "dense_lora_training": dense_lora_training,
     "lora_inference": lora_inference,
     "lora_training": lora_training,
+    "attention_inference": attention_inference,
+    "attention_training": attention_training,
     "router_inference": router,
     "router_noisy": router_noisy,
     "router_training": router_training,
+    "router_training_fp32": router_training_fp32,
     "dequantise": dequantise,
 }
 
@@ -145,7 +169,7 @@ def shipped_tokens(arch: int) -> list[int]:
     return sorted({1, 2, 4, 8, 16} | bounds | {2 * max(bounds)})
 
 
-HALF = ("dense_inference", "lora_inference", "router_inference")  # also compiled for fp16
+HALF = ("dense_inference", "lora_inference", "attention_inference", "router_inference")  # also compiled for fp16
 
 
 def cases(operation: str, arch: int) -> list[Case]:

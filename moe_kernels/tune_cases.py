@@ -208,7 +208,7 @@ SOME = (64, 512, None)
 ROUTED = (16, 256, 1024, None)
 _ROWS = every(block_n=(2, 4, 8, 16), block_k=(1024,), num_warps=(1, 2, 4, 8))
 _SPLIT = every(block_n=(4, 8, 16), block_k=(1024,), split_k=(1, 2, 4, 8), num_warps=(2, 4, 8))
-_SHRINK = tiles((16, 32, 64), (16, 32, 64), (64, 128))
+_SHRINK = tiles((16, 32, 64), (16, 32, 64), (64, 128, 256), stages=(2, 3))
 _EXPAND = tiles((16, 32, 64), (64, 128), (32,), (1, 2))
 _SPLITS = every(block_m=(2, 4, 8), split_k=(1, 4, 8, 16, 32), num_warps=(1, 2, 4))
 _PRODUCT = tiles((16, 32, 64, 128), (64, 128), (64, 128))
@@ -223,13 +223,11 @@ TARGETS = [
     Target("swiglu", "any", FUSED, _swiglu, _PRODUCT),
     Target("grouped", "any", FUSED, _linear("grouped", lambda s: s.down, F), _PRODUCT),
     Target("grouped", f"{2 * F}x{D}", FUSED, _linear("grouped", lambda s: s.gate_up, 2 * F, transposed=True), _PRODUCT),
-    Target("grouped", f"{F}x{D}", FUSED, _linear("grouped", lambda s: s.matrix, D, one_matrix=True), _PRODUCT),
+    Target("linear", "any", FUSED, _linear("linear", lambda s: s.matrix, D, one_matrix=True), _PRODUCT),
     Target("swiglu_backward", "any", FUSED, _swiglu_backward, tiles((32, 64, 128), (64, 128), (64,))),
     Target("swiglu_base", "any", SOME, _swiglu_base, _EPILOGUE),
     Target("swiglu_backward_base", "any", SOME, _swiglu_backward_base, _EPILOGUE),
-    Target(
-        "lora_shrink", "any", SOME, _linear("lora_shrink", lambda s: s.factor(RANK, D), D), tiles((16, 32, 64), (16, 32, 64), (64, 128))
-    ),
+    Target("lora_shrink", "any", SOME, _linear("lora_shrink", lambda s: s.factor(RANK, D), D), _SHRINK),
     Target("lora_expand", "any", SOME, _linear("lora_expand", lambda s: s.factor(D, RANK), RANK), _EXPAND),
     Target("gram", "any", SOME, _gram, tiles((32, 64, 128), (32, 64, 128), (32, 64), (2, 3))),
     Target("dequantize", "any", (None,), _dequantize, every(block_m=(16, 32, 64, 128), block_n=(1,), block_k=(64,), num_warps=(2, 4, 8))),

@@ -113,6 +113,7 @@ FOUND: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("samples of eval.codebleu", line(codebleu=float("nan")), "line 5: codebleu must be a finite number, not nan"),
     ("samples of eval.codebleu", line(id="new", kind="a\ud800"), "the lone surrogate U"),
     ("arrays of eval.routing", edit(experts=["cpp"]), r"top1 must be numbers of shape \[1, 1\]"),
+    ("arrays of eval.routing", other(b"0.7", b'"1"'), r"top1 must be numbers of shape \[1, 2\]"),
     ("run.json of eval.pass_at_k", other(b'"1":', b'"x":'), "has the key 'x'"),
     ("study.json of eval.study", other(b'"high": 0.5', b'"high": null'), "codebleu has one end of an interval without the other"),
     ("programs of eval.routing", other(b"60", b"60.5, 0.5"), "pairs of an expert and its share"),
