@@ -54,9 +54,8 @@ def moe_dense(
     `ValueError` if the shapes do not fit, or for a precision that cannot be had.
     """
     shapes = [tuple(part.shape) for part in (x_TD, w_gate_up, w_down)]
-    num_experts, hidden, width = (*shapes[2], 0, 0, 0)[0], shapes[2][-1], shapes[0][-1]
-    fits = shapes[1:] == [(num_experts, 2 * hidden, width), (num_experts, width, hidden)] and len(shapes[0]) == 2
-    if not fits or 0 in shapes[2]:
+    num_experts, width, hidden = shapes[2] if len(shapes[2]) == 3 else (0, 0, 0)
+    if shapes[0][1:] != (width,) or shapes[1] != (num_experts, 2 * hidden, width) or 0 in (num_experts, width, hidden):
         raise ValueError(
             f"x, w_gate_up and w_down of shapes {_listed(shapes)} do not fit: they are [T, D], [E, 2F, D] and [E, D, F], of E, D, F above 0"
         )
@@ -72,13 +71,12 @@ def moe_lora(x_TD: Tensor, routing: Routing, w1: Weight, w3: Weight, w2: Weight,
     `precision` as in `moe_dense`, of products with the base. `ValueError` if the shapes do not fit, or for a precision that cannot be had.
     """
     shapes = [tuple(part.shape) for part in (x_TD, w1, w3, w2)]
-    hidden, width = shapes[1][0], shapes[0][-1]
-    fits = shapes[1:] == [(hidden, width), (hidden, width), (width, hidden)] and len(shapes[0]) == 2
-    if not fits or 0 in shapes[3]:
+    width, hidden = shapes[3] if len(shapes[3]) == 2 else (0, 0)
+    if shapes[0][1:] != (width,) or shapes[1:3] != [(hidden, width)] * 2 or 0 in (width, hidden):
         raise ValueError(
             f"x, w1, w3 and w2 of shapes {_listed(shapes)} do not fit: they are [T, D], [F, D], [F, D] and [D, F], of D and F above 0"
         )
-    num_experts = lora.w1.a.shape[0]
+    num_experts = (*lora.w1.a.shape, 0)[0]
     _check_lora(lora, num_experts, hidden, width)
     return _run(x_TD, routing, [w1, w3, w2], lora, num_experts, precision)
 

@@ -133,7 +133,7 @@ def dense_backward(
     dbase: list[Tensor] = []
     if base_grads:
         assert h is not None
-        dbase = [grouped.gram("gram", dpreact, x, rows, gather_b=True), grouped.gram("gram", dy, h, rows, gather_a=True)]
+        dbase = [grouped.gram(dpreact, x, rows, gather_b=True), grouped.gram(dy, h, rows, gather_a=True)]
     return grouped.combine(dx, rows), dweights, dbase, dfactors
 
 
@@ -229,10 +229,10 @@ def _lora_backward(
     grouped.linear("lora_shrink", dg, lora.b1, rows, transposed=True, out=v1, scale=lora.s1)
     grouped.linear("lora_shrink", du, lora.b3, rows, transposed=True, out=v3, scale=lora.s3)
     return v13, [
-        grouped.gram("gram", v1, x, rows, gather_b=True),
-        grouped.gram("gram", dg, saved.z1, rows),
-        grouped.gram("gram", v3, x, rows, gather_b=True),
-        grouped.gram("gram", du, saved.z3, rows),
-        grouped.gram("gram", v2, h, rows),
-        grouped.gram("gram", dy, saved.z2, rows, gather_a=True),
+        grouped.gram(v1, x, rows, gather_b=True),
+        grouped.gram(dg, saved.z1, rows),
+        grouped.gram(v3, x, rows, gather_b=True),
+        grouped.gram(du, saved.z3, rows),
+        grouped.gram(v2, h, rows),
+        grouped.gram(dy, saved.z2, rows, gather_a=True),
     ]

@@ -50,8 +50,10 @@ def fits_nf4(weight: NF4Weight) -> bool:
     return weight.shape[-1] % NF4.block == 0
 
 
-def weight_args(weight: Weight) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """(positional arguments, constants) that say what `load_weight` reads."""
+def weight_args(weight: Weight | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """(positional arguments, constants) that say what `load_weight` reads, if there is a weight."""
+    if weight is None:
+        return (None, None, None, None, 0.0, 0), {"NF4": False, "STORED": None}
     if isinstance(weight, NF4Weight):
         tables = (weight.packed, weight.absmax, weight.nested_absmax, dynamic_map_on(weight.device))
         return (*tables, weight.nested_offset, weight.first_block), {"NF4": True, "STORED": TL_DTYPES[weight.dtype]}
@@ -127,7 +129,7 @@ def swiglu(
     assert rows.grouping is not None
     experts = len(rows.grouping.offsets_E1) - 1
     width = 1 if weight is None else weight.shape[-1]
-    args, constants = weight_args(weight) if weight is not None else ((None, None, None, None, 0.0, 0), {"NF4": False, "STORED": None})
+    args, constants = weight_args(weight)
     op = "swiglu" if weight is not None else "swiglu_base"
     at = choose_launch(op, 2 * hidden, width, rows.count // rows.top_k, arch_of(like.device))
     row_tiles = rows.tiles(at.block_m, experts)
@@ -165,7 +167,7 @@ def swiglu_backward(
     experts = len(rows.grouping.offsets_E1) - 1
     hidden = preact.shape[1] // 2
     width = 1 if weight is None else weight.shape[-2]
-    args, constants = weight_args(weight) if weight is not None else ((None, None, None, None, 0.0, 0), {"NF4": False, "STORED": None})
+    args, constants = weight_args(weight)
     op = "swiglu_backward" if weight is not None else "swiglu_backward_base"
     at = choose_launch(op, width, hidden, rows.count // rows.top_k, arch_of(preact.device))
     row_tiles, column_tiles = rows.tiles(at.block_m, experts), triton.cdiv(hidden, at.block_n)
@@ -185,11 +187,11 @@ def swiglu_backward(
     return dpreact, partial.sum(0)[rows.grouping.inverse_N].view(-1, rows.top_k), h
 
 
-def gram(op: str, a: Tensor, b: Tensor, rows: Rows, *, gather_a: bool = False, gather_b: bool = False) -> Tensor:
+def gram(a: Tensor, b: Tensor, rows: Rows, *, gather_a: bool = False, gather_b: bool = False) -> Tensor:
     """[E, P, Q]: sum over each expert's rows of a[n] b[n]^T; zeros where it has none. Gathered sides are [T, ...]."""
     assert rows.grouping is not None
     experts, p, q = len(rows.grouping.offsets_E1) - 1, a.shape[1], b.shape[1]
-    at = choose_launch(op, p, q, rows.count // rows.top_k, arch_of(a.device))
+    at = choose_launch("gram", p, q, rows.count // rows.top_k, arch_of(a.device))
     out = a.new_empty(experts, p, q)
     launch(
         kernels.grouped_gram,

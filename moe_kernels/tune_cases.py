@@ -148,8 +148,8 @@ def _gram(s: Setup, t: int) -> Run:
     rows, narrow, wide = s.rows(t), s.randn(t * K, RANK), s.randn(t * K, F)
 
     def run() -> None:
-        gram("gram", narrow, wide, rows)
-        gram("gram", wide, narrow, rows)
+        gram(narrow, wide, rows)
+        gram(wide, narrow, rows)
 
     return run
 

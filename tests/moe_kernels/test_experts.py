@@ -161,7 +161,7 @@ def test_without_tokens_every_gradient_is_zero(run, implementation):
 def test_what_does_not_fit_is_refused(run, implementation):
     x = randn(5, D)
     routing, lora, bases = make_routing(x), make_lora(), make_bases(run)
-    fewer, other = make_lora(num_experts=E - 1), make_bases(run, hidden=F + 1)
+    fewer, other, scalar = make_lora(num_experts=E - 1), make_bases(run, hidden=F + 1), torch.ones(())
     stray = replace(routing, experts_TK=routing.experts_TK + E)
     cases = [
         ((randn(7, D), routing, *bases, lora), "for 7 tokens both are"),
@@ -171,6 +171,9 @@ def test_what_does_not_fit_is_refused(run, implementation):
         ((x[0], routing, *bases, lora), "do not fit: they are"),
         ((x, routing, *bases[:-1], other[-1], lora), "do not fit: they are"),
         ((x, routing, bases[0][0], *bases[1:], lora), "do not fit: they are"),
+        ((scalar, routing, *bases, lora), "do not fit: they are"),
+        *(((x, routing, *bases[:n], scalar, *bases[n + 1 :], lora), "do not fit: they are") for n in range(len(bases))),
+        ((x, routing, *bases, replace(lora, w1=replace(lora.w1, a=scalar))), r"the LoRA factors a and b of w1 have the shapes \[\], "),
         ((x, routing, *bases, replace(fewer, w1=lora.w1)), f"the LoRA factors a and b of w3 have the shapes \\[{E - 1}, "),
         ((x.long(), routing, *bases, lora), "x must be a floating-point tensor, not torch.int64"),
     ]
