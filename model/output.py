@@ -77,7 +77,7 @@ def publish(folder: Path, target: Path, made_from: Path | None = None) -> None:
 
 
 def write_manifest(folder: Path) -> None:
-    """Syncs all files to the disk and writes `manifest.json`: {"files": {relative path: {"size": bytes, "sha256": hex}}}."""
+    """Syncs all files and folders to the disk and writes `manifest.json`: {"files": {relative path: {"size": bytes, "sha256": hex}}}."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing is as slow as the disk
         digests = pool.map(_sync_and_hash, files)
@@ -86,7 +86,7 @@ def write_manifest(folder: Path) -> None:
             for path, digest in zip(files, digests, strict=True)
         }
     write_json(folder / MANIFEST, {"files": rows})
-    for path in (folder / MANIFEST, folder):
+    for path in (folder / MANIFEST, *(path for path in folder.rglob("*") if path.is_dir()), folder):
         sync(path)
 
 

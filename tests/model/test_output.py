@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from model.cli import run_command
 from model.output import check_manifest, output_folder, refuse_existing, sha256_of, write_json, write_manifest, write_run
 from model.resume import resumable_folder
+from model.saving import replaced_files
 from model.strict_json import read_json
 from model.unfinished import locked, unfinished, writing
 
@@ -46,6 +47,34 @@ def writer(tmp_path):
 def write(target) -> None:
     with output_folder(target) as folder:
         (folder / "small").write_text("whole")
+
+
+def save_into(folder):
+    folder.mkdir(exist_ok=True)
+    return replaced_files(folder)
+
+
+@pytest.mark.parametrize("writing_to", [output_folder, save_into])
+def test_what_gets_its_name_is_on_the_disk_before_and_the_name_after(writing_to, tmp_path, monkeypatch):
+    """What a loss of power leaves: a rename may reach the disk before the contents of what it names, unless these were synced."""
+    events = []
+
+    def watched(act, describe):
+        def call(*args):
+            events.append(describe(*args))
+            return act(*args)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", watched(os.fsync, lambda descriptor: Path(os.readlink(f"/proc/self/fd/{descriptor}"))))
+    monkeypatch.setattr(os, "rename", watched(os.rename, lambda source, target: (Path(source), Path(target))))
+    with writing_to(tmp_path / "out") as folder:
+        for name in ("a", "sub/b"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(name)
+    [(place, (source, target))] = [(place, event) for place, event in enumerate(events) if isinstance(event, tuple)]
+    assert source == folder and set(events[:place]) >= {source / name for name in ("", "a", "sub", "sub/b", "manifest.json")}
+    assert target.parent in events[place + 1 :]
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next(writer, tmp_path):
