@@ -41,7 +41,7 @@ def main(args: Namespace) -> None:
         figures, captions = draw(folder, inputs.systems, report, arrays, [log[1:] for log in logs])
         texts = {"report.html": render(report, figures, captions, programs), "report.md": markdown(report, figures, captions)}
         for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8", errors="replace")  # a completion may hold a lone surrogate
+            (folder / name).write_text(text, encoding="utf-8", errors="replace")  # a run's folder may have a name that is no UTF-8
         write_json(folder / "report.json", report)
         headlines = {row["name"]: row["estimate"] for row in report["headlines"]}
         write_run(folder, seed=args.seed, figures=headlines, program="eval.report", runs=[str(path) for path in args.runs])
