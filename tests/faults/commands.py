@@ -78,6 +78,12 @@ COMMANDS = {
         lambda at: ["--model", at / "base", "--tasks", "corpus", "--lang", "python", "--limit", 2, "--max-new-tokens", 4],
         status=operator.methodcaller("run"),
     ),
+    "eval.routing": Command(
+        "eval.routing",
+        lambda at: ["--model", at / "mixture", "--data", at / "data", "--limit", 2, "--view", 1, "--max-new-tokens", 4],
+        status=_evaluate,
+    ),
+    "eval.report": Command("eval.report", lambda at: [at / "scored", "--training", at / "trained"], status=_evaluate),
 }
 
 
@@ -100,6 +106,8 @@ def make_inputs(folder: Path) -> None:
     _write_yaml(folder / "recipe.yml", {"base_model": str(folder / "base"), "gate_mode": "hidden", "experts": experts})
     models = [{"model": str(folder / lang), "parameters": {"weight": 0.5, "density": 0.5}} for lang in ("python", "cpp")]
     _write_yaml(folder / "merge.yml", {"merge_method": "dare_ties", "base_model": str(folder / "base"), "models": models})
+    for name, out in (("eval.codebleu", "scored"), ("train.expert", "trained")):
+        assert COMMANDS[name].run(folder, folder / out) == 0, f"{name} failed"
 
 
 def _write_data(folder: Path) -> None:
