@@ -20,6 +20,7 @@ from tqdm import tqdm
 from eval.compilers import COMPILING, GCC, JAVAC
 from eval.sandbox import Sandbox, SandboxError
 from model.languages import get_language
+from model.stopping import scratch_folder
 from train.cache import user_cache
 from train.data.filters import parser
 
@@ -73,11 +74,11 @@ def compile_all(programs: Sequence[str], lang: str, sandbox: Sandbox, jobs: int)
     sources = {code: _SOURCES[lang](code) for code in dict.fromkeys(programs) if code.strip()}
     verdicts: dict[str, bool | None] = {code: _kept(source) for code, source in sources.items()}
     todo = {code: source for code, source in sources.items() if verdicts[code] is None and sandbox.has(source.command[0])}
-    with tempfile.TemporaryDirectory(prefix="moe-compile-") as work, ThreadPoolExecutor(jobs) as pool:
-        Path(work).chmod(0o711)
+    with scratch_folder("moe-compile-") as work, ThreadPoolExecutor(jobs) as pool:
+        work.chmod(0o711)
         if lang == "cpp" and todo:
-            _precompile(Path(work), sandbox)
-        found = pool.map(lambda source: _compiles(source, Path(work), sandbox), todo.values())
+            _precompile(work, sandbox)
+        found = pool.map(lambda source: _compiles(source, work, sandbox), todo.values())
         bar = tqdm(found, total=len(todo), desc=f"compile {lang}", unit="program", disable=None)
         verdicts |= dict(zip(todo, bar, strict=True))
     return [verdicts[code] if code.strip() else False for code in programs]

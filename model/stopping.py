@@ -2,9 +2,11 @@
 
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 
@@ -64,3 +66,15 @@ def undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
     for number in came[:1]:
         signal.raise_signal(number)
+
+
+@contextmanager
+def scratch_folder(prefix: str) -> Iterator[Path]:
+    """Yields a folder among the system's temporary files, which no signal but SIGKILL leaves there."""
+    with undisturbed():
+        folder = tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)  # goes with the object, if an exception comes here
+    try:
+        yield Path(folder.name)
+    finally:
+        with undisturbed():
+            folder.cleanup()

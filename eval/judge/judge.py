@@ -14,10 +14,12 @@ import tempfile
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from eval.compilers import COMPILING
 from eval.sandbox import Ended, Job, Limits, Sandbox, SandboxError
 from eval.tasks.task import Task
+from model.stopping import scratch_folder
 
 from .languages import TOOLCHAINS, Program, Toolchain
 
@@ -49,16 +51,17 @@ class Judge:
 
     def __init__(self, sandbox: Sandbox, limits: Limits | None = None) -> None:
         self._sandbox, self._limits = sandbox, limits or Limits()
-        self._work = Path(tempfile.mkdtemp(prefix="moe-judge-"))
-        self._work.chmod(0o711)
+        self._scratch = scratch_folder("moe-judge-")
         self._locks: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
 
     def __enter__(self) -> "Judge":
+        self._work = self._scratch.__enter__()
+        self._work.chmod(0o711)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._work, ignore_errors=True)
+    def __exit__(self, *error: Any) -> None:
+        self._scratch.__exit__(*error)
 
     def judge(self, task: Task, completion: str) -> Verdict:
         """The verdict on `task.prompt` + `completion`. What is the sandbox's fault is tried twice."""

@@ -13,6 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model.stopping import scratch_folder
+
 from . import cgroup, seccomp
 
 if TYPE_CHECKING:
@@ -113,15 +115,15 @@ def _open_doors(sandbox: "Sandbox", limits: "Limits") -> list[str]:
     from .process import SandboxError
 
     secret = secrets.token_hex()
-    with tempfile.TemporaryDirectory() as job, tempfile.NamedTemporaryFile("w") as file, socket.create_server(("127.0.0.1", 0)) as server:
+    with scratch_folder("moe-probe-") as job, tempfile.NamedTemporaryFile("w") as file, socket.create_server(("127.0.0.1", 0)) as server:
         file.write(secret)
         file.flush()
         Path(file.name).chmod(0o644)
         numbers = (server.getsockname()[1], limits.processes, limits.tmp_mib, 2 * limits.memory_mib)
-        ended = sandbox.run(["python3", "-I", "-c", _INSIDE, file.name, secret, *map(str, numbers)], Path(job), limits)
+        ended = sandbox.run(["python3", "-I", "-c", _INSIDE, file.name, secret, *map(str, numbers)], job, limits)
         if ended.status == "memory":  # the kernel's answer to the last attempt, which stood for it alone
             rest = _INSIDE.replace('attempt("its memory', '0 and attempt("its memory')
-            ended = sandbox.run(["python3", "-I", "-c", rest, file.name, secret, *map(str, numbers)], Path(job), limits)
+            ended = sandbox.run(["python3", "-I", "-c", rest, file.name, secret, *map(str, numbers)], job, limits)
     text = ended.stdout.decode(errors="replace").strip()
     if ended.status != "exited" or not re.fullmatch(r"\[.*\]", text):
         raise SandboxError(
@@ -132,6 +134,6 @@ def _open_doors(sandbox: "Sandbox", limits: "Limits") -> list[str]:
 
 def _together(sandbox: "Sandbox", limits: "Limits") -> bool:
     """Whether two processes may each use most of the memory limit."""
-    with tempfile.TemporaryDirectory() as job:
+    with scratch_folder("moe-probe-") as job:
         part = limits.memory_mib * 2 // 3
-        return b"both" in sandbox.run(["python3", "-I", "-c", _TOGETHER, str(part)], Path(job), limits).stdout
+        return b"both" in sandbox.run(["python3", "-I", "-c", _TOGETHER, str(part)], job, limits).stdout

@@ -1,13 +1,15 @@
 """A slice of `python -m tests.faults.interruptions`: each command that writes, interrupted in every way at points that the seed draws."""
 
 import fcntl
+import gc
+import importlib
 import signal
 
 import pytest
 
 from model.cli import make_parser, run_command
 from model.output import refuse_existing, sha256_of, write_manifest
-from model.stopping import undisturbed
+from model.stopping import scratch_folder, undisturbed
 from model.unfinished import locked, remove_work, unfinished
 from tests.faults.interruptions import KINDS, interrupt_all
 from tests.forked import in_child
@@ -52,6 +54,36 @@ def test_what_a_library_makes_of_a_signal_is_that_signal(number, status, tmp_pat
     said = tmp_path / "said"
     assert in_child(lambda: run_command(command, make_parser("model.test", ""), []), said) == status
     assert "shape" not in said.read_text()
+
+
+@pytest.mark.parametrize("moment", ["tempfile.mkdtemp", "shutil.rmtree", "within"])
+def test_no_signal_leaves_a_scratch_folder(moment, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    if moment != "within":
+        room, _, name = moment.partition(".")
+        act = getattr(importlib.import_module(room), name)
+        before = name == "rmtree"
+
+        def interrupted(*args, **options):
+            if before:
+                signal.raise_signal(signal.SIGINT)
+            found = act(*args, **options)
+            if not before:
+                signal.raise_signal(signal.SIGINT)
+            return found
+
+        monkeypatch.setattr(moment, interrupted)
+    try:
+        with scratch_folder("x-") as folder:
+            (folder / "a").write_text("a")
+            if moment == "within":
+                signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        pass
+    else:
+        pytest.fail("the signal was lost")
+    gc.collect()
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_bear_a_signal_is_finished_first(tmp_path):
