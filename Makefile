@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 help:
 	@echo "make setup     .venv with everything in it; what the other targets begin with"
 	@echo "make demo      the whole study on the embedded base and corpus, and a report to look at (about 9 minutes on 2 cores); DATA=DIR: on rows of your own"
-	@echo "make test      lint, types and every test that needs no GPU (12 minutes, 2 cores)"
+	@echo "make test      lint, types and every test that needs no GPU and is not slow (12 minutes, 2 cores)"
 	@echo "make test-all  the same with the slow tests: every program of the corpus compiled and run"
 	@echo "make test-oldest  the tests with the oldest versions that setup.py allows"
 	@echo "make test-mergekit  the tests whose oracle is mergekit, which the others skip where it is missing; into build/, not .venv"

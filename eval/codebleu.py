@@ -122,7 +122,7 @@ def write_scores(
     write_rows(folder / SAMPLES, samples)
     write_run(folder, seed=args.seed, figures=figures, name=name, **facts)
     if uncompiled := sum(row.get("uncompiled", 0) for kinds in figures.values() for row in kinds.values()):
-        print(f"{uncompiled} programs could not be given to a compiler and leave the rate: see docs/evaluation.md", file=sys.stderr)
+        print(f"{uncompiled} programs could not be given to a compiler and leave the rate: see docs/metrics.md", file=sys.stderr)
     return score_table(figures, name)
 
 

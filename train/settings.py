@@ -29,9 +29,17 @@ def add_training_flags(parser: argparse.ArgumentParser, *, learning_rate: float,
     group.add_argument("--warmup", type=float, default=0.03, help="share of the steps over which the rate rises")
     group.add_argument("--weight-decay", type=float, default=0.0, help="of AdamW")
     group.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
-    group.add_argument("--max-length", type=int, default=max_length, help="tokens of a row; longer rows are dropped and counted")
-    group.add_argument("--limit", type=int, help="rows of the training data to use at most; of these, over-long ones are dropped")
-    group.add_argument("--eval-limit", type=int, default=128, help="rows of the validation data to use at most, of each language")
+    group.add_argument(
+        "--max-length", type=int, default=max_length, help="tokens of a row; longer rows are dropped and counted (train.base cuts them)"
+    )
+    group.add_argument(
+        "--limit",
+        type=int,
+        help="rows of the training data to use at most, before over-long ones are dropped (train.base, train.gate: of each language)",
+    )
+    group.add_argument(
+        "--eval-limit", type=int, default=128, help="rows of the validation data to use at most (train.gate: of each language)"
+    )
     group.add_argument("--eval-every", type=int, default=0, help=f"steps between evaluations and checkpoints; 0: {EVALUATIONS} a run")
     group.add_argument("--patience", type=int, default=0, help="stop after so many evaluations without a better loss; 0: never")
     group.add_argument("--checkpointing", choices=("auto", "on", "off"), default="auto", help="gradient checkpointing; auto: on a GPU")

@@ -1,4 +1,4 @@
-"""Every command that writes, on inputs so small that a run takes a second: a base of 32 channels, two experts, a mixture, preferences."""
+"""Commands that write, on inputs so small that a run takes a second: a base of 32 channels, two experts, a mixture, preferences."""
 
 import importlib
 import json

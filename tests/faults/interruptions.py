@@ -1,4 +1,4 @@
-"""Interrupts every command that writes, anywhere, and runs it again: `python -m tests.faults.interruptions --points 50 --seed 0`.
+"""Interrupts commands that write, anywhere, and runs them again: `python -m tests.faults.interruptions --points 50 --seed 0`.
 
 A point is a place in the command's uninterrupted run, drawn by the seed: just before its n-th file operation in the folder of its output
 (so between a write and its rename), or some time after it (so within a native writer, or between two saves). A full disk is a tmpfs of a

@@ -200,7 +200,7 @@ def text_of(data: bytes) -> str:
 
 
 def soak_served(folder: Path, seconds: float, clients: int, log: Path = Path(os.devnull)) -> dict[str, Any]:
-    """Figures of `clients` clients on a served model for `seconds`, after a fifth as long of warming up that is in the figures too."""
+    """Figures of `clients` clients on a served model for `seconds`; of the memory, the first fifth is warming up."""
     answers = alone(folder)
     with server(folder, log) as (process, port):
         memory = [rss(process.pid)]
