@@ -68,7 +68,7 @@ _SOURCES = {"python": _python, "javascript": _javascript, "java": _java, "cpp": 
 def compile_all(programs: Sequence[str], lang: str, sandbox: Sandbox, jobs: int) -> list[bool | None]:
     """Whether each of `programs` compiles; None where that could not be found out, as the compiler is not installed or the sandbox failed.
 
-    Equal programs are compiled once. A blank one does not compile, nor does one that takes its compiler a minute of CPU time or five of any.
+    Equal ones are compiled once. A blank one does not compile, nor does one that takes its compiler a minute of CPU time or five of any.
     """
     get_language(lang)
     sources = {code: _SOURCES[lang](code) for code in dict.fromkeys(programs) if code.strip()}
