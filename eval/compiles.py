@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from eval.compilers import COMPILING, GCC, JAVAC
 from eval.sandbox import Sandbox, SandboxError
 from model.languages import get_language
+from model.output import write_whole
 from model.stopping import scratch_folder
 from train.cache import user_cache
 from train.data.filters import parser
@@ -126,7 +128,6 @@ def _kept(source: _Source) -> bool | None:
 
 def _keep(source: _Source, verdict: bool) -> None:
     place = _place(source)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=place.parent, delete=False) as file:
-        file.write(json.dumps(verdict))
-    Path(file.name).replace(place)
+    with suppress(OSError):  # a full cache is no reason to end
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(place, json.dumps(verdict))

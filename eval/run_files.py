@@ -1,7 +1,7 @@
 """What a report reads of the files of a run, as shapes that they are held against: a damaged or hand-made file is named, with the place.
 
 A shape is a type; `NUMBER`; `{key: shape}` for an object that has at least these keys, but for those that end in "?"; `Each(shape)` for one
-with any keys; `[shape]` for a list; `Maybe(shape)` for what may be null.
+with any keys; `[shape]` for a list; `Maybe(shape)` for what may be null; `Ends(shape)`, whose `low` and `high` are null together.
 
 Shapes of arrays: L layers, C classes of token, E experts.
 """
@@ -9,7 +9,7 @@ Shapes of arrays: L layers, C classes of token, E experts.
 import math
 from typing import Any, NamedTuple
 
-import numpy as np
+from model.strict_json import fits_int64, shown
 
 from .token_classes import CLASSES
 
@@ -22,8 +22,12 @@ class Maybe(NamedTuple):
     shape: Any
 
 
+class Ends(NamedTuple):
+    shape: Any
+
+
 NUMBER = float
-ESTIMATE_SHAPE = {"value": Maybe(NUMBER), "low": Maybe(NUMBER), "high": Maybe(NUMBER)}
+ESTIMATE_SHAPE = Ends({"value": Maybe(NUMBER), "low": Maybe(NUMBER), "high": Maybe(NUMBER)})
 _ABOUT = {"name?": Maybe(str), "model?": Maybe(str), "versions?": dict, "command?": [str]}
 _COST = {"seconds?": NUMBER, "generation_seconds?": NUMBER, "tokens_per_second?": Maybe(NUMBER), "batch_size?": int, "device?": str}
 _COST |= {"peak_bytes?": int, "parameters?": int, "active_parameters?": int, "trainable_parameters?": int}
@@ -81,24 +85,26 @@ def check_shape(value: Any, shape: Any, where: str) -> Any:
     """`value`; ValueError naming `where` in it something has not the `shape`."""
     if isinstance(shape, Maybe):
         return value if value is None else check_shape(value, shape.shape, where)
-    if isinstance(shape, dict | Each):
+    if isinstance(shape, Ends):
+        check_shape(value, shape.shape, where)
+        if (value["low"] is None) != (value["high"] is None):
+            raise ValueError(f"{where} has one end of an interval without the other")
+    elif isinstance(shape, dict | Each):
         if not isinstance(value, dict):
-            raise ValueError(f"{where} must be an object, not {_shown(value)}")
+            raise ValueError(f"{where} must be an object, not {shown(value, 80)}")
         for key, inner in shape.items() if isinstance(shape, dict) else dict.fromkeys(value, shape.shape).items():
             name = key.removesuffix("?") if isinstance(shape, dict) else key
             if name in value:
                 check_shape(value[name], inner, f"{where}: {name}")
             elif name == key:
                 raise ValueError(f"{where} lacks {name}")
-        if shape is ESTIMATE_SHAPE and (value["low"] is None) != (value["high"] is None):
-            raise ValueError(f"{where} has one end of an interval without the other")
     elif isinstance(shape, list):
         if not isinstance(value, list):
-            raise ValueError(f"{where} must be a list, not {_shown(value)}")
+            raise ValueError(f"{where} must be a list, not {shown(value, 80)}")
         for index, item in enumerate(value):
             check_shape(item, shape[0], f"{where}[{index}]")
     elif not _is_of(value, shape):
-        raise ValueError(f"{where} must be {_TITLES.get(shape, shape.__name__)}, not {_shown(value)}")
+        raise ValueError(f"{where} must be {_TITLES.get(shape, shape.__name__)}, not {shown(value, 80)}")
     return value
 
 
@@ -111,13 +117,8 @@ def _is_of(value: Any, kind: type) -> bool:
     if kind is float:
         return isinstance(value, int | float) and abs(value) < 1e300 and math.isfinite(value)
     if kind is int:
-        return isinstance(value, int) and abs(value) < 1 << 63
+        return isinstance(value, int) and fits_int64(value)
     return isinstance(value, kind)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def check_arrays(arrays: dict[str, Any], where: str) -> dict[str, Any]:
@@ -138,24 +139,24 @@ def check_arrays(arrays: dict[str, Any], where: str) -> dict[str, Any]:
     return arrays
 
 
-def check_programs(shown: dict[str, Any], where: str) -> dict[str, Any]:
+def check_programs(told: dict[str, Any], where: str) -> dict[str, Any]:
     """The programs of eval.routing, if they have as many choices as pieces, each of pairs of an expert and its share; else ValueError."""
-    check_shape(shown, PROGRAMS_SHAPE, where)
-    experts = [repr(number) for number in range(len(shown["experts"]))]  # as texts: 1.0 would be equal to 1
-    for number, program in enumerate(shown["programs"]):
+    check_shape(told, PROGRAMS_SHAPE, where)
+    experts = [repr(number) for number in range(len(told["experts"]))]  # as texts: 1.0 would be equal to 1
+    for number, program in enumerate(told["programs"]):
         layers = {len(token) for token in program["choices"]}
         if len(program["choices"]) != len(program["pieces"]) or len(layers) > 1 or 0 in layers:
             raise ValueError(f"{where}: programs[{number}] must have the choices of each piece, in as many layers")
         for layer in (layer for token in program["choices"] for layer in token):
             if not layer or len(layer) % 2 or any(expert not in experts for expert in map(repr, layer[::2])):
-                raise ValueError(f"{where}: programs[{number}] must have pairs of an expert and its share, not {_shown(layer)}")
-    return shown
+                raise ValueError(f"{where}: programs[{number}] must have pairs of an expert and its share, not {shown(layer, 80)}")
+    return told
 
 
-def _array_shape(value: Any) -> tuple[int, ...] | None:
-    """None if it is no array of finite numbers."""
-    try:
-        array = np.asarray(value)  # to float it would take texts of digits
-    except ValueError:  # lists of different lengths
-        return None
-    return array.shape if array.dtype.kind in "if" and np.isfinite(array).all() else None
+def _array_shape(value: Any, most: int = 3) -> tuple[int, ...] | None:
+    """None if it is no array of finite numbers in up to `most` dimensions. (numpy makes all texts of a list as long as the longest.)"""
+    if not isinstance(value, list):
+        return () if _is_of(value, NUMBER) else None
+    shapes = {_array_shape(item, most - 1) for item in value} if most else {None}
+    inner = shapes.pop() if len(shapes) == 1 else None
+    return None if inner is None else (len(value), *inner)

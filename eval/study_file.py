@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from model.languages import LANGUAGES, get_language
-from model.strict_json import shown
+from model.strict_json import fits_int64, shown
 from model.strict_yaml import check_mapping, optional_text_field, read_yaml, text_field
 
 from .answers import ROUTERS
@@ -150,6 +150,6 @@ def _list(raw: dict[str, Any], key: str, kind: type, where: str, default: Iterab
 
 
 def _count(value: Any, where: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1 or not fits_int64(value):
         raise ValueError(f"{where} must be a whole number of at least 1, not {shown(value)}")
     return value

@@ -27,7 +27,7 @@ HEAD = "lm_head.weight"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DENSE_DTYPES = {**DTYPES, "float64": torch.float64}  # a mixture has it not: its kernels and NF4 stop at float32
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-_PACKED = 4  # values that a stored one stands for at most: two in a byte of NF4, and a head that is the embedding
+_PACKED = 4  # values that a stored one stands for at most: two in a byte of NF4, and twice as many for what a file may lack, such as a head
 _SHOWN = 5  # names that an error shows before it counts the rest
 
 

@@ -16,7 +16,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from .checkpoint import CONFIG, DENSE_DTYPES, DTYPES, GENERATION
 from .configuration_moe import MoEConfig
-from .strict_json import read_json, shown
+from .strict_json import fits_int64, read_json, shown
 
 _CODE = ("auto_map", "custom_pipelines", "trust_remote_code")
 _MISFITS = (StrictDataclassError, ArithmeticError, AttributeError, LookupError, TypeError)  # of a field of another type or value
@@ -38,7 +38,6 @@ _SIZES = {
     "attention_lora_rank": (0, 1 << 14),
     "num_shared_experts": (0, 1 << 10),
 }
-_INT64 = 1 << 63
 MOST_EXPERTS = _SIZES["num_local_experts"][1]
 
 
@@ -52,11 +51,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     for field in _CODE:
         if settings.get(field):
             raise ValueError(f"{path} names code ({field}); code of a checkpoint is never run")
+    _check_numbers(path, settings)
     for field, value in _leaves(settings):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{path} has {field} = {value}; numbers must be finite")
-        if isinstance(value, int) and not -_INT64 <= value < _INT64:
-            raise ValueError(f"{path} has {field} = {shown(value)}; a whole number has at most 64 bits")
         if isinstance(value, str) and ("://" in value or (field not in _LABELS and ("/" in value or "\\" in value))):
             raise ValueError(f"{path} names a path or an address ({field} = {shown(value)}); nothing is fetched for a checkpoint")
     for field, (least, greatest) in _SIZES.items():
@@ -65,6 +61,14 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{path} has {field} = {shown(value)}; it must be a whole number in {least}..{greatest}")
     _check_relations(path, settings)
     return settings
+
+
+def _check_numbers(path: Path, settings: dict[str, Any]) -> None:
+    for field, value in _leaves(settings):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{path} has {field} = {value}; numbers must be finite")
+        if isinstance(value, int) and not fits_int64(value):
+            raise ValueError(f"{path} has {field} = {shown(value)}; a whole number has at most 64 bits")
 
 
 def _leaves(value: Any, field: str = "") -> Iterator[tuple[str, Any]]:
@@ -138,6 +142,7 @@ def generation_config(folder: Path) -> GenerationConfig:
     if not path.is_file():
         return _generation_config(folder / CONFIG, read_json(folder / CONFIG), GenerationConfig.from_model_config)
     settings = read_json(path)
+    _check_numbers(path, settings)
     for field in _TOKEN_IDS:
         value = settings.get(field)
         if value is not None and not all(type(token) is int and token >= 0 for token in (value if isinstance(value, list) else [value])):

@@ -78,8 +78,7 @@ class StrictLoading(MixtralPreTrainedModel):
         config = resolve_config(folder, config, changes)
         checkpoint = Checkpoint(folder)
         config.tie_word_embeddings = is_tied(checkpoint, config.tie_word_embeddings)
-        with torch.device("meta"):
-            checkpoint.check_size(cls(config).num_parameters())
+        _check_size(config, checkpoint)
         model = _build(cls, config, (config.dtype or stored_dtype(checkpoint)) if dtype == "auto" else dtype, attn_implementation)
         devices = resolve_device_map(model, device_map, max_memory)
         load_weights(model, checkpoint, lambda name: device_of(name, devices), optional=".noise_weight" if is_quiet else None)
@@ -112,6 +111,14 @@ def fields_among(keywords: dict[str, Any]) -> dict[str, Any]:
     if unknown:
         raise TypeError(f"from_pretrained got unknown arguments: {', '.join(unknown)}")
     return fields
+
+
+def _check_size(config: MoEConfig, checkpoint: Checkpoint) -> None:
+    """ValueError as of `Checkpoint.check_size`, before `_build` asks for the memory of every parameter, if only for a moment."""
+    from .modeling_moe import MoEForCausalLM  # which imports this module; a subclass's constructor may want values
+
+    with torch.device("meta"):
+        checkpoint.check_size(MoEForCausalLM(config).num_parameters())
 
 
 def _build(cls: Any, config: MoEConfig, dtype: torch.dtype | str, attn_implementation: str | None) -> Any:

@@ -5,7 +5,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -58,19 +58,25 @@ def undisturbed() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in _STOPS}
-    try:
+
+    def pass_on() -> None:
+        for number in came[:1]:
+            signal.raise_signal(number)
+
+    with ExitStack() as last:  # it goes on with the others where one raises
+        last.callback(pass_on)
+        for number in _STOPS:
+            last.callback(signal.signal, number, signal.getsignal(number))
+            signal.signal(number, lambda number, _: came.append(number))
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    for number in came[:1]:
-        signal.raise_signal(number)
 
 
 @contextmanager
 def scratch_folder(prefix: str) -> Iterator[Path]:
-    """Yields a folder among the system's temporary files, which no signal but SIGKILL leaves there."""
+    """Yields a folder among the system's temporary files, which one Ctrl-C, or SIGTERM where it is an exception, does not leave there.
+
+    What still writes into it when the block ends, as threads do that a second Ctrl-C did not let end, may leave some of it.
+    """
     with undisturbed():
         folder = tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)  # goes with the object, if an exception comes here
     try:

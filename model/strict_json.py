@@ -73,9 +73,17 @@ def is_finite(value: object) -> bool:
         return False
 
 
+def fits_int64(value: int) -> bool:
+    """Whether what reads the number, torch or a tokenizer, can hold it."""
+    return -(1 << 63) <= value < 1 << 63
+
+
 def shown(value: object, most: int = 200) -> str:
     """How an error quotes a value: its `repr`, of which it has at most so many characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits; YAML reads them, in hexadecimal
+        text = "what has a number of more than 4300 digits"
     return text if len(text) <= most else f"{text[:most]}..."
 
 

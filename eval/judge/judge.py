@@ -47,7 +47,7 @@ class _Unbuilt(Exception):
 
 
 class Judge:
-    """Judges from several threads at once. Tests are compiled once; all that is built goes when the `with` block ends."""
+    """Judges within a `with` block, from several threads at once. Tests are compiled once; all that is built goes when the block ends."""
 
     def __init__(self, sandbox: Sandbox, limits: Limits | None = None) -> None:
         self._sandbox, self._limits = sandbox, limits or Limits()

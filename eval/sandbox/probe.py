@@ -9,8 +9,6 @@ import re
 import secrets
 import socket
 import subprocess
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.stopping import scratch_folder
@@ -115,15 +113,16 @@ def _open_doors(sandbox: "Sandbox", limits: "Limits") -> list[str]:
     from .process import SandboxError
 
     secret = secrets.token_hex()
-    with scratch_folder("moe-probe-") as job, tempfile.NamedTemporaryFile("w") as file, socket.create_server(("127.0.0.1", 0)) as server:
-        file.write(secret)
-        file.flush()
-        Path(file.name).chmod(0o644)
+    with scratch_folder("moe-probe-") as job, scratch_folder("moe-probe-") as outside, socket.create_server(("127.0.0.1", 0)) as server:
+        outside.chmod(0o755)  # only the sandbox is to keep the program from the file
+        file = outside / "secret"
+        file.write_text(secret)
+        file.chmod(0o644)
         numbers = (server.getsockname()[1], limits.processes, limits.tmp_mib, 2 * limits.memory_mib)
-        ended = sandbox.run(["python3", "-I", "-c", _INSIDE, file.name, secret, *map(str, numbers)], job, limits)
+        ended = sandbox.run(["python3", "-I", "-c", _INSIDE, str(file), secret, *map(str, numbers)], job, limits)
         if ended.status == "memory":  # the kernel's answer to the last attempt, which stood for it alone
             rest = _INSIDE.replace('attempt("its memory', '0 and attempt("its memory')
-            ended = sandbox.run(["python3", "-I", "-c", rest, file.name, secret, *map(str, numbers)], job, limits)
+            ended = sandbox.run(["python3", "-I", "-c", rest, str(file), secret, *map(str, numbers)], job, limits)
     text = ended.stdout.decode(errors="replace").strip()
     if ended.status != "exited" or not re.fullmatch(r"\[.*\]", text):
         raise SandboxError(

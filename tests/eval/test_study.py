@@ -5,6 +5,7 @@ import json
 import resource
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from eval.report import main as report
 from eval.report import parse as parse_report
 from eval.runs import read_run
 from eval.study_file import read_study
+from eval.study_tables import comparison_grid
 from model import cost
 from model.cli import run_command
 from model.prompt import set_format
@@ -313,3 +315,14 @@ def test_programs_are_compiled_where_the_study_says_so(
     make_study(tmp_path / "wrong.yml", compile="yes", **settings)
     assert run(tmp_path / "wrong.yml", "--out", tmp_path / "wrong") == 2
     assert "compile must be true or false, not 'yes'" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_there_is_a_dash() -> None:
+    def score(**more: object) -> dict[str, object]:
+        return {"all": {"codebleu": {"value": 0.5, "low": None, "high": None}, **more}}
+
+    losses = [{}, {"loss": {"value": None, "low": None, "high": None}}, {"loss": {"value": 1.25, "low": None, "high": None}}]
+    figures = {"points": {}, "claims": [], "systems": {str(number): score(**loss) for number, loss in enumerate(losses)}}
+    study = SimpleNamespace(langs=[], baseline="0", experts=None)
+    head, rows = comparison_grid(study, figures)  # type: ignore[arg-type]
+    assert head[-1] == "loss" and [row[-1][0] for row in rows] == ["–", "–", "1.250"]

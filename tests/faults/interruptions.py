@@ -181,7 +181,8 @@ class Case:
     def _came_early(self, status: int) -> bool:
         """Whether the signal ended the process before the command began: 143 to a shell, or Python's own traceback, from elsewhere."""
         if self.kind == "SIGINT":
-            return status == 1 and self._said().endswith("KeyboardInterrupt") and "in run_command" not in self._said()
+            began = "in run_command" in self._said() or self.out.exists() or self.out.with_name(f".{self.out.name}.unfinished").exists()
+            return status == 1 and self._said().endswith("KeyboardInterrupt") and not began
         return self.kind == "SIGTERM" and status == -SIGNALS[self.kind] and not self._said()
 
     def _after_rerun(self) -> list[str]:

@@ -2,14 +2,15 @@
 
 import fcntl
 import gc
-import importlib
+import shutil
 import signal
+import tempfile
 
 import pytest
 
 from model.cli import make_parser, run_command
 from model.output import refuse_existing, sha256_of, write_manifest
-from model.stopping import scratch_folder, undisturbed
+from model.stopping import scratch_folder, stoppable, undisturbed
 from model.unfinished import locked, remove_work, unfinished
 from tests.faults.interruptions import KINDS, interrupt_all
 from tests.forked import in_child
@@ -56,34 +57,34 @@ def test_what_a_library_makes_of_a_signal_is_that_signal(number, status, tmp_pat
     assert "shape" not in said.read_text()
 
 
-@pytest.mark.parametrize("moment", ["tempfile.mkdtemp", "shutil.rmtree", "within"])
-def test_no_signal_leaves_a_scratch_folder(moment, tmp_path, monkeypatch):
+def interrupted_after(*args, act=tempfile.mkdtemp, **options):
+    made = act(*args, **options)
+    signal.raise_signal(signal.SIGINT)
+    return made
+
+
+def interrupted_before(*args, act=shutil.rmtree, **options):
+    signal.raise_signal(signal.SIGINT)
+    return act(*args, **options)
+
+
+@pytest.mark.parametrize(("name", "interrupted"), [("tempfile.mkdtemp", interrupted_after), ("shutil.rmtree", interrupted_before)])
+def test_ctrl_c_leaves_no_scratch_folder(name, interrupted, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    if moment != "within":
-        room, _, name = moment.partition(".")
-        act = getattr(importlib.import_module(room), name)
-        before = name == "rmtree"
-
-        def interrupted(*args, **options):
-            if before:
-                signal.raise_signal(signal.SIGINT)
-            found = act(*args, **options)
-            if not before:
-                signal.raise_signal(signal.SIGINT)
-            return found
-
-        monkeypatch.setattr(moment, interrupted)
-    try:
-        with scratch_folder("x-") as folder:
-            (folder / "a").write_text("a")
-            if moment == "within":
-                signal.raise_signal(signal.SIGINT)
-    except KeyboardInterrupt:
-        pass
-    else:
-        pytest.fail("the signal was lost")
+    monkeypatch.setattr(name, interrupted)
+    with pytest.raises(KeyboardInterrupt), scratch_folder("x-") as folder:
+        (folder / "a").write_text("a")
     gc.collect()
     assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_waited_is_not_lost_with_an_error(number):
+    with stoppable(), pytest.raises(KeyboardInterrupt), undisturbed():
+        signal.raise_signal(number)
+        raise ValueError
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_what_cannot_bear_a_signal_is_finished_first(tmp_path):

@@ -343,6 +343,16 @@ def test_an_activation_that_the_kernels_lack_is_refused():
         MoEConfig(hidden_act="gelu")
 
 
+def test_a_subclass_may_compute_in_its_constructor(mixtral, ids, ours):
+    class Scaled(MoEForCausalLM):
+        def __init__(self, config):
+            super().__init__(config)
+            self.scale = float(torch.linspace(0, 1, 3)[1])
+
+    model = Scaled.from_pretrained(mixtral)
+    assert model.scale == 0.5 and torch.equal(model(ids).logits, ours(ids).logits)
+
+
 def test_a_configuration_of_mixtral_makes_a_model(mixtral, ids):
     config = MixtralConfig.from_pretrained(mixtral)
     assert MoEForCausalLM(config).config.router_type == "topk"
