@@ -117,6 +117,8 @@ def _template(args: Namespace, tasks: list[Task]) -> str | None:
 
 def _check(args: Namespace) -> None:
     """ValueError for a flag with which every program would fail, or none be there, or that would do nothing."""
+    if args.n < 1:
+        raise ValueError(f"-n must be at least 1, not {args.n}")
     counts = ("max_new_tokens", "batch_size", "memory", "jobs", "limit")
     check_flags(args, *(name for name in counts if getattr(args, name) is not None))
     if not 0 < args.timeout <= LONGEST_S:

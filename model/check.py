@@ -21,7 +21,10 @@ def check_folder(folder: Path) -> str:
     found = []
     if (folder / MANIFEST).is_file():
         check_manifest(folder)
-        found.append(f"{len(manifest_rows(folder))} files as {MANIFEST} says")
+        rows = manifest_rows(folder)
+        if others := sorted(path.name for path in folder.glob("*.safetensors") if path.name not in rows):
+            raise ValueError(f"{folder / MANIFEST} does not list {', '.join(others[:5])}, so nobody knows whose weights these are")
+        found.append(f"{len(rows)} files as {MANIFEST} says")
     else:
         found.append(f"no {MANIFEST}, so nothing says what was written")
     weights = None

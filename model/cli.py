@@ -97,6 +97,8 @@ def check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         if largest and isinstance(value, int | float) and not -largest <= value <= largest:
             name = action.option_strings[-1] if action.option_strings else action.dest
             raise ValueError(f"{name} is {shown(value, 40)}; it must be a finite number of at most {largest}")
+        if action.dest == "seed" and isinstance(value, int) and value < 0:
+            raise ValueError(f"--seed is {value}; it must not be negative")
 
 
 def run_command(command: Callable[[argparse.Namespace], object], parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
@@ -124,6 +126,12 @@ def run_command(command: Callable[[argparse.Namespace], object], parser: argpars
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+    except BaseException as error:
+        if (
+            type(error).__name__ != "PanicException"
+        ):  # of a library's Rust code, such as a pattern that tokenizers gives up on; no Exception
+            raise
+        return say_mistake(f"{parser.prog}: {' '.join(str(error).split())}")
     return 0
 
 

@@ -65,7 +65,7 @@ def make_gates(given: Ingredients, seed: int) -> Gates:
     gates_LED = random_gates(mode, given.config.num_hidden_layers, len(prompts), given.config.hidden_size, seed)
     if not all(own.positive for own in prompts):
         return Gates({block: gates_LED.clone() for block in _blocks(given)}, None, [])  # safetensors refuses one tensor by two names
-    return _walk(given, _prompt_texts(tokenizer, prompts), _own_prompts(prompts), lambda layer, block, seen: gates_LED[layer])
+    return _walk(given, _prompt_texts(given, tokenizer, prompts), _own_prompts(prompts), lambda layer, block, seen: gates_LED[layer])
 
 
 def _prompt_gates(given: Ingredients, tokenizer: Any, experts: list[Prompts]) -> Gates:
@@ -80,7 +80,7 @@ def _prompt_gates(given: Ingredients, tokenizer: Any, experts: list[Prompts]) ->
             return prompt_gate(experts, lambda prompts: seen[prompts].last_BD.sum(dim=0) / len(prompts))
         return prompt_gate(experts, lambda prompts: seen[prompts].inputs_TD[block].float().mean(dim=0))
 
-    return _walk(given, _prompt_texts(tokenizer, experts), _own_prompts(experts), make)
+    return _walk(given, _prompt_texts(given, tokenizer, experts), _own_prompts(experts), make)
 
 
 def _data_gates(given: Ingredients, tokenizer: Any) -> Gates:
@@ -100,10 +100,13 @@ def _data_gates(given: Ingredients, tokenizer: Any) -> Gates:
     return _walk(given, texts, held_back, make)
 
 
-def _prompt_texts(tokenizer: Any, experts: list[Prompts]) -> dict[tuple[str, ...], Texts]:
-    """Each set of prompts as one batch, for mergekit's bits."""
+def _prompt_texts(given: Ingredients, tokenizer: Any, experts: list[Prompts]) -> dict[tuple[str, ...], Texts]:
+    """Each set of prompts as one batch, for mergekit's bits. ValueError for one that the context does not hold."""
     sets = dict.fromkeys(prompts for expert in experts for prompts in (expert.positive, expert.negative) if prompts)
-    return {prompts: Texts([tokenize(tokenizer, prompts)]) for prompts in sets}
+    texts, context = {prompts: tokenize(tokenizer, prompts) for prompts in sets}, given.config.max_position_embeddings
+    if (longest := max((tokens["input_ids"].shape[1] for tokens in texts.values()), default=0)) > context:
+        raise ValueError(f"a prompt of an expert has {longest} tokens; the base has a context of {context}")
+    return {prompts: Texts([tokens]) for prompts, tokens in texts.items()}
 
 
 def _own_prompts(experts: list[Prompts]) -> list[OwnTexts]:

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from ..checkpoint import DENSE_DTYPES
+from ..config_file import MOST_LAYERS
 from ..model_reference import model_field, optional_model_field
+from ..strict_json import shown
 from ..strict_yaml import check_mapping, dtype_field, hint, list_field, read_yaml, text_field
 from .methods import BOOLEANS, METHODS, PARAMETERS
 from .parameters import ANY, Parameters, parse_rules
@@ -135,14 +137,16 @@ def _read_slices(part: dict[str, Any], base: str | None, where: str) -> tuple[Sl
                 f"{place}: its sources have different numbers of layers: {', '.join(str(list(given.layers or ())) for given in inputs)}"
             )
         slices.append(Slice(inputs, _parameters(raw, place), optional_model_field(raw, "base_model", place) or base))
+    if (layers := sum(end - first for part in slices for first, end in [part.inputs[0].layers or (0, 0)])) > MOST_LAYERS:
+        raise ValueError(f"{where}: its slices make {layers} layers; a model has at most {MOST_LAYERS}")
     return tuple(slices)
 
 
 def _read_source(raw: Any, where: str) -> Input:
     check_mapping(raw, ("model", "layer_range", "parameters"), where)
     layers = raw.get("layer_range")
-    if not isinstance(layers, list) or [type(layer) for layer in layers] != [int, int] or not 0 <= layers[0] < layers[1]:
-        raise ValueError(f"{where}: layer_range is {layers!r}; it must be [first, end] with 0 <= first < end")
+    if not isinstance(layers, list) or [type(layer) for layer in layers] != [int, int] or not 0 <= layers[0] < layers[1] <= MOST_LAYERS:
+        raise ValueError(f"{where}: layer_range is {shown(layers)}; it must be [first, end] with 0 <= first < end <= {MOST_LAYERS}")
     return Input(model_field(raw, "model", where), (layers[0], layers[1]), _parameters(raw, where))
 
 

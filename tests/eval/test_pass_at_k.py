@@ -297,6 +297,7 @@ def test_k_is_a_list_of_counts(k: str, files: dict[str, Path], capsys: pytest.Ca
         ("--memory=0", "--memory must be at least 1, not 0"),
         ("--memory=-1", "--memory must be"),
         ("--memory=99999999", "--memory must be at most 16777216 MiB (16 TiB), not 99999999"),
+        ("-n=0", "-n must be at least 1, not 0"),
         ("--limit=0", "--limit must be"),
         ("--limit=-1", "--limit must be"),
         ("--jobs=0", "--jobs must be"),

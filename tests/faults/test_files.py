@@ -192,6 +192,9 @@ def test_39_a_file_that_was_edited_after_it_was_written(folders, tmp_path, copy,
     with pytest.raises(ValueError, match=r"model\.safetensors differs from what manifest\.json says of it"):
         check_folder(folder)
     assert run(check_main, str(folder)) == 2 and "differs from what manifest.json says" in capsys.readouterr().err
+    (folder / "manifest.json").write_text('{"files": {}}')
+    with pytest.raises(ValueError, match=r"manifest\.json does not list model\.safetensors"):
+        check_folder(folder)
     assert run(check_main, str(folders / "base")) == 0
     assert "no manifest.json, so nothing says what was written" in capsys.readouterr().out
 

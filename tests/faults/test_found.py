@@ -43,6 +43,7 @@ def text(content: str) -> Callable[[bytes], bytes]:
 
 BOMB = "\n".join(["a0: &a0 [x, x, x, x, x, x, x, x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))])
 MERGED = BOMB.replace("[x, x, x, x, x, x, x, x, x]", "{k: v}").replace("[*", "{<<: [*").replace("]", "]}")
+PASSTHROUGH, LAYERS = "merge_method: passthrough\nslices:\n{}", "- sources: [{{model: x, layer_range: [0, {}]}}]\n"
 FOUND: list[tuple[str, Callable[[bytes], bytes], str]] = [
     # a text a few lines long stood for a terabyte of its own error message
     ("compose's YAML, four_languages.yml", text(f"experts: 1\n{BOMB}\nbase_model: *a11"), "stand for more than 100000 values"),
@@ -75,6 +76,15 @@ FOUND: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("mixture's config", edit(initializer_range=-0.5), "a standard deviation is not negative"),
     ("mixture's config", edit(intermediate_size=1 << 20, num_local_experts=1 << 10), "describes a model of"),
     ("base's config", edit(vocab_size=[0] * 9999), r"vocab_size = \[0, 0"),
+    ("mixture's config", edit(num_labels=10**9), "num_labels = 1000000000; it must be a whole number in"),
+    ("mixture's config", edit(return_dict=False), "return_dict = False; it must be true"),
+    ("base's config", edit(output_hidden_states="yes"), "output_hidden_states = 'yes'; it must be true or false"),
+    ("merge's YAML, merge_ties.yml", text(PASSTHROUGH.format(f"{LAYERS.format(10**9)}")), "0 <= first < end <= 1024"),
+    (
+        "merge's YAML, merge_ties.yml",
+        text(PASSTHROUGH.format(LAYERS.format(600) * 2)),
+        "its slices make 1200 layers; a model has at most 1024",
+    ),
     ("generation config", text("{"), "generation_config.json is not JSON"),
     ("generation config", edit(max_new_tokens="x"), "generation_config.json cannot be read"),
     ("generation config", edit(pad_token_id=1 << 64), "a whole number has at most 64 bits"),

@@ -87,6 +87,18 @@ def test_a_signal_that_waited_is_not_lost_with_an_error(number):
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_a_panic_of_rust_is_a_sentence(capsys):
+    """As of a pattern in a tokenizer that its library gives up on."""
+
+    def command(args):
+        raise type("PanicException", (BaseException,), {})("retry-limit-in-match over")
+
+    assert run_command(command, make_parser("model.test", ""), []) == 2
+    assert capsys.readouterr().err == "python -m model.test: retry-limit-in-match over\n"
+    assert run_command(command, make_parser("model.test", ""), ["--seed", "-1"]) == 2
+    assert "--seed is -1; it must not be negative" in capsys.readouterr().err
+
+
 def test_what_cannot_bear_a_signal_is_finished_first(tmp_path):
     def command(args):
         with undisturbed():

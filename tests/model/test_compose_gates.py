@@ -302,3 +302,10 @@ def test_examples_run(base, make_adapter, tmp_path, example):
     given = open_recipe(tmp_path / "recipe.yml", None, None)
     assert given.config.expert_layout == "lora" and [source.name for source in given.sources] == [f"expert-{lang}" for lang in LANGUAGES]
     assert make_gates(given, 0).blocks["mlp"].shape == (2, 4, 64)
+
+
+def test_a_prompt_beyond_the_context_is_refused(adapters, run_compose):
+    """The attention of 100,000 tokens would be 30 GB."""
+    experts = [{"source_model": str(adapter), "positive_prompts": [letter * 300]} for adapter, letter in zip(adapters, "ab", strict=False)]
+    with pytest.raises(ValueError, match="a prompt of an expert has 301 tokens; the base has a context of 256"):
+        run_compose([], experts=experts)
