@@ -42,6 +42,7 @@ _SIZES = {
 MOST_EXPERTS, MOST_LAYERS = _SIZES["num_local_experts"][1], _SIZES["num_hidden_layers"][1]
 # What no causal language model here works without, and what must be true or false.
 _NEEDED = {"return_dict": True, "is_encoder_decoder": False}
+_PARTS = ("text_config", "decoder", "generator", "text_encoder")  # transformers would take its text model from there
 _FLAGS = ("output_hidden_states", "output_attentions", "output_router_logits", "use_cache", *_NEEDED)
 
 
@@ -125,9 +126,11 @@ def _check_rope(path: Path, config: PreTrainedConfig) -> None:
     if kind not in ROPE_INIT_FUNCTIONS:  # the default, which needs nothing, or one for each kind of layer
         return
     try:
-        ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
+        frequencies, _ = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
     except (*_MISFITS, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} has rope_parameters of rope_type = {kind!r} that cannot be used: {error}") from error
+    if not frequencies.isfinite().all():
+        raise ValueError(f"{path} has rope_parameters of rope_type = {kind!r} that give infinite frequencies, or none")
 
 
 def model_config(folder: Path) -> PreTrainedConfig:
@@ -171,6 +174,12 @@ def _generation_config(path: Path, settings: dict[str, Any], build: Callable[[di
 
 def moe_config(settings: dict[str, Any], source: Path) -> MoEConfig:
     """The configuration that `settings` describe; ValueError naming `source` where a field has the wrong type or value."""
+    if parts := [field for field in _PARTS if settings.get(field) is not None]:
+        raise ValueError(f"{source / CONFIG} has {parts[0]}: a mixture has no model within it")
+    names = settings.get("expert_names")
+    for name in names if isinstance(names, list) else ():
+        if not isinstance(name, str) or not name.isprintable():
+            raise ValueError(f"{source / CONFIG} has {shown(name)} among its expert_names; a name is a text that can be printed")
     try:
         config = MoEConfig.from_dict(settings)
     except (*_MISFITS, ValueError) as error:

@@ -140,8 +140,10 @@ def context_of(model: Any) -> int:
 
 
 def room_behind(model: Any, tokenizer: PreTrainedTokenizerBase, row: list[int]) -> int:
-    """How many tokens the context has left behind the prompt `row`; ValueError if none."""
-    context = context_of(model)
+    """How many tokens the context has left behind the prompt `row`; ValueError if none, or if it has a token that the model has not."""
+    context, known = context_of(model), model.get_input_embeddings().num_embeddings
+    if (largest := max(row, default=0)) >= known:
+        raise ValueError(f"the tokenizer gives a prompt the token {largest}; the model has {known}: they do not belong together")
     if len(row) >= context:
         raise ValueError(f"a prompt of {len(row)} tokens leaves no room in a context of {context}: {tokenizer.decode(row[:20])!r}...")
     return context - len(row)

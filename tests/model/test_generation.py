@@ -83,6 +83,8 @@ def test_the_context_is_the_limit(loaded):
     assert len(tokenizer.encode(long, add_special_tokens=False)) <= 256 - 251
     with pytest.raises(ValueError, match="a prompt of 301 tokens leaves no room in a context of 256"):
         complete(model, tokenizer, ["a" * 300], max_new_tokens=1, batch_size=1, progress=False)
+    with pytest.raises(ValueError, match="the token 64; the model has 64"):
+        complete_ids(model, tokenizer, [[1, 63], [1, 64]], max_new_tokens=1, batch_size=1, progress=False)
 
 
 def test_a_row_has_its_own_room_and_not_the_batches_least(loaded):
