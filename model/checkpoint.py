@@ -28,6 +28,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 DENSE_DTYPES = {**DTYPES, "float64": torch.float64}  # a mixture has it not: its kernels and NF4 stop at float32
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _PACKED = 4  # values that a stored one stands for at most: two in a byte of NF4, and twice as many for what a file may lack, such as a head
+_LITTLE = 1 << 24  # values that may be built whatever the weights have: what then does not fit is named by tensor
 _SHOWN = 5  # names that an error shows before it counts the rest
 
 
@@ -95,7 +96,7 @@ class Checkpoint:
     def check_size(self, described: int) -> None:
         """ValueError if the folder's configuration, of so many values, is of more than these weights can be: they would be memory."""
         stored = sum(math.prod(self.shape(name)) for name in self)
-        if described > _PACKED * stored:
+        if described > max(_PACKED * stored, _LITTLE):
             raise ValueError(f"{self.path / CONFIG} describes a model of {described} values, but its weights have {stored}")
 
     def shape(self, name: str) -> tuple[int, ...]:

@@ -123,11 +123,8 @@ def _check_size(config: MoEConfig, checkpoint: Checkpoint) -> None:
 
 def _build(cls: Any, config: MoEConfig, dtype: torch.dtype | str, attn_implementation: str | None) -> Any:
     """The model with its parameters on the meta device."""
-    try:
-        with init_empty_weights():
-            return cls._from_config(config, dtype=parse_dtype(dtype), attn_implementation=attn_implementation)
-    except ImportError as error:  # of a kernel of attention that is not installed
-        raise ValueError(f"the model cannot be built as its attention wants it: {' '.join(str(error).split())}") from error
+    with init_empty_weights():
+        return cls._from_config(config, dtype=parse_dtype(dtype), attn_implementation=attn_implementation)
 
 
 def resolve_config(folder: Path, given: MixtralConfig | None, changes: dict[str, Any]) -> MoEConfig:

@@ -57,6 +57,17 @@ def test_what_a_library_makes_of_a_signal_is_that_signal(number, status, tmp_pat
     assert "shape" not in said.read_text()
 
 
+@pytest.fixture
+def usual_handlers():
+    """A background process of a shell ignores SIGINT."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def interrupted_after(*args, act=tempfile.mkdtemp, **options):
     made = act(*args, **options)
     signal.raise_signal(signal.SIGINT)
@@ -69,7 +80,7 @@ def interrupted_before(*args, act=shutil.rmtree, **options):
 
 
 @pytest.mark.parametrize(("name", "interrupted"), [("tempfile.mkdtemp", interrupted_after), ("shutil.rmtree", interrupted_before)])
-def test_ctrl_c_leaves_no_scratch_folder(name, interrupted, tmp_path, monkeypatch):
+def test_ctrl_c_leaves_no_scratch_folder(name, interrupted, tmp_path, monkeypatch, usual_handlers):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(name, interrupted)
     with pytest.raises(KeyboardInterrupt), scratch_folder("x-") as folder:
@@ -80,7 +91,7 @@ def test_ctrl_c_leaves_no_scratch_folder(name, interrupted, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_that_waited_is_not_lost_with_an_error(number):
+def test_a_signal_that_waited_is_not_lost_with_an_error(number, usual_handlers):
     with stoppable(), pytest.raises(KeyboardInterrupt), undisturbed():
         signal.raise_signal(number)
         raise ValueError
