@@ -126,10 +126,8 @@ def run_command(command: Callable[[argparse.Namespace], object], parser: argpars
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
-    except BaseException as error:
-        if (
-            type(error).__name__ != "PanicException"
-        ):  # of a library's Rust code, such as a pattern that tokenizers gives up on; no Exception
+    except BaseException as error:  # a panic of a library's Rust code, as where tokenizers gives up on a pattern, is no Exception
+        if type(error).__name__ != "PanicException":
             raise
         return say_mistake(f"{parser.prog}: {' '.join(str(error).split())}")
     return 0

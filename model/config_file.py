@@ -40,10 +40,12 @@ _SIZES = {
     "num_labels": (0, 1 << 16),  # transformers makes a table of as many, for any model
 }
 MOST_EXPERTS, MOST_LAYERS = _SIZES["num_local_experts"][1], _SIZES["num_hidden_layers"][1]
-# What no causal language model here works without, and what must be true or false.
-_NEEDED = {"return_dict": True, "is_encoder_decoder": False}
 _PARTS = ("text_config", "decoder", "generator", "text_encoder")  # transformers would take its text model from there
-_FLAGS = ("output_hidden_states", "output_attentions", "output_router_logits", "use_cache", *_NEEDED)
+_FLAGS = {
+    **dict.fromkeys(("output_hidden_states", "output_attentions", "output_router_logits", "use_cache"), (True, False)),
+    "return_dict": (True,),  # no causal language model here works otherwise
+    "is_encoder_decoder": (False,),
+}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -64,11 +66,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         value = settings.get(field)
         if value is not None and (type(value) is not int or not least <= value <= greatest):
             raise ValueError(f"{path} has {field} = {shown(value)}; it must be a whole number in {least}..{greatest}")
-    for field in _FLAGS:
+    for field, allowed in _FLAGS.items():
         value = settings.get(field)
-        if value is not None and value not in ([_NEEDED[field]] if field in _NEEDED else [True, False]):
-            rule = str(_NEEDED[field]).lower() if field in _NEEDED else "true or false"
-            raise ValueError(f"{path} has {field} = {shown(value)}; it must be {rule}")
+        if value is not None and value not in allowed:
+            raise ValueError(f"{path} has {field} = {shown(value)}; it must be {' or '.join(map(str, allowed)).lower()}")
     _check_relations(path, settings)
     return settings
 

@@ -82,7 +82,7 @@ FOUND: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("mixture's config", edit(num_labels=10**9), "num_labels = 1000000000; it must be a whole number in"),
     ("mixture's config", edit(return_dict=False), "return_dict = False; it must be true"),
     ("base's config", edit(output_hidden_states="yes"), "output_hidden_states = 'yes'; it must be true or false"),
-    ("merge's YAML, merge_ties.yml", text(PASSTHROUGH.format(f"{LAYERS.format(10**9)}")), "0 <= first < end <= 1024"),
+    ("merge's YAML, merge_ties.yml", text(PASSTHROUGH.format(LAYERS.format(10**9))), "0 <= first < end <= 1024"),
     (
         "merge's YAML, merge_ties.yml",
         text(PASSTHROUGH.format(LAYERS.format(600) * 2)),
